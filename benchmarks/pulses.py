@@ -1,0 +1,75 @@
+"""LFADS on a chaotic rate network kicked by one pulse per trial, and on the same network left
+alone.
+
+Printed on new trials: how often the largest inferred input lies within 3 bins of the pulse, and
+the KL of the inferred inputs per trial when there are no pulses, where it should vanish.
+
+    uv run python benchmarks/pulses.py --seeds 0 1 2 --minutes 4
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from pyrodyn import analysis, data, fit, models, predict
+from pyrodyn.data import Trials
+from pyrodyn.infer import ELBO, Ramp, Schedule
+
+
+def run(seed: int, minutes: float, pulsed: bool) -> dict[str, float]:
+    recording = data.simulate(
+        "pulsed_rnn", 1000, 100, 50, mean_rate=20.0, seed=seed, pulse_probability=float(pulsed)
+    )
+    train, valid = data.split(recording, (0.8, 0.2), seed=seed)
+    torch.manual_seed(seed)
+    model = models.LFADS.for_recording(
+        train, factor_dim=12, inferred_input_dim=1, generator_dim=100
+    )
+    objective = ELBO(beta={"g0": Ramp(500), "u": Ramp(500)})
+    fitted = fit(
+        model,
+        train,
+        valid,
+        objective=objective,
+        transforms=[data.CoordinatedDropout(0.3)],
+        max_epochs=10_000,
+        max_minutes=minutes,
+        schedule=Schedule(learning_rate=1e-2, patience=10),
+        seed=seed,
+        progress=False,
+    )
+    predicted = predict(model, valid)
+    size = np.abs(predicted["u"].values).sum(-1)
+    error = np.abs(size.argmax(1) - valid["pulse_bin"].values)
+    with torch.no_grad():
+        kl = ELBO(20)(model, model.guide).terms(Trials(valid).batch()).kl["u"]
+    return {
+        "seed": seed,
+        "pulsed": float(pulsed),
+        "steps": fitted.num_steps,
+        "rate R2": analysis.rate_r2(predicted["rates"], valid["rates"]).pooled,
+        "within 3 bins": float((error <= 3).mean()) if pulsed else float("nan"),
+        "KL(u) nats": float(kl) / valid.sizes["trial"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    header = True
+    for seed in arguments.seeds:
+        for pulsed in (True, False):
+            row = run(seed, arguments.minutes, pulsed)
+            if header:
+                print("  ".join(f"{name:>14}" for name in row))
+                header = False
+            print("  ".join(f"{value:>14.4g}" for value in row.values()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Settings of the documentation, and the pages of its API reference."""
+
+import importlib
+import inspect
+import pkgutil
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from types import ModuleType
+
+import pyrodyn
+
+project = "pyrodyn"
+author = "The pyrodyn developers"
+version = release = installed_version("pyrodyn")
+html_theme = "furo"
+html_title = f"pyrodyn {release}"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+]
+exclude_patterns = ["_build", "README.md"]
+# In docstrings, `name` is the object of that name where there is one and plain code elsewhere.
+default_role = "py:obj"
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# A notebook runs again only when its code changes; one that fails stops the build.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+# What a method inherits is described where it comes from, and not in our words.
+autodoc_inherit_docstrings = False
+autodoc_class_signature = "separated"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+
+def modules_of(package: ModuleType) -> list[str]:
+    """Full names of a package's public modules, sub-packages left to themselves."""
+    return sorted(
+        f"{package.__name__}.{found.name}"
+        for found in pkgutil.iter_modules(package.__path__)
+        if not found.ispkg and not found.name.startswith("_")
+    )
+
+
+def packages() -> list[str]:
+    """Full names of pyrodyn and its packages."""
+    found = pkgutil.walk_packages(pyrodyn.__path__, "pyrodyn.")
+    return ["pyrodyn", *sorted(module.name for module in found if module.ispkg)]
+
+
+def first_line(thing: object) -> str:
+    """What a thing is, in the words of its docstring; plain data have none of their own."""
+    if not (inspect.isclass(thing) or inspect.isroutine(thing) or inspect.ismodule(thing)):
+        return "data"
+    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def package_page(name: str) -> str:
+    """One page per package: what it exports, then every module as its docstring tells it."""
+    package = importlib.import_module(name)
+    lines = [f"``{name}``", "=" * (len(name) + 4), "", inspect.getdoc(package) or "", ""]
+    exported = getattr(package, "__all__", [])
+    if exported:
+        lines += [".. list-table:: Public names", "   :widths: 30 70", ""]
+    for public in exported:
+        thing = getattr(package, public)
+        home = getattr(thing, "__module__", None) or ""
+        target = f"{home}.{public}" if home.startswith("pyrodyn.") else f"{name}.{public}"
+        lines += [f"   * - `{public} <{target}>`", f"     - {first_line(thing)}"]
+    for module in modules_of(package):
+        short = module.removeprefix(f"{name}.")
+        lines += ["", f"``{short}``", "-" * (len(short) + 4), "", f".. automodule:: {module}"]
+    return "\n".join([*lines, ""])
+
+
+def write_api_pages(*_: object) -> None:
+    """Write ``api/PACKAGE.rst``, touching only what changed so that a rebuild stays short."""
+    folder = Path(__file__).parent / "api"
+    folder.mkdir(exist_ok=True)
+    pages = {f"{name}.rst": package_page(name) for name in packages()}
+    for stale in set(folder.iterdir()) - {folder / page for page in pages}:
+        stale.unlink()
+    for page, text in pages.items():
+        path = folder / page
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def skip_member(
+    _app: object, _kind: str, _name: str, thing: object, skip: bool, _options: object
+) -> bool | None:
+    """Leave out what Python writes for every NamedTuple field; the class describes its fields."""
+    doc = getattr(thing, "__doc__", None) or ""
+    return True if doc.startswith("Alias for field number") else None
+
+
+def setup(app: object) -> None:
+    """Called by Sphinx."""
+    app.connect("builder-inited", write_api_pages)  # type: ignore[attr-defined]
+    app.connect("autodoc-skip-member", skip_member)  # type: ignore[attr-defined]

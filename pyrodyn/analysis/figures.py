@@ -1,0 +1,136 @@
+"""Pictures of a recording and what a model inferred from it. Each returns a matplotlib figure and
+shows nothing.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from pyrodyn.data.recording import observed_name, unit_dim
+
+
+def plot_rates(
+    recording: xr.Dataset, predicted: xr.Dataset, *, trial: int = 0, num_neurons: int = 4
+) -> Figure:
+    """One trial: all observations, all inferred rates (beside the truth where it is known), and
+    single neurons.
+
+    Args:
+        recording: the recording.
+        predicted: from `pyrodyn.predict`; ``rates`` in expected observations per bin.
+        trial: position of the trial.
+        num_neurons: how many neurons are shown one by one: those of largest inferred modulation.
+    """
+    unit = unit_dim(recording)
+    time = predicted["time"].values
+    shown = recording.isel(trial=trial).sel(time=time)
+    observed = shown[observed_name(recording)].values
+    inferred = predicted["rates"].isel(trial=trial).values
+    spread = predicted["rates_sd"].isel(trial=trial).values
+    true = shown["rates"].values if "rates" in shown else None
+
+    maps = {"observed": observed, "inferred rate": inferred}
+    if true is not None:
+        maps["true rate"] = true
+    order = np.argsort(inferred.argmax(0))
+    figure = plt.figure(figsize=(3.6 * len(maps), 5.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1), squeeze=False)[:, 0]
+    ceiling = float(np.quantile(inferred if true is None else true, 0.995))
+    axes = top.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(
+            values.T[order],
+            aspect="auto",
+            origin="lower",
+            cmap="magma",
+            vmin=min(0.0, float(inferred.min())),
+            vmax=ceiling,
+            interpolation="nearest",
+            extent=(time[0], time[-1], 0, values.shape[1]),
+        )
+        axis.set(title=name, xlabel="time (s)")
+    axes[0].set_ylabel(f"{unit} (by time of peak)")
+    top.colorbar(image, ax=axes, label="per bin", pad=0.01)
+
+    chosen = np.argsort(inferred.std(0))[::-1][:num_neurons]
+    axes = bottom.subplots(1, len(chosen), squeeze=False)[0]
+    for axis, neuron in zip(axes, chosen, strict=True):
+        if true is not None:
+            axis.plot(time, true[:, neuron], color="black", lw=1.2, label="true rate")
+        axis.plot(time, inferred[:, neuron], color="C3", lw=1.4, label="posterior mean")
+        low, high = (inferred[:, neuron] + sign * 2 * spread[:, neuron] for sign in (-1, 1))
+        axis.fill_between(time, low, high, color="C3", alpha=0.25, lw=0, label="± 2 sd")
+        if observed_name(recording) == "counts":
+            for spike in time[observed[:, neuron] > 0]:
+                axis.axvline(spike, ymax=0.06, color="0.4", lw=0.8)
+        label = recording[unit].values[neuron]
+        axis.set(title=f"{unit} {label}", xlabel="time (s)", ylim=(min(0.0, low.min()), None))
+    axes[0].set_ylabel("per bin")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_factors(predicted: xr.Dataset, *, trials: int = 5) -> Figure:
+    """Factors of the first trials over time, one panel per factor.
+
+    Args:
+        predicted: from `pyrodyn.predict`.
+        trials: how many trials are drawn.
+    """
+    factors = predicted["factors"].isel(trial=slice(trials))
+    num_factors = factors.sizes["factor"]
+    columns = min(4, num_factors)
+    rows = -(-num_factors // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3 * columns, 1.8 * rows), sharex=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for factor, axis in enumerate(axes.flat):
+        if factor >= num_factors:
+            axis.remove()
+            continue
+        axis.plot(factors["time"], factors.isel(factor=factor).transpose("time", "trial"), lw=1)
+        axis.set_title(f"factor {factor}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("time (s)")
+    return figure
+
+
+def plot_inferred_inputs(recording: xr.Dataset, predicted: xr.Dataset) -> Figure:
+    """Size of the inferred input in every trial, with the true pulse where a simulation has one.
+
+    Args:
+        recording: the recording; its coordinate ``pulse_bin`` marks simulated pulses.
+        predicted: from `pyrodyn.predict`, of a model with inferred inputs.
+
+    Raises:
+        ValueError: when the model infers no inputs.
+    """
+    if "u" not in predicted:
+        raise ValueError("this model infers no inputs; fit one with inferred_input_dim >= 1")
+    size = np.linalg.norm(predicted["u"].transpose(..., "inferred_input").values, axis=-1)
+    time = predicted["time"].values
+    width = recording.attrs["bin_width"]
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    order = np.arange(len(size))
+    pulses = recording["pulse_bin"].values if "pulse_bin" in recording.coords else None
+    if pulses is not None:
+        order = np.argsort(pulses, kind="stable")
+    image = axis.imshow(
+        size[order],
+        aspect="auto",
+        origin="lower",
+        cmap="magma",
+        vmax=float(np.quantile(size, 0.999)),
+        extent=(time[0], time[-1] + width, -0.5, len(size) - 0.5),
+        interpolation="nearest",
+    )
+    if pulses is not None:
+        pulsed = pulses[order] >= 0
+        times = recording["time"].values[pulses[order][pulsed]]
+        axis.plot(times, np.flatnonzero(pulsed), ".", ms=2, color="cyan", label="true pulse")
+        axis.legend(loc="upper left", fontsize=8)
+    axis.set(xlabel="time (s)", ylabel="trial" + ("" if pulses is None else " (by pulse)"))
+    figure.colorbar(image, ax=axis, label="size of inferred input")
+    return figure

@@ -1,0 +1,208 @@
+"""The command `pyrodyn`: a thin face over the public API.
+
+Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint.
+"""
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Latent neural dynamics: fit a recording, draw its posterior, look at both.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Named recordings.")
+app.add_typer(data_app, name="data")
+
+Seed = Annotated[int, typer.Option(help="Seeds everything random.")]
+
+
+def main() -> None:
+    """Run the command line; turn bad input into one line and exit code 2."""
+    _quiet()
+    try:
+        app()
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        typer.echo(f"pyrodyn: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for figures and model.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 1.5,
+    seed: Seed = 0,
+) -> None:
+    """Simulate a chaotic network kicked by pulses, fit LFADS, score it against the truth, draw
+    figures.
+    """
+    from pyrodyn.demo import run
+
+    run(out, minutes, seed)
+
+
+@app.command()
+def simulate(
+    system: Annotated[
+        str, typer.Argument(help="lorenz, rossler, arneodo, chaotic_rnn, pulsed_rnn, ...")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write: .npz, .nc or .zarr.")],
+    trials: int = 400,
+    bins: int = 100,
+    neurons: int = 50,
+    bin_width: Annotated[float, typer.Option(help="Seconds per bin.")] = 0.01,
+    mean_rate: Annotated[float, typer.Option(help="Spikes per second.")] = 20.0,
+    seed: Seed = 0,
+) -> None:
+    """Simulate a recording with known truth and write it."""
+    from pyrodyn.data import simulate as simulate_recording
+    from pyrodyn.data import write
+
+    write(
+        simulate_recording(
+            system, trials, bins, neurons, bin_width=bin_width, mean_rate=mean_rate, seed=seed
+        ),
+        out,
+    )
+    typer.echo(f"wrote {trials} trials x {bins} bins x {neurons} neurons to {out}")
+
+
+@app.command()
+def fit(
+    recording: Annotated[
+        str, typer.Argument(help="A file, or the name of a recording (see: data list).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, logs and model.")],
+    model: Annotated[str, typer.Option(help="Model of the zoo.")] = "lfads",
+    factors: int = 8,
+    inferred_inputs: Annotated[
+        int, typer.Option(help="Dimension of the inferred input; 0 for none.")
+    ] = 0,
+    generator: Annotated[int, typer.Option(help="Generator units.")] = 64,
+    observation: Annotated[
+        str | None, typer.Option(help="Observation model; by the kind of data if left out.")
+    ] = None,
+    dropout: Annotated[
+        float, typer.Option(help="Share hidden by coordinated dropout; 0 for none.")
+    ] = 0.3,
+    valid_share: Annotated[float, typer.Option(help="Share of trials kept for validation.")] = 0.2,
+    bin_width: Annotated[
+        float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
+    ] = None,
+    max_epochs: int = 1000,
+    max_minutes: float | None = None,
+    batch_size: int = 64,
+    learning_rate: float = 1e-2,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Fit a model to a recording."""
+    import pyrodyn
+    from pyrodyn.data import CoordinatedDropout, split
+    from pyrodyn.infer import Schedule
+
+    if model.lower() != "lfads":
+        raise ValueError(f"--model {model} is unknown; the zoo has: lfads")
+    data = _recording(recording, bin_width)
+    train, valid = split(data, (1 - valid_share, valid_share), seed=seed)
+    sizes = {"observation": observation} if observation else {}
+    import torch
+
+    torch.manual_seed(seed)
+    lfads = pyrodyn.models.LFADS.for_recording(
+        train,
+        factor_dim=factors,
+        inferred_input_dim=inferred_inputs,
+        generator_dim=generator,
+        **sizes,
+    )
+    try:
+        fitted = pyrodyn.fit(
+            lfads,
+            train,
+            valid,
+            transforms=[CoordinatedDropout(dropout)] if dropout else [],
+            max_epochs=max_epochs,
+            max_minutes=max_minutes,
+            batch_size=batch_size,
+            schedule=Schedule(learning_rate=learning_rate),
+            out=out,
+            resume=resume,
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\npyrodyn: interrupted; the last checkpoint is kept, go on with: "
+            f"pyrodyn fit {recording} --out {out} --resume",
+            err=True,
+        )
+        sys.exit(130)
+    loss = float(fitted.history["valid_loss"][fitted.best_epoch])
+    typer.echo(
+        f"best epoch {fitted.best_epoch} of {fitted.history.sizes['epoch']}: "
+        f"validation loss {loss:.2f} nats per trial; model in {out / 'model'}"
+    )
+
+
+@app.command()
+def posterior(
+    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
+    recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
+    out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
+    draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
+    bin_width: Annotated[
+        float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw the posterior of a recording into an ArviZ DataTree on disk."""
+    import pyrodyn
+
+    fitted = pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
+    started = time.monotonic()
+    tree = pyrodyn.to_datatree(
+        fitted, _recording(recording, bin_width), num_draws=draws, seed=seed, path=out
+    )
+    groups = ", ".join(tree.children)
+    typer.echo(f"wrote {out} in {time.monotonic() - started:.0f} s: {groups}")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """Named recordings: what they are, licence, size, and whether they are here."""
+    from pyrodyn.data import catalog
+
+    rows = catalog()
+    name_width, shape_width = (
+        max(len(getattr(row.entry, field)) for row in rows) for field in ("name", "shape")
+    )
+    for entry, path in rows:
+        here = "absent" if path is None else "present"
+        typer.echo(
+            f"{entry.name:<{name_width}}  {here:<7}  {entry.size:>7}  {entry.shape:<{shape_width}}"
+            f"  {entry.licence}\n    {entry.what}"
+        )
+
+
+def _recording(name: str, bin_width: float | None):  # type: ignore[no-untyped-def]
+    """A file where there is one of that name, else a named recording."""
+    from pyrodyn.data import load, read
+
+    if Path(name).exists() or Path(name).suffix:
+        return read(name, bin_width=bin_width) if bin_width else read(name)
+    return load(name)
+
+
+def _quiet() -> None:
+    """Keep the training library's advertisements and notices out of the terminal."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")

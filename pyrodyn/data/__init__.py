@@ -1,0 +1,45 @@
+"""A recording in (xarray), batches out: container, masks, readers, named recordings, simulators."""
+
+from pyrodyn.data.batch import Batch, Trials
+from pyrodyn.data.catalog import catalog, load
+from pyrodyn.data.masking import (
+    CoordinatedDropout,
+    Forecast,
+    HoldOutNeurons,
+    MaskedModelling,
+    SampleValidation,
+    SpikeJitter,
+    TemporalShift,
+)
+from pyrodyn.data.nwb import read_nwb
+from pyrodyn.data.readers import read, write
+from pyrodyn.data.recording import held_out, recording
+from pyrodyn.data.schema import validate
+from pyrodyn.data.simulate import simulate, trajectory
+from pyrodyn.data.split import folds, split
+from pyrodyn.data.systems import SYSTEMS
+
+__all__ = [
+    "SYSTEMS",
+    "Batch",
+    "CoordinatedDropout",
+    "Forecast",
+    "HoldOutNeurons",
+    "MaskedModelling",
+    "SampleValidation",
+    "SpikeJitter",
+    "TemporalShift",
+    "Trials",
+    "catalog",
+    "folds",
+    "held_out",
+    "load",
+    "read",
+    "read_nwb",
+    "recording",
+    "simulate",
+    "split",
+    "trajectory",
+    "validate",
+    "write",
+]

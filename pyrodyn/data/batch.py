@@ -1,0 +1,139 @@
+"""Batches: what the programs of a model see of a recording.
+
+Every trick by which this field trains or evaluates is a choice of two masks: what the encoder may
+see (``visible``) and what the likelihood counts (``scored``). `masking` holds the transforms that
+set them.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pyrodyn.data.recording import observed_name, unit_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some trials of a recording.
+
+    Attributes:
+        x: observations ``(trial, time, neuron)``; 0 where nothing was measured. None asks a model
+            to draw them (predictive use).
+        seen: the encoder's view of ``x``: 0 where hidden, the rest rescaled where a trick asks for
+            it.
+        visible: which entries of ``seen`` are measurements that the encoder may use.
+        scored: which entries the likelihood counts.
+        inputs: known external inputs ``(trial, time, input)``, no columns where there are none.
+        trial: positions of these trials in their recording.
+        horizon: number of leading bins that the encoder may see; later bins are forecast.
+        gain: what the visible entries of ``seen`` are multiplied by to make up for the hidden ones.
+        weight: how many trials of the recording each trial of this batch stands for (N/B): the
+            scale that makes a minibatch's log density an unbiased estimate of the recording's.
+        scored_weight: how many measured entries each scored one stands for, where a trick scores a
+            random share of them: the scale that keeps the likelihood in proportion to the KLs.
+    """
+
+    x: Float[Tensor, "trial time neuron"] | None
+    seen: Float[Tensor, "trial time neuron"]
+    visible: Bool[Tensor, "trial time neuron"]
+    scored: Bool[Tensor, "trial time neuron"]
+    inputs: Float[Tensor, "trial time input"]
+    trial: Int[Tensor, " trial"]
+    horizon: int
+    gain: float = 1.0
+    weight: float = 1.0
+    scored_weight: float = 1.0
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials in this batch."""
+        return self.seen.shape[0]
+
+    @property
+    def num_bins(self) -> int:
+        """Number of bins per trial, forecast bins included."""
+        return self.seen.shape[1]
+
+    def replace(self, **changes: object) -> "Batch":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def unobserved(self) -> "Batch":
+        """The same trials with ``x`` left for the model to draw; the encoder's view stays."""
+        return self.replace(x=None)
+
+
+class Trials:
+    """A recording as tensors on one device, from which batches are cut by whole-tensor indexing.
+
+    Args:
+        recording: a validated recording; its ``held_out`` neurons and ``forecast`` bins are hidden
+            from the encoder in every batch.
+        device: where the tensors live.
+    """
+
+    def __init__(self, recording: xr.Dataset, device: torch.device | str = "cpu") -> None:
+        x = _tensor(recording[observed_name(recording)], torch.float32, device)
+        valid = torch.ones(x.shape, dtype=torch.bool, device=device)
+        if "valid" in recording:
+            measured = _tensor(recording["valid"], torch.bool, device)
+            valid &= measured if measured.ndim == 3 else measured[..., None]
+        if "inputs" in recording:
+            inputs = _tensor(recording["inputs"], torch.float32, device)
+        else:
+            inputs = x.new_zeros(*x.shape[:2], 0)
+        visible = valid.clone()
+        horizon = x.shape[1]
+        if "held_out" in recording.coords:
+            visible[:, :, _tensor(recording["held_out"], torch.bool, device)] = False
+        if "forecast" in recording.coords:
+            horizon = int((~recording["forecast"].values).sum())
+            visible[:, horizon:] = False
+        self._everything = Batch(
+            x=x,
+            seen=x * visible,
+            visible=visible,
+            scored=valid,
+            inputs=inputs,
+            trial=torch.arange(len(x), device=device),
+            horizon=horizon,
+        )
+
+    def __len__(self) -> int:
+        return self._everything.num_trials
+
+    def batch(self, positions: Int[Tensor, " trial"] | slice | None = None) -> Batch:
+        """The trials at ``positions`` (by default all), weighted to stand for the recording."""
+        everything = self._everything
+        if positions is None:
+            return everything
+        x = everything.x
+        assert x is not None  # a recording always has observations
+        part = everything.replace(
+            x=x[positions],
+            seen=everything.seen[positions],
+            visible=everything.visible[positions],
+            scored=everything.scored[positions],
+            inputs=everything.inputs[positions],
+            trial=everything.trial[positions],
+        )
+        return part.replace(weight=len(self) / part.num_trials)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All trials in order, ``batch_size`` at a time, each batch with weight 1."""
+        for start in range(0, len(self), batch_size):
+            yield self.batch(slice(start, start + batch_size)).replace(weight=1.0)
+
+
+def _tensor(array: xr.DataArray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(array.values)).to(device=device, dtype=dtype)
+
+
+def num_units(recording: xr.Dataset) -> int:
+    """Number of neurons or channels of a recording."""
+    return recording.sizes[unit_dim(recording)]

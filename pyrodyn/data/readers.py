@@ -1,0 +1,321 @@
+"""Recordings in files: one function to read them, one to write them.
+
+===================  ==========================================================================
+``.npz``             arrays under the names of `recording`'s arguments; never a pickled object
+``.nc``, ``.nc4``    the schema as netCDF-4
+``.zarr``            the schema as a Zarr group (a folder)
+``.h5``, ``.hdf5``   the keys of the LFADS family, see `pyrodyn.data.lfads_hdf5`
+``.nwb``             Neurodata Without Borders, see `pyrodyn.data.nwb`
+===================  ==========================================================================
+
+The first three hold a whole recording and can be written. In an ``.npz`` a coordinate is stored
+under ``coords/DIM/NAME`` (``coords/neuron/neuron`` holds the neurons' labels,
+``coords/neuron/held_out`` a mark on them) and attributes as JSON text under ``attrs`` and
+``attrs/VARIABLE``, so that what was written comes back exactly. A hand-made ``.npz`` needs
+``counts`` or ``signal``, and ``bin_width``.
+"""
+
+import contextlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pyrodyn.data.lfads_hdf5 import lfads_recording
+from pyrodyn.data.nwb import read_nwb
+from pyrodyn.data.recording import recording
+from pyrodyn.data.schema import OPTIONAL, is_number, validate
+
+WRITABLE = (".npz", ".nc", ".nc4", ".zarr")
+"""Kinds of file that hold a whole recording."""
+
+READABLE = (*WRITABLE, ".h5", ".hdf5", ".nwb")
+"""Kinds of file that `read` understands."""
+
+NPZ_KEYS = ("counts", "signal", "bin_width", "start", *OPTIONAL, "valid", "rates")
+"""Keys of an ``.npz`` beside its coordinates and attributes: the arguments of `recording`."""
+
+
+def read(
+    path: str | PathLike[str], *, bin_width: float | None = None, truth_unit: str | None = None
+) -> xr.Dataset:
+    """A recording from a file.
+
+    Args:
+        path: the file (the folder, for Zarr); its suffix says what it is, see the module's
+            docstring.
+        bin_width: seconds per bin, for the kinds that may not say it themselves: HDF5 of the LFADS
+            family, and NWB, whose trials are then binned from ``start_time`` to ``stop_time``
+            (`pyrodyn.data.nwb.read_nwb` offers windows, conditions and behaviour).
+        truth_unit: for HDF5 of the LFADS family, the unit of its true rates, ``"hz"`` or
+            ``"per_bin"``; see `pyrodyn.data.lfads_hdf5.lfads_recording` for how it is decided
+            otherwise.
+
+    Returns:
+        A validated recording, see `pyrodyn.data.schema`.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where the file is of no known kind, broken, or holds no valid recording; one
+            sentence names the file and the fault.
+        ImportError: for NWB where pynwb is not installed.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in READABLE:
+        raise ValueError(
+            f"{path} is no kind of file that pyrodyn reads ({', '.join(READABLE)});"
+            " pickles are never opened"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir() != (kind == ".zarr"):
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and {kind} is not")
+    if kind in WRITABLE and bin_width is not None:
+        raise ValueError(f"{path} says its own bin width; bin_width= is for HDF5 and NWB files")
+    if truth_unit is not None and kind not in (".h5", ".hdf5"):
+        raise ValueError(f"truth_unit= is for HDF5 files of the LFADS family, which {path} is not")
+    if kind not in (".npz", ".zarr") and not h5py.is_hdf5(path):
+        raise ValueError(
+            f"{path} is no HDF5 file, as {kind} files are; it is another kind or broken"
+        )
+
+    if kind == ".nwb":
+        if bin_width is None:
+            raise ValueError(f"{path} holds spike times; say bin_width= in seconds")
+        return read_nwb(path, bin_width=bin_width)
+    if kind == ".npz":
+        arrays = npz_arrays(path)
+        with _naming(path):
+            return _recording_from_npz(arrays)
+    if kind in (".h5", ".hdf5"):
+        with _reading(path):
+            arrays, units = _hdf5_arrays(path)
+        with _naming(path):
+            return lfads_recording(arrays, bin_width=bin_width, truth_unit=truth_unit, units=units)
+    with _reading(path):
+        engine: dict[str, Any] = (
+            {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "h5netcdf"}
+        )
+        with xr.open_dataset(path, decode_times=False, **engine) as stored:
+            data = stored.load()
+    with _naming(path):
+        return validate(_with_attrs(data, _plain_from_stored))
+
+
+def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
+    """Write a recording to an ``.npz``, netCDF or Zarr file; `read` gives it back exactly.
+
+    The file is written beside its place and moved there when whole, so an interrupted write leaves
+    the last good file (and at most a hidden folder beside it, which can be deleted).
+
+    Args:
+        data: a recording.
+        path: where to; an existing recording there is replaced.
+
+    Raises:
+        ValueError: for another kind of file, or where ``data`` is no valid recording or has
+            attributes that JSON cannot say.
+        FileNotFoundError: where the folder does not exist.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in WRITABLE:
+        raise ValueError(f"{path} is no kind of file that pyrodyn writes ({', '.join(WRITABLE)})")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
+    if path.exists() and path.is_dir() != (kind == ".zarr"):
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and {kind} is not")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*never fire")  # said when it was made
+        data = validate(data)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        whole = Path(folder) / path.name
+        if kind == ".npz":
+            with whole.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **_npz_from_recording(data))
+        elif kind == ".zarr":
+            # A lost chunk reads as its fill value: take values that no valid recording holds.
+            encoding = {"counts": {"fill_value": -1}} if "counts" in data else None
+            stored = _with_attrs(data.drop_encoding(), _stored_from_plain)
+            stored.to_zarr(whole, mode="w", consolidated=False, encoding=encoding)
+        else:
+            stored = _with_attrs(data.drop_encoding(), _stored_from_plain)
+            stored.to_netcdf(whole, engine="h5netcdf")
+        _move(whole, path, Path(folder) / "previous")
+
+
+def npz_arrays(path: Path) -> dict[str, NDArray]:
+    """All arrays of an ``.npz`` file by key, none of them unpickled.
+
+    Raises:
+        ValueError: where the file is broken or holds Python objects.
+    """
+    # numpy would leave a file open that it cannot read.
+    with _reading(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _move(whole: Path, path: Path, previous: Path) -> None:
+    """Put a whole file or folder in its place; what was there goes aside or stays."""
+    if not path.is_dir():
+        whole.replace(path)
+        return
+    path.rename(previous)  # a folder cannot be replaced in one step
+    try:
+        whole.rename(path)
+    except OSError:
+        previous.rename(path)
+        raise
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a file library raises on a broken file into one sentence."""
+    try:
+        yield
+    except Exception as error:  # each library has its own, and all of them mean this
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is broken or no {path.suffix} file: {reason}") from None
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in a sentence about its contents."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
+    for key in arrays:
+        if key not in NPZ_KEYS and key.split("/")[0] not in ("coords", "attrs"):
+            raise ValueError(
+                f"unknown key {key!r}; known keys are {', '.join(NPZ_KEYS)}, coords/DIM/NAME"
+                " and attrs"
+            )
+    if "bin_width" not in arrays:
+        raise ValueError("key bin_width is missing; it is the seconds per bin")
+    arguments: dict[str, Any] = {key: arrays[key] for key in NPZ_KEYS if key in arrays}
+    for key in {"bin_width", "start"} & set(arguments):
+        value = arguments[key].tolist()
+        if not is_number(value):
+            raise ValueError(f"{key} is {value!r}; it must be one number, in seconds")
+        arguments[key] = float(value)
+    names: dict[str, Any] = {}
+    marks: dict[str, tuple[tuple[str, ...], NDArray]] = {}
+    for key, values in arrays.items():
+        if not key.startswith("coords/"):
+            continue
+        *dims, name = key.split("/")[1:]
+        if dims == [name]:
+            names[name] = values
+        else:
+            marks[name] = (tuple(dims), values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the second look, below, says it
+        data = recording(**arguments, names=names)
+    for name, (mark_dims, values) in marks.items():
+        sizes = tuple(data.sizes.get(dim) for dim in mark_dims)
+        if sizes != values.shape:
+            raise ValueError(
+                f"coordinate {name} has shape {values.shape} along {mark_dims}, whose sizes are"
+                f" {sizes}"
+            )
+    data = data.assign_coords(marks)
+    data.attrs.update(_attrs_from_npz(arrays, "attrs"))
+    for variable in data.variables:
+        data[variable].attrs.update(_attrs_from_npz(arrays, f"attrs/{variable}"))
+    return validate(data)
+
+
+def _attrs_from_npz(arrays: Mapping[str, NDArray], key: str) -> dict[str, Any]:
+    if key not in arrays:
+        return {}
+    try:
+        attrs = json.loads(arrays[key].item())
+    except (ValueError, TypeError):
+        attrs = None
+    if not isinstance(attrs, dict):
+        raise ValueError(f"key {key} must be the JSON text of an object")
+    return attrs
+
+
+def _npz_from_recording(data: xr.Dataset) -> dict[str, Any]:
+    arrays: dict[str, Any] = {
+        str(name): variable.values for name, variable in data.data_vars.items()
+    }
+    arrays |= {
+        "/".join(map(str, ("coords", *coord.dims, name))): coord.values
+        for name, coord in data.coords.items()
+    }
+    arrays["bin_width"] = np.float64(data.attrs["bin_width"])
+    attrs = {f"attrs/{name}": variable.attrs for name, variable in data.variables.items()}
+    attrs["attrs"] = {key: value for key, value in data.attrs.items() if key != "bin_width"}
+    texts = {key: _json(value, key) for key, value in attrs.items() if value}
+    return arrays | {key: np.array(text) for key, text in texts.items()}
+
+
+def _json(value: Any, name: str) -> str:
+    try:
+        return json.dumps(value, default=lambda array: array.tolist())
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(
+            f"{name} is {value!r}, which JSON cannot say; keep attributes to texts, numbers, lists"
+            " and dicts"
+        ) from None
+
+
+def _with_attrs(data: xr.Dataset, change: Any) -> xr.Dataset:
+    """The dataset with its own and all its variables' attributes changed by one function."""
+    data = data.copy()
+    data.attrs = change(data.attrs)
+    for name in data.variables:
+        data[name].attrs = change(data[name].attrs)
+    return data
+
+
+def _stored_from_plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as netCDF knows them: text and numbers stay, the rest becomes JSON text."""
+    plain = {
+        name: isinstance(value, str | int | float) and not isinstance(value, bool)
+        for name, value in attrs.items()
+    }
+    stored = {
+        str(name): value if plain[name] else _json(value, f"attribute {name}")
+        for name, value in attrs.items()
+    }
+    as_json = [str(name) for name in attrs if not plain[name]]
+    return stored | ({"json_attributes": json.dumps(as_json)} if as_json else {})
+
+
+def _plain_from_stored(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    as_json = json.loads(attrs.get("json_attributes", "[]"))
+    plain: dict[str, Any] = {}
+    for name, value in attrs.items():
+        if name in as_json:
+            plain[name] = json.loads(value)
+        elif name != "json_attributes":
+            plain[name] = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return plain
+
+
+def _hdf5_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
+    """All top-level arrays of a file, and the ``units`` attributes of those that have one."""
+    arrays, units = {}, {}
+    with h5py.File(path, "r") as file:
+        for key, dataset in file.items():
+            if isinstance(dataset, h5py.Dataset):
+                arrays[key] = dataset[()]
+                if "units" in dataset.attrs:
+                    units[key] = str(dataset.attrs["units"])
+    return {key: np.asarray(array) for key, array in arrays.items()}, units

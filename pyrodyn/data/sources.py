@@ -1,0 +1,119 @@
+"""How the arrays of each named recording's source become a recording.
+
+A source's arrays are those of its ``NAME.npz``, or the same arrays taken from the files that are
+public: HDF5, NumPy's ``.npy`` and EDF. The functions ending in ``_arrays`` do the latter, the
+others the former. Nothing is rescaled, dropped or cut beyond what their docstrings say.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pyrodyn.data.lfads_hdf5 import lfads_recording
+from pyrodyn.data.recording import recording
+
+Arrays = Mapping[str, NDArray]
+"""A source's arrays by name."""
+
+IMAGERY_RUNS = ["S001R06", "S001R10"]
+"""Runs of eegmmidb's first subject that ask for imagined movement of fists and feet."""
+
+IMAGERY_CODES = ["T0", "T1", "T2"]
+"""That database's annotations, in the order of the codes that `load` gives them."""
+
+
+def lorenz(arrays: Arrays) -> xr.Dataset:
+    """Its true rates are in Hz and its bins 10 ms; trials number the initial conditions in turn."""
+    data = lfads_recording(arrays, bin_width=0.01, truth_unit="hz")
+    per_condition = int(arrays["n_trials_per_init_cond"].item())
+    return data.assign(condition=("trial", data["trial"].values // per_condition))
+
+
+def mc_maze(arrays: Arrays) -> xr.Dataset:
+    """Time 0 is the first bin: the source does not say which event its trials are aligned to."""
+    data = recording(
+        arrays["spikes"],
+        bin_width=float(arrays["bin_ms"]) / 1000,
+        condition=arrays["condition"],
+        behavior=np.concatenate([arrays["hand_pos"], arrays["hand_vel"]], axis=-1),
+        names={"quantity": ["hand x", "hand y", "hand velocity x", "hand velocity y"]},
+    )
+    return data.assign_coords(unit=("quantity", ["mm", "mm", "mm/s", "mm/s"]))
+
+
+def chewie(arrays: Arrays) -> xr.Dataset:
+    """Trials lie end to end in the arrays; the source does not state the units of behaviour."""
+    cuts = arrays["offsets"][1:-1]
+    kinds = {"pos": "hand", "vel": "hand velocity", "acc": "hand acceleration", "force": "force"}
+    behavior = np.concatenate([arrays[key] for key in kinds], axis=-1)
+    return recording(
+        np.split(arrays["counts"], cuts),
+        bin_width=float(arrays["bin_ms"]) / 1000,
+        condition=arrays["target"],
+        behavior=np.split(behavior, cuts),
+        names={"quantity": [f"{kind} {axis}" for kind in kinds.values() for axis in "xy"]},
+    )
+
+
+def smoothed_eeg(arrays: Arrays) -> xr.Dataset:
+    """One continuous stretch of standardised signal is one trial."""
+    return recording(signal=arrays["eeg"][None], bin_width=1 / float(arrays["fs"]))
+
+
+def imagery_eeg(arrays: Arrays) -> xr.Dataset:
+    """Each run is one continuous trial, in microvolts; ``behavior`` says what was asked when.
+
+    The files end in half a second of zeros in all channels, which pad them to whole records: these
+    bins are marked in ``valid``.
+    """
+    rate = float(arrays["fs"])
+    signal = np.stack([arrays[run] * arrays["gain_uV"] for run in IMAGERY_RUNS])
+    task = np.full((*signal.shape[:2], 1), np.nan)
+    for trial, run in enumerate(IMAGERY_RUNS):
+        onset = arrays[f"{run}_event_t"].astype(float)
+        begin = np.rint(onset * rate).astype(int)
+        end = np.rint((onset + arrays[f"{run}_event_dur"]) * rate).astype(int)
+        for first, last, label in zip(begin, end, arrays[f"{run}_event"], strict=True):
+            task[trial, first:last] = IMAGERY_CODES.index(label)
+    data = recording(
+        signal=signal,
+        bin_width=1 / rate,
+        behavior=task,
+        valid=(signal != 0).any(axis=-1),
+        names={"trial": IMAGERY_RUNS, "channel": arrays["labels"].tolist(), "quantity": ["task"]},
+    )
+    data["signal"].attrs["units"] = "uV"
+    data["behavior"].attrs["codes"] = "0 rest, 1 imagine both fists, 2 imagine both feet"
+    return data
+
+
+def hdf5_arrays(files: Sequence[Path]) -> Arrays:
+    """All arrays of one HDF5 file."""
+    with h5py.File(files[0], "r") as file:
+        return {key: np.asarray(file[key][()]) for key in file}
+
+
+def npy_arrays(files: Sequence[Path]) -> Arrays:
+    """The smoothed EEG, whose file holds no sampling rate; the papers say 160 Hz."""
+    return {"eeg": np.load(files[0], allow_pickle=False), "fs": np.array(160.0)}
+
+
+def edf_arrays(files: Sequence[Path]) -> Arrays:
+    """One EDF file per imagery run, in physical units (microvolts)."""
+    from pyedflib import EdfReader
+
+    arrays: dict[str, NDArray] = {"gain_uV": np.array(1.0)}
+    for run, path in zip(IMAGERY_RUNS, files, strict=True):
+        with EdfReader(str(path)) as file:
+            channels = range(file.signals_in_file)
+            arrays[run] = np.stack([file.readSignal(channel) for channel in channels], axis=-1)
+            arrays["labels"] = np.array([label.rstrip(".") for label in file.getSignalLabels()])
+            arrays["fs"] = np.array(file.getSampleFrequency(0))
+            onset, duration, label = file.readAnnotations()
+        arrays |= {f"{run}_event_t": onset, f"{run}_event_dur": duration}
+        arrays[f"{run}_event"] = np.asarray(label)
+    return arrays

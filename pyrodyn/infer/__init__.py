@@ -1,0 +1,7 @@
+"""Objectives and `fit`."""
+
+from pyrodyn.infer.fit import Fit, fit
+from pyrodyn.infer.objectives import ELBO, Ramp
+from pyrodyn.infer.training import NonFiniteLossError, Schedule
+
+__all__ = ["ELBO", "Fit", "NonFiniteLossError", "Ramp", "Schedule", "fit"]

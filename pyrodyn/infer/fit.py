@@ -1,0 +1,258 @@
+"""Fitting: an objective, a recording and a Lightning Trainer."""
+
+import dataclasses
+import datetime
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pyro
+import torch
+import xarray as xr
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from pyrodyn.data.recording import observed_name, unit_dim
+from pyrodyn.infer.objectives import ELBO, Program
+from pyrodyn.infer.training import (
+    KeepBest,
+    NonFiniteLossError,
+    SaveCheckpoint,
+    Schedule,
+    Training,
+    Transform,
+)
+from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.files import save
+
+CHECKPOINT = "last.ckpt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit[Model: LatentDynamics]:
+    """What a fit yields.
+
+    Attributes:
+        model: the fitted model, holding the weights of the best validation epoch (the last weights
+            where there was no validation), in evaluation mode.
+        history: losses and KLs per epoch, in nats per trial, as a dataset along ``epoch``.
+        best_epoch: epoch of the kept weights.
+        num_steps: training steps taken.
+    """
+
+    model: Model
+    history: xr.Dataset
+    best_epoch: int
+    num_steps: int
+
+
+def fit[Model: LatentDynamics](
+    model: Model,
+    train: xr.Dataset,
+    valid: xr.Dataset | None = None,
+    *,
+    objective: ELBO | None = None,
+    guide: Program | None = None,
+    transforms: Sequence[Transform] = (),
+    valid_transforms: Sequence[Transform] = (),
+    max_epochs: int = 1000,
+    max_minutes: float | None = None,
+    batch_size: int = 64,
+    schedule: Schedule = Schedule(),
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 30.0,
+    seed: int = 0,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> Fit[Model]:
+    """Fit a model to a recording.
+
+    The model is trained in place. On the CPU two runs with the same seed and arguments give the
+    same bits.
+
+    Args:
+        model: the model to fit.
+        train: recording to fit.
+        valid: recording whose loss sets the learning rate, the kept weights and the end of
+            training. Without it the last weights are kept after ``max_epochs``.
+        objective: the bound to maximise; `ELBO` by default.
+        guide: a Pyro callable with the model's latent sites, in place of the model's own guide.
+        transforms: training tricks from `pyrodyn.data`, such as `CoordinatedDropout`, in order.
+        valid_transforms: the same for validation batches, such as
+            ``SampleValidation(...).complement()``.
+        max_epochs: most passes over the training trials.
+        max_minutes: most minutes of training.
+        batch_size: trials per step.
+        schedule: learning rates and patience.
+        out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
+            nothing.
+        resume: go on from the checkpoint in ``out``.
+        checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
+        seed: seeds batches, masks and noise (the initial weights are the model's own).
+        accelerator: Lightning's name of the hardware; ``"auto"`` takes CUDA where there is one.
+        progress: show a progress bar.
+
+    Returns:
+        The fitted model with its history.
+
+    Raises:
+        ValueError: for arguments that do not fit together, before training starts.
+        NonFiniteLossError: when a step is not finite; the model then holds the last good weights.
+        KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is that of the last finished
+            epoch written.
+    """
+    objective = objective or ELBO()
+    _check(model, train, valid, max_epochs, max_minutes, batch_size)
+    folder = None if out is None else Path(out)
+    checkpoint = _checkpoint(folder, resume)
+
+    loss = objective(model, guide or model.guide)
+    training = Training(
+        loss, train, valid, transforms, valid_transforms, batch_size, schedule, seed
+    )
+    best = KeepBest()
+    trainer = _trainer(
+        folder, best, valid is not None, schedule, max_epochs, max_minutes, checkpoint_seconds,
+        accelerator, progress,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with torch.no_grad():  # parameters that a user's guide makes on its first run
+            loss(model.trials_of(train).batch(slice(0, batch_size)))
+        model.train()
+        try:
+            _run(trainer, training, checkpoint)
+        finally:
+            training.to("cpu")
+            if best.best_weights:
+                training.load_state_dict(best.best_weights)
+            model.eval()
+            model.record = {
+                "data": _schema(train),
+                "training": {
+                    "objective": objective.describe(),
+                    "transforms": [repr(transform) for transform in transforms],
+                    "is_bound": objective.is_bound and not transforms,
+                    "seed": seed,
+                    "num_steps": trainer.global_step,
+                    "best_epoch": best.best_epoch,
+                },
+            }
+            if folder is not None:
+                save(model, folder / "model")
+    return Fit(model, _history(best.history), best.best_epoch, trainer.global_step)
+
+
+def _trainer(
+    folder: Path | None,
+    best: KeepBest,
+    validates: bool,
+    schedule: Schedule,
+    max_epochs: int,
+    max_minutes: float | None,
+    checkpoint_seconds: float,
+    accelerator: str,
+    progress: bool,
+) -> lightning.Trainer:
+    callbacks: list[Any] = [best]
+    if validates:
+        callbacks.append(
+            # "settled_loss" is logged once the ramps are over: stopping waits for them.
+            EarlyStopping("settled_loss", patience=schedule.stop_patience, strict=False)
+        )
+    loggers: list[Any] = []
+    if folder is not None:
+        callbacks.append(SaveCheckpoint(folder / CHECKPOINT, checkpoint_seconds))
+        # A resumed run gets logs of its own beside the first, which Lightning would delete.
+        loggers = [
+            CSVLogger(folder / "logs", "csv", flush_logs_every_n_steps=1),
+            TensorBoardLogger(folder / "logs", "tensorboard"),
+        ]
+    return lightning.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=max_epochs,
+        max_time=None if max_minutes is None else datetime.timedelta(minutes=max_minutes),
+        callbacks=callbacks,
+        logger=loggers,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        inference_mode=False,
+    )
+
+
+def _run(trainer: lightning.Trainer, training: Training, checkpoint: Path | None) -> None:
+    """Train; on Ctrl-C raise what Python raises, where Lightning would end the process.
+
+    Pyro's own checks of every density have passed in the first run; in each step they would cost
+    time, and meet NaN before the loss can say at which step and site.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pyro.validation_enabled(False):
+            trainer.fit(training, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+def _check(
+    model: LatentDynamics,
+    train: xr.Dataset,
+    valid: xr.Dataset | None,
+    max_epochs: int,
+    max_minutes: float | None,
+    batch_size: int,
+) -> None:
+    if max_epochs < 1 or batch_size < 1:
+        raise ValueError(f"max_epochs={max_epochs} and batch_size={batch_size} must be at least 1")
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes={max_minutes} must be positive")
+    model.check(train)
+    if valid is not None:
+        model.check(valid)
+
+
+def _checkpoint(folder: Path | None, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if any."""
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs out=, the folder of the run to go on with")
+        return None
+    path = folder / CHECKPOINT
+    if resume and not path.exists():
+        raise ValueError(f"{folder} holds no {CHECKPOINT} to resume from; run without resume first")
+    if path.exists() and not resume:
+        raise ValueError(f"{folder} holds a run already; resume it or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return path if resume else None
+
+
+def _schema(recording: xr.Dataset) -> dict[str, Any]:
+    unit = unit_dim(recording)
+    return {
+        "observed": observed_name(recording),
+        "bin_width": recording.attrs["bin_width"],
+        "num_bins": recording.sizes["time"],
+        unit: [str(label) for label in recording[unit].values],
+    }
+
+
+def _history(epochs: list[dict[str, float]]) -> xr.Dataset:
+    names = sorted({name for metrics in epochs for name in metrics})
+    return xr.Dataset(
+        {
+            name: ("epoch", [metrics.get(name, float("nan")) for metrics in epochs])
+            for name in names
+        },
+        coords={"epoch": range(len(epochs))},
+    )
+
+
+__all__ = ["Fit", "NonFiniteLossError", "Schedule", "fit"]

@@ -1,0 +1,339 @@
+"""The pieces that `fit` hands to a Lightning Trainer: the module it trains, batches, callbacks.
+
+Everything random in a training step follows from (seed, epoch, step), so a run that resumes from a
+checkpoint takes the very steps that the uninterrupted run would have taken.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+import xarray as xr
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, nn
+
+from pyrodyn.data.batch import Batch, Trials
+from pyrodyn.infer.objectives import ELBOLoss, latent_sites, paired_traces
+
+Transform = Callable[[Batch], Batch]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training met NaN or infinity; the model holds the last good weights.
+
+    Attributes:
+        step: training step at which it happened.
+        site: the first site whose draw or density was not finite, or what else was not finite.
+    """
+
+    def __init__(self, step: int, site: str) -> None:
+        super().__init__(
+            f"training stopped at step {step}: {site} is not finite; the last good weights are kept"
+            " (a lower learning_rate or gradient_clip is the usual remedy)"
+        )
+        self.step, self.site = step, site
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How the learning rate falls and when training ends.
+
+    Attributes:
+        learning_rate: Adam's initial step size.
+        factor: the learning rate is multiplied by this on a plateau of the validation loss.
+        patience: epochs without improvement that make a plateau.
+        stop_patience: epochs without improvement after which training ends.
+        gradient_clip: largest norm of the gradient of the loss per trial.
+    """
+
+    learning_rate: float = 4e-3
+    factor: float = 0.5
+    patience: int = 15
+    stop_patience: int = 60
+    gradient_clip: float = 10.0
+
+
+class ShuffledBatches:
+    """Minibatches of a recording in an order that follows from (seed, epoch).
+
+    Args:
+        trials: the recording's tensors.
+        batch_size: trials per batch; the last batch of an epoch may be smaller.
+        seed: seeds the order.
+        epoch: asked for the current epoch at the start of each pass.
+    """
+
+    def __init__(
+        self, trials: Trials, batch_size: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        self.trials, self.batch_size, self.seed, self.epoch = trials, batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.trials) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch()))
+        order = torch.randperm(len(self.trials), generator=generator)
+        device = self.trials.batch().trial.device
+        for positions in order.to(device).split(self.batch_size):
+            yield self.trials.batch(positions)
+
+
+class OrderedBatches:
+    """All trials of a recording in order."""
+
+    def __init__(self, trials: Trials, batch_size: int) -> None:
+        self.trials, self.batch_size = trials, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.trials) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.trials.batches(self.batch_size)
+
+
+def mixed(seed: int, counter: int) -> int:
+    """One seed per (seed, counter)."""
+    return (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+class LastStep(NamedTuple):
+    """What is kept of a training step until the next, to explain it should it fail.
+
+    Attributes:
+        given: the batch before transforms.
+        batch: the batch that was scored.
+        loss: the loss per trial.
+    """
+
+    given: Batch
+    batch: Batch
+    loss: Tensor
+
+
+class Training(lightning.LightningModule):
+    """An objective trained on a recording.
+
+    Losses are reported per trial and in nats. The validation loss uses the objective's final
+    weights and no training trick, so that it is a bound wherever the objective is one.
+
+    Args:
+        loss: the objective of model and guide.
+        train: recording to fit.
+        valid: recording to validate on.
+        transforms: applied to each training batch, in order.
+        valid_transforms: applied to each validation batch, in order.
+        batch_size: trials per training step and per validation batch.
+        schedule: learning rates.
+        seed: seeds order, masks and noise.
+    """
+
+    def __init__(
+        self,
+        loss: ELBOLoss,
+        train: xr.Dataset,
+        valid: xr.Dataset | None,
+        transforms: Sequence[Transform],
+        valid_transforms: Sequence[Transform],
+        batch_size: int,
+        schedule: Schedule,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self._train, self._valid = train, valid
+        self._transforms, self._valid_transforms = transforms, valid_transforms
+        self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
+        self._sums: dict[str, Tensor] = {}
+
+    def train_dataloader(self) -> ShuffledBatches:
+        """Minibatches of the training recording."""
+        trials = Trials(self._train, self.device)
+        return ShuffledBatches(trials, self._batch_size, self._seed, lambda: self.current_epoch)
+
+    def val_dataloader(self) -> "OrderedBatches | list[Batch]":
+        """The validation recording in order, nothing where there is none."""
+        if self._valid is None:
+            return []
+        return OrderedBatches(Trials(self._valid, self.device), self._batch_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
+        """Nothing to do: a batch is cut from tensors that lie there already."""
+        return batch
+
+    def configure_optimizers(self) -> Any:
+        """Adam, its step size lowered on plateaus where there is a validation recording."""
+        optimizer = torch.optim.Adam(
+            [p for p in self.loss.parameters() if p.requires_grad],
+            lr=self._schedule.learning_rate,
+            fused=True,
+        )
+        if self._valid is None:
+            return optimizer
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=self._schedule.factor, patience=self._schedule.patience, min_lr=1e-5
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "valid_loss"},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Nothing: Lightning would take this step after the epoch's checkpoint is written."""
+
+    @property
+    def _ramps_are_over(self) -> bool:
+        return self.global_step >= self.loss.objective.final_step
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss per trial."""
+        torch.manual_seed(mixed(self._seed, self.global_step))
+        given = batch
+        for transform in self._transforms:
+            batch = transform(batch)
+        terms = self.loss.terms(batch, self.global_step)
+        num_represented = batch.num_trials * batch.weight
+        loss = self.loss.weighted(terms, self.global_step) / num_represented
+        self._last = LastStep(given, batch, loss.detach())
+        self._add("train_loss", loss, batch.num_trials)
+        for site, kl in terms.kl.items():
+            self._add(f"kl_{site}", kl / num_represented, batch.num_trials)
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip; stop where loss or gradient is not finite, while the weights are the last good."""
+        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self._schedule.gradient_clip)
+        if not torch.isfinite(norm + self._last.loss):
+            raise NonFiniteLossError(self.global_step, self._culprit())
+
+    def on_validation_epoch_start(self) -> None:
+        """Draw the same noise at every validation, so that epochs are compared on equal terms."""
+        self._training_noise = torch.get_rng_state()
+        torch.manual_seed(mixed(self._seed, -1))
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Add a batch to the validation loss."""
+        for transform in self._valid_transforms:
+            batch = transform(batch)
+        with torch.no_grad():
+            loss = self.loss(batch) / batch.num_trials
+        self._add("valid_loss", loss, batch.num_trials)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation loss, also as ``settled_loss`` once the ramps are over."""
+        torch.set_rng_state(self._training_noise)
+        valid_loss = self._log_mean("valid_loss")
+        if not torch.isfinite(valid_loss):
+            raise NonFiniteLossError(self.global_step, "the validation loss")
+        if self._ramps_are_over:
+            self.log("settled_loss", valid_loss, logger=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means and lower the learning rate on a plateau."""
+        for name in list(self._sums):
+            self._log_mean(name)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        plateau: Any = self.lr_schedulers()
+        if plateau is not None and self._ramps_are_over:
+            plateau.step(self.trainer.callback_metrics["valid_loss"])
+
+    def _add(self, name: str, value: Tensor, count: int) -> None:
+        """Accumulate a mean over the epoch's trials; logging it once saves time in each step."""
+        total = torch.stack([value.detach() * count, value.new_tensor(float(count))])
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def _log_mean(self, name: str) -> Tensor:
+        total, count = self._sums.pop(name)
+        mean = total / count
+        self.log(name, mean, prog_bar=name.endswith("loss"))
+        return mean
+
+    def _culprit(self) -> str:
+        """What is not finite in the step that failed, the first in the order of computation."""
+        for name, parameter in self.loss.named_parameters():
+            if not torch.isfinite(parameter).all():
+                return f"parameter {name}"
+        torch.manual_seed(mixed(self._seed, self.global_step))
+        for transform in self._transforms:  # for the random numbers that they use up
+            transform(self._last.given)
+        with torch.no_grad():
+            guide_trace, model_trace = paired_traces(
+                self.loss.model,
+                self.loss.guide,
+                self._last.batch,
+                self.loss.objective.num_particles,
+            )
+        for name in latent_sites(guide_trace):
+            if not torch.isfinite(guide_trace.nodes[name]["value"]).all():
+                return f"the guide's draw of site {name!r}"
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and not torch.isfinite(site["log_prob"]).all():
+                    return f"the log density of site {name!r}"
+        return "the gradient"
+
+
+class KeepBest(Checkpoint):
+    """Keeps the weights of the lowest settled validation loss, and the history of all epochs.
+
+    Both travel in the checkpoint, so they survive a kill. (Lightning calls what is a `Checkpoint`
+    last at the end of an epoch, when all of its metrics are known.)
+    """
+
+    def __init__(self) -> None:
+        self.best_loss = math.inf
+        self.best_epoch = -1
+        self.best_weights: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        """Append the epoch's metrics; keep its weights if they are the best yet."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        settled = metrics.pop("settled_loss", math.inf)
+        self.history.append(metrics)
+        if settled < self.best_loss:
+            self.best_loss, self.best_epoch = settled, trainer.current_epoch
+            state = module.state_dict()
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        vars(self).update(state_dict)
+
+
+class SaveCheckpoint(Checkpoint):
+    """Writes the whole training state: after epochs, at most every ``seconds``, and after the run.
+
+    Lightning writes beside the target and renames: an interrupted write leaves the last good file.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+        self._last = time.monotonic()
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        """Must come after `KeepBest` in the list of callbacks, to hold this epoch's record."""
+        if time.monotonic() - self._last >= self.seconds:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Write what the run ends with."""
+        self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._last = time.monotonic()

@@ -1,0 +1,75 @@
+"""Models on disk: weights as safetensors beside a JSON card. Nothing is ever unpickled."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.lfads import LFADS
+
+MODELS: dict[str, type[LatentDynamics]] = {"LFADS": LFADS}
+"""The zoo by name."""
+
+
+def save(model: LatentDynamics, folder: str | Path) -> None:
+    """Write ``weights.safetensors`` and ``card.json`` into a folder.
+
+    Each file is written beside its target and renamed, so an interrupted write leaves the last
+    good one.
+
+    Args:
+        model: the model to keep.
+        folder: made where it does not exist.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {
+        "pyrodyn": version("pyrodyn"),
+        "model": type(model).__name__,
+        "config": model.config,
+        "record": model.record,
+    }
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    beside = folder / "weights.safetensors.part"
+    save_file(weights, beside)
+    beside.replace(folder / "weights.safetensors")
+    beside = folder / "card.json.part"
+    beside.write_text(json.dumps(card, indent=2))
+    beside.replace(folder / "card.json")
+
+
+def load(folder: str | Path) -> LatentDynamics:
+    """The model that `save` wrote, in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: where there is no card.
+        ValueError: where card and weights are broken or do not fit together.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    try:
+        model = MODELS[card["model"]](**card["config"])
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        model.record = card["record"]
+    except KeyError as error:
+        raise ValueError(f"{folder}/card.json lacks or does not know {error}") from None
+    except (SafetensorError, FileNotFoundError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the weights in {folder} cannot be loaded: {reason}") from None
+    return model.eval()
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """The card of a saved model: class, sizes, record of its making, package version."""
+    path = Path(folder) / "card.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no saved model (no card.json there)")
+    try:
+        card: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    return card

@@ -1,0 +1,470 @@
+"""LFADS: latent factor analysis via dynamical systems.
+
+Generative program, per trial::
+
+    g0  ~ N(mu_0, sigma_0^2)                           initial condition
+    u_t ~ N(alpha u_{t-1}, nvar)                       inferred inputs, alpha = exp(-1/tau)
+    g_0 = clip(W_0 g0 + b_0)                           generator's first state
+    g_t = GRU_gen([u_t, i_t], g_{t-1})                 i: known external inputs
+    f_t = F g_t                                        factors; rows of F have unit length
+    x_t ~ p(x | W f_t + b)                             observation, Poisson(exp(.)) by default
+
+Guide::
+
+    q(g0)          = N(m(e), s(e))                     e: last states of a bidirectional GRU over
+    the seen data e_t            = second bidirectional GRU: forward states of bin t - lag,
+    backward ones of t + lag c_t            = GRU_con([e_t, f_{t-1}], c_{t-1})  controller
+    q(u_t | u_<t)  = N(m(c_t), s(c_t))                 autoregressive through the generator
+
+q(u) is one site, the transform of standard normals by the closed loop of controller and generator;
+its density of any path follows from the teacher-forced loop with log|det J| = sum_t log s_t. In
+forecast bins u follows its prior, so their KL is zero.
+
+Sources: Sussillo et al. 2016 (arXiv 1608.06315), Pandarinath et al. 2018 (Nat. Methods 15:805).
+Departures: GRUs reset after the recurrent product, as `torch.nn.GRU` does; encoders start from
+    zero; the AR(1) prior starts from
+its stationary law; scales are exp(.) plus a floor.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrodyn.data.batch import Batch, Trials, num_units
+from pyrodyn.data.recording import observed_name
+from pyrodyn.distributions.autoregressive import Autoregressive
+from pyrodyn.distributions.paths import StatePath
+from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.observations import observe
+from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
+from pyrodyn.nn.recurrence import roll
+
+SCALE_FLOOR = 1e-2
+"""Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
+
+
+class LFADS(LatentDynamics):
+    """LFADS for one recording. Equations in the module's docstring.
+
+    Args:
+        num_neurons: neurons or channels observed.
+        input_dim: known external inputs.
+        inferred_input_dim: dimension of u; 0 leaves the controller out.
+        factor_dim: dimension of f.
+        generator_dim: dimension of g.
+        initial_condition_dim: dimension of the site ``g0``.
+        encoder_dim: hidden units per direction of the initial-condition encoder.
+        controller_encoder_dim: hidden units per direction of the controller's encoder.
+        controller_dim: dimension of c.
+        lag: distance in bins that both directions of the controller's encoder keep from the bin
+            they inform.
+        initial_condition_bins: leading bins that only the initial-condition encoder sees; the
+            generator starts after them. 0 shows it the whole trial.
+        input_prior: ``"ar1"``, ``"white"`` (alpha = 0) or ``"student_t"`` (AR(1) with heavy-tailed
+            increments).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+        dropout: dropout on what the encoders read and on what they say. Never inside the closed
+            loop, where it would make the density of u depend on a mask.
+        state_clip: bound on every generator state.
+        recurrent_precision: precision of a N(0, 1/precision) prior on the recurrent weights of
+            generator and controller, which is what an L2 penalty is; 0 for none.
+    """
+
+    site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
+        "g0": ("initial_condition",),
+        "u": ("time", "inferred_input"),
+        "factors": ("time", "factor"),
+        "rates": ("time", "neuron"),
+        "x": ("time", "neuron"),
+    }
+
+    def __init__(
+        self,
+        num_neurons: int,
+        *,
+        input_dim: int = 0,
+        inferred_input_dim: int = 0,
+        factor_dim: int = 8,
+        generator_dim: int = 64,
+        initial_condition_dim: int = 64,
+        encoder_dim: int = 64,
+        controller_encoder_dim: int = 64,
+        controller_dim: int = 64,
+        lag: int = 1,
+        initial_condition_bins: int = 0,
+        input_prior: str = "ar1",
+        observation: str = "poisson",
+        dropout: float = 0.0,
+        state_clip: float = 5.0,
+        recurrent_precision: float = 0.0,
+    ) -> None:
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.config: dict[str, Any] = config
+        self.first_bin = initial_condition_bins
+        self.inferred_input_dim = inferred_input_dim
+        self.lag = lag
+        self.state_clip = state_clip
+        self.recurrent_precision = recurrent_precision
+
+        # Generative program
+        self.g0_mean = nn.Parameter(torch.zeros(initial_condition_dim))
+        self.g0_scale: Tensor
+        self.register_buffer("g0_scale", torch.tensor(0.1).sqrt())
+        self.first_state = nn.Linear(initial_condition_dim, generator_dim)
+        self.generator = nn.GRU(
+            max(1, inferred_input_dim + input_dim), generator_dim, batch_first=True
+        )
+        self.factor_weight = nn.Parameter(nn.Linear(generator_dim, factor_dim).weight.detach())
+        self.observation = observation_model(observation, num_neurons)
+        self.readout = nn.Linear(factor_dim, self.observation.num_predictors * num_neurons)
+
+        # Guide
+        self.dropout = nn.Dropout(dropout)
+        self.encoder = nn.GRU(num_neurons, encoder_dim, batch_first=True, bidirectional=True)
+        self.g0_posterior = nn.Linear(2 * encoder_dim, 2 * initial_condition_dim)
+        if inferred_input_dim:
+            self.input_prior = InferredInputPrior(inferred_input_dim, input_prior)
+            self.controller_encoder = nn.GRU(
+                num_neurons, controller_encoder_dim, batch_first=True, bidirectional=True
+            )
+            self.controller = nn.GRU(
+                2 * controller_encoder_dim + factor_dim, controller_dim, batch_first=True
+            )
+            self.controller_start = nn.Parameter(torch.zeros(controller_dim))
+            self.u_posterior = nn.Linear(controller_dim, 2 * inferred_input_dim)
+        self._start_guide_near_prior()
+        self._rolled: _Rolled | None = None
+
+    @classmethod
+    def for_recording(cls, recording: xr.Dataset, **sizes: Any) -> "LFADS":
+        """A model sized for a recording, whose readout starts at each neuron's mean.
+
+        Args:
+            recording: a validated recording.
+            sizes: any argument of the class; the observation model defaults to ``"poisson"`` for
+                counts and ``"gaussian"`` for a signal.
+        """
+        default = "poisson" if observed_name(recording) == "counts" else "gaussian"
+        trials = Trials(recording)
+        everything = trials.batch()
+        assert everything.x is not None  # a recording always has observations
+        model = cls(
+            num_units(recording),
+            input_dim=everything.inputs.shape[-1],
+            **{"observation": default, **sizes},
+        )
+        model.observation.check(everything.x, everything.scored)
+        with torch.no_grad():
+            model.readout.bias.copy_(model.observation.initialise(everything.x, everything.scored))
+        return model
+
+    # ------------------------------------------------------------------ generative program
+
+    def model(self, batch: Batch) -> None:
+        """Sites ``g0``, ``u`` (if there are inferred inputs), ``factors``, ``rates``, ``x``."""
+        self._weight_prior()
+        num_bins = batch.num_bins - self.first_bin
+        with self.trials(batch):
+            g0 = pyro.sample("g0", dist.Normal(self.g0_mean, self.g0_scale).to_event(1))
+            u = pyro.sample("u", self.input_prior(num_bins)) if self.inferred_input_dim else None
+            states = self.generate(g0, u, batch.inputs[:, self.first_bin :])
+            factors = pyro.deterministic("factors", self.factors(states), event_dim=2)
+            with poutine.scale(scale=batch.scored_weight):
+                observe(
+                    self.observation(self.readout(factors)),
+                    None if batch.x is None else batch.x[:, self.first_bin :],
+                    batch.scored[:, self.first_bin :],
+                    self.observation.filler,
+                )
+
+    def generate(
+        self,
+        g0: Float[Tensor, "*batch initial_condition"],
+        u: Float[Tensor, "*batch time inferred_input"] | None,
+        inputs: Float[Tensor, "trial time input"],
+    ) -> Float[Tensor, "*batch time generator"]:
+        """Generator states g_1 ... g_T.
+
+        The guide has rolled the very path that it drew; recognised by the identity of the tensors
+        it is taken up instead of rolled again.
+        """
+        rolled, self._rolled = self._rolled, None
+        if rolled is not None and rolled.is_of(g0, u, self._generator_version()):
+            return rolled.states
+        return roll(self.generator, _side_by_side(u, inputs, g0), self.first_generator_state(g0))
+
+    def first_generator_state(
+        self, g0: Float[Tensor, "*batch initial_condition"]
+    ) -> Float[Tensor, "*batch generator"]:
+        """g_0, clipped; the GRU's convex steps keep every later state within the same bound."""
+        return self.first_state(g0).clamp(-self.state_clip, self.state_clip)
+
+    def factor_matrix(self) -> Float[Tensor, "factor generator"]:
+        """F, with rows of unit length."""
+        return functional.normalize(self.factor_weight, dim=-1)
+
+    def factors(self, states: Float[Tensor, "*batch generator"]) -> Float[Tensor, "*batch factor"]:
+        """F = F g."""
+        return functional.linear(states, self.factor_matrix())
+
+    def _weight_prior(self) -> None:
+        if self.recurrent_precision == 0:
+            return
+        recurrent = [self.generator.weight_hh_l0]
+        if self.inferred_input_dim:
+            recurrent.append(self.controller.weight_hh_l0)
+        squares = sum(weight.square().sum() for weight in recurrent)
+        pyro.factor("recurrent_weights", -0.5 * self.recurrent_precision * squares)
+
+    def _generator_version(self) -> tuple[int, ...]:
+        parts = (self.generator, self.first_state)
+        return tuple(p._version for part in parts for p in part.parameters())
+
+    # ------------------------------------------------------------------ guide
+
+    @torch.no_grad()
+    def _start_guide_near_prior(self) -> None:
+        """Start the guide's scales at the prior's: the first KLs are then nats, not hundreds."""
+        heads = [(self.g0_posterior, self.g0_scale)]
+        if self.inferred_input_dim:
+            heads.append((self.u_posterior, self.input_prior.stationary_scale()))
+        for head, scale in heads:
+            _, log_scale = head.bias.chunk(2)
+            log_scale.copy_((scale - SCALE_FLOOR).log())
+
+    def guide(self, batch: Batch) -> None:
+        """Sites ``g0`` and, if there are inferred inputs, ``u``."""
+        seen = self.dropout(batch.seen[:, : batch.horizon])
+        with self.trials(batch):
+            g0 = pyro.sample("g0", self.posterior_g0(seen))
+            if self.inferred_input_dim:
+                pyro.sample("u", self.posterior_u(seen, g0, batch))
+
+    def posterior_g0(self, seen: Float[Tensor, "trial time neuron"]) -> TorchDistributionMixin:
+        """q(g0), from the initial-condition bins where there are some, else from all seen bins."""
+        window = seen[:, : self.first_bin] if self.first_bin else seen
+        _, last = self.encoder(window)
+        said = self.g0_posterior(self.dropout(torch.cat([last[0], last[1]], -1)))
+        mean, log_scale = said.chunk(2, -1)
+        return dist.Normal(mean, log_scale.exp() + SCALE_FLOOR).to_event(1)
+
+    def posterior_u(
+        self,
+        seen: Float[Tensor, "trial time neuron"],
+        g0: Float[Tensor, "*batch initial_condition"],
+        batch: Batch,
+    ) -> "ControllerPath":
+        """q(u | g0), the controller in closed loop with the generator."""
+        states, _ = self.controller_encoder(seen[:, self.first_bin :])
+        forward, backward = self.dropout(states).chunk(2, -1)
+        # Both directions keep `lag` bins of distance, so that u_t cannot be copied from x_t.
+        forward = functional.pad(forward, (0, 0, self.lag, 0))[:, : states.shape[1]]
+        backward = functional.pad(backward, (0, 0, 0, self.lag))[:, self.lag :]
+        encoded = torch.cat([forward, backward], -1)
+        return ControllerPath(self, encoded, batch.inputs[:, self.first_bin :], g0)
+
+    def keep(
+        self,
+        g0: Float[Tensor, "*batch initial_condition"],
+        u: Float[Tensor, "*batch time inferred_input"],
+        states: Float[Tensor, "*batch time generator"],
+    ) -> None:
+        """Keep the generator's path of (g0, u) for the next call of `generate`."""
+        self._rolled = _Rolled(g0, u, states, self._generator_version())
+
+
+class _Rolled(NamedTuple):
+    """A generator path and what it was rolled from."""
+
+    g0: Tensor
+    u: Tensor
+    states: Tensor
+    version: tuple[int, ...]
+
+    def is_of(self, g0: Tensor, u: Tensor | None, version: tuple[int, ...]) -> bool:
+        return self.g0 is g0 and self.u is u and self.version == version
+
+
+class InferredInputPrior(nn.Module):
+    """p(u): AR(1), white or AR(1) with Student-t increments, its parameters learned.
+
+    Starts at tau = 10 bins and nvar = 0.1 (Pandarinath et al. 2018).
+    """
+
+    def __init__(self, dim: int, kind: str) -> None:
+        super().__init__()
+        if kind not in ("ar1", "white", "student_t"):
+            raise ValueError(
+                f"input_prior={kind!r} is unknown; it is 'ar1', 'white' or 'student_t'"
+            )
+        self.log_tau = nn.Parameter(torch.full((dim,), 10.0).log()) if kind != "white" else None
+        self.log_nvar = nn.Parameter(torch.full((dim,), 0.1).log())
+        # Degrees of freedom 2 + exp(.), so that the variance exists.
+        self.log_df = nn.Parameter(torch.full((dim,), 3.0).log()) if kind == "student_t" else None
+
+    def alpha(self) -> Float[Tensor, " dim"]:
+        """exp(-1/tau), 0 for white noise."""
+        if self.log_tau is None:
+            return torch.zeros_like(self.log_nvar)
+        return torch.exp(-torch.exp(-self.log_tau))
+
+    def stationary_scale(self) -> Float[Tensor, " dim"]:
+        """sqrt(nvar / (1 - alpha^2))."""
+        return (0.5 * self.log_nvar).exp() / (1 - self.alpha() ** 2).sqrt()
+
+    def forward(self, num_bins: int) -> Autoregressive:
+        """The law of ``num_bins`` bins, from the stationary start."""
+        df = None if self.log_df is None else 2 + self.log_df.exp()
+        return Autoregressive(self.alpha(), (0.5 * self.log_nvar).exp(), num_bins, df=df)
+
+
+class ControllerPath(StatePath):
+    """q(u | g0): inputs drawn by the controller while it watches the generator that they drive.
+
+    Args:
+        lfads: the model whose controller and generator it is.
+        encoded: e_t of the bins that the encoder saw ``(trial, seen bin, encoder)``.
+        inputs: known inputs of all generated bins ``(trial, time, input)``; bins beyond
+            ``encoded`` are forecast, and u follows its prior there.
+        g0: initial conditions ``(*batch, initial_condition)``.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        lfads: LFADS,
+        encoded: Float[Tensor, "trial seen encoder"],
+        inputs: Float[Tensor, "trial time input"],
+        g0: Float[Tensor, "*batch initial_condition"],
+    ) -> None:
+        self.lfads, self.encoded, self.inputs, self.g0 = lfads, encoded, inputs, g0
+        self.num_bins, self.num_seen = inputs.shape[1], encoded.shape[1]
+        self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
+        event_shape = torch.Size((self.num_bins, lfads.inferred_input_dim))
+        super().__init__(g0.shape[:-1], event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ControllerPath":
+        """The same law for more particles, each drawn on its own."""
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        g0 = self.g0.expand(*batch_shape, self.g0.shape[-1])
+        return ControllerPath(self.lfads, self.encoded, self.inputs, g0)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*all time dim"]:
+        """Roll the closed loop on standard normals, then the prior over forecast bins."""
+        lfads, left = self.lfads, torch.Size(sample_shape) + self.batch_shape
+        g0 = self.g0.expand(*left, self.g0.shape[-1])
+        first = lfads.first_generator_state(g0)
+        rows, dim = left.numel(), self.event_shape[1]
+        encoded, known, weights = self._loop()
+        path = roll_closed_loop(
+            _repeated(encoded, rows),
+            _repeated(known, rows),
+            torch.randn(self.num_seen, rows, dim, device=first.device, dtype=first.dtype),
+            lfads.controller_start.expand(rows, -1),
+            first.reshape(rows, -1),
+            weights,
+            SCALE_FLOOR,
+        )
+        u, mean, scale, states = (
+            field.transpose(0, 1).reshape(*left, self.num_seen, -1) for field in path
+        )
+        if self.num_bins > self.num_seen:
+            future = self._future(u).rsample()
+            later = _side_by_side(future, self.inputs[:, self.num_seen :], g0)
+            states = torch.cat([states, roll(lfads.generator, later, states[..., -1, :])], -2)
+            u = torch.cat([u, future], -2)
+        self._drawn = (u, mean, scale)
+        # The model meets this very tensor if Pyro replays it; the path belongs to q's own g0.
+        if not sample_shape:
+            lfads.keep(self.g0, u, states)
+        return u
+
+    def log_prob_steps(self, path: Float[Tensor, "*all time dim"]) -> Float[Tensor, "*all time"]:
+        """Log q(u_t | u_<t): by the kept means and scales of the last draw, else by the
+        teacher-forced loop.
+        """
+        if self._drawn is not None and path is self._drawn[0]:
+            _, mean, scale = self._drawn
+        else:
+            mean, scale = self._teacher_forced(path)
+        seen = dist.Normal(mean, scale).log_prob(path[..., : self.num_seen, :]).sum(-1)
+        if self.num_bins == self.num_seen:
+            return seen
+        future = self._future(path[..., : self.num_seen, :])
+        return torch.cat([seen, future.log_prob_steps(path[..., self.num_seen :, :])], -1)
+
+    def _future(self, u: Float[Tensor, "*all seen dim"]) -> Autoregressive:
+        prior = self.lfads.input_prior(self.num_bins)
+        return prior.continue_from(u[..., -1, :], self.num_bins - self.num_seen)
+
+    def _teacher_forced(self, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and scales of every bin given the whole path: all inputs are known, nothing
+        loops.
+        """
+        lfads = self.lfads
+        g0 = self.g0.expand(*path.shape[:-2], self.g0.shape[-1])
+        first = lfads.first_generator_state(g0)
+        driven = _side_by_side(path, self.inputs, g0)[..., : self.num_seen - 1, :]
+        before = torch.cat([first[..., None, :], roll(lfads.generator, driven, first)], -2)
+        factors = lfads.factors(before)
+        encoded = self.encoded.expand(*factors.shape[:-1], self.encoded.shape[-1])
+        start = lfads.controller_start.expand(*path.shape[:-2], -1)
+        controller = roll(lfads.controller, torch.cat([encoded, factors], -1), start)
+        mean, log_scale = lfads.u_posterior(controller).chunk(2, -1)
+        return mean, log_scale.exp() + SCALE_FLOOR
+
+    def _loop(self) -> tuple[Tensor, Tensor, ClosedLoopWeights]:
+        """The loop's hoisted drives, time first, and its weights."""
+        lfads, dim = self.lfads, self.event_shape[1]
+        controller, generator = lfads.controller, lfads.generator
+        from_encoder, from_factors = controller.weight_ih_l0.split(
+            [self.encoded.shape[-1], lfads.factor_weight.shape[0]], -1
+        )
+        from_u, from_known = generator.weight_ih_l0.split([dim, self.inputs.shape[-1]], -1)
+        encoded = functional.linear(
+            self.encoded.transpose(0, 1), from_encoder, controller.bias_ih_l0
+        )
+        known = functional.linear(
+            self.inputs[:, : self.num_seen].transpose(0, 1), from_known, generator.bias_ih_l0
+        )
+        weights = ClosedLoopWeights(
+            controller=controller.weight_hh_l0.t(),
+            controller_bias=controller.bias_hh_l0,
+            feedback=lfads.factor_matrix().t() @ from_factors.t(),
+            readout=lfads.u_posterior.weight.t(),
+            readout_bias=lfads.u_posterior.bias,
+            drive=from_u.t(),
+            generator=generator.weight_hh_l0.t(),
+            generator_bias=generator.bias_hh_l0,
+        )
+        return encoded, known, weights
+
+
+def _side_by_side(
+    u: Float[Tensor, "*batch time inferred_input"] | None,
+    inputs: Float[Tensor, "trial time input"],
+    like: Float[Tensor, "*batch dim"],
+) -> Float[Tensor, "*batch time both"]:
+    """[u_t, i_t], with the known inputs shared by all particles."""
+    known = inputs.expand(*like.shape[:-2], *inputs.shape)
+    return known if u is None else torch.cat([u, known], -1)
+
+
+def _repeated(
+    drive: Float[Tensor, "time trial gates"], rows: int
+) -> Float[Tensor, "time row gates"]:
+    """A drive per trial repeated for every particle of that trial (particles outermost)."""
+    return drive.repeat(1, rows // drive.shape[1], 1)

@@ -1,0 +1,395 @@
+"""Observation models: what a bin shows of the latent state.
+
+    p(x_t | eta_t) = prod_n p(x_tn | eta_tn),     eta_t = readout of the latent state, linear
+    predictors
+
+=========================  ======  ===================================  ==========================
+name                       data    linear predictors                    learned per neuron
+=========================  ======  ===================================  ==========================
+``poisson``                counts  log mean
+``negative_binomial``      counts  log mean                             log dispersion
+``zero_inflated_poisson``  counts  log mean unless silenced;
+                                   logit of silence
+``bernoulli``              0 or 1  logit of a spike
+``gaussian``               real    mean                                 log standard deviation
+``gamma``                  > 0     log mean                             log concentration
+``zero_inflated_gamma``    >= 0    log mean of the nonzero part;        log concentration
+                                   logit of 0
+=========================  ======  ===================================  ==========================
+
+Two linear predictors per neuron lie in blocks: first those of all neurons, then the second ones of
+all neurons. Every model of the zoo reads out into one of these classes by its name.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple, final
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyrodyn.distributions.amplitudes import MeanGamma
+from pyrodyn.distributions.amplitudes import ZeroInflatedGamma as ZeroInflatedGammaDistribution
+from pyrodyn.distributions.counts import (
+    LogPoisson,
+    NegativeBinomialMean,
+    ZeroInflatedLogPoisson,
+)
+
+DISPERSION_RANGE = (1e-2, 1e1)
+"""Where a negative binomial may start: at the ends its gradient still moves it."""
+
+CONCENTRATION_RANGE = (1e-1, 1e3)
+"""Where a gamma may start, from far more variable than exponential to nearly constant."""
+
+GATE_RANGE = (0.05, 0.95)
+"""Where the probability of silence may start."""
+
+
+class Observation(nn.Module):
+    """Abstract observation model of ``num_neurons`` neurons or channels.
+
+    Attributes:
+        observed: the variable of a recording that it is meant for, ``"counts"`` or ``"signal"``.
+        num_predictors: linear predictors per neuron.
+        filler: a value inside the support, put at entries that are not scored.
+        support: the values it gives a density to.
+        domain: the support in words.
+    """
+
+    observed: ClassVar[str]
+    num_predictors: ClassVar[int] = 1
+    filler: ClassVar[float] = 0.0
+    support: ClassVar[constraints.Constraint]
+    domain: ClassVar[str]
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__()
+        self.num_neurons = num_neurons
+
+    @abstractmethod
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """The law of every entry ``(*batch, time, neuron)``, independent given the linear
+        predictors.
+        """
+
+    @abstractmethod
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Start from the moments of the data.
+
+        Sets the parameters per neuron, and returns the linear predictors of a readout's bias under
+        which an untrained model expects each neuron's mean. Moments over all bins take changes of
+        the rate for noise, so variances start too large rather than too small.
+
+        Args:
+            x: observations inside the support wherever ``valid``.
+            valid: where something was measured.
+        """
+
+    def check(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> None:
+        """Refuse data outside the support.
+
+        Raises:
+            ValueError: naming the first such value, where it lies and which observation models fit
+                the data.
+        """
+        wrong = valid & ~self.support.check(x)
+        if not wrong.any():
+            return
+        trial, time, neuron = wrong.nonzero()[0].tolist()
+        measured = x[valid]
+        fitting = [
+            name for name, kind in OBSERVATIONS.items() if kind.support.check(measured).all()
+        ]
+        raise ValueError(
+            f"{type(self).__name__} observations are {self.domain}, but neuron {neuron} is"
+            f" {x[trial, time, neuron]:g} at trial {trial}, bin {time};"
+            f" observation models for these data: {', '.join(fitting) or 'none (not finite)'}"
+        )
+
+
+@final
+class Poisson(Observation):
+    """Counts whose variance equals their mean."""
+
+    observed = "counts"
+    support = constraints.nonnegative_integer
+    domain = "whole numbers >= 0"
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Poisson(exp(predictors))."""
+        return LogPoisson(predictors, validate_args=False)
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Log mean counts."""
+        return _moments(x, valid).floored_mean().log()
+
+
+@final
+class NegativeBinomial(Observation):
+    """Counts more variable than Poisson: variance m + phi m^2, one phi per neuron."""
+
+    observed = "counts"
+    support = constraints.nonnegative_integer
+    domain = "whole numbers >= 0"
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.log_dispersion = nn.Parameter(torch.full((num_neurons,), -2.0))
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Negative binomial of mean exp(predictors)."""
+        return NegativeBinomialMean(predictors, self.log_dispersion, validate_args=False)
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Log mean counts; phi = (variance - mean) / mean^2."""
+        moments = _moments(x, valid)
+        mean = moments.floored_mean()
+        dispersion = (moments.variance - mean) / mean**2
+        self.log_dispersion.copy_(dispersion.clamp(*DISPERSION_RANGE).log())
+        return mean.log()
+
+
+@final
+class ZeroInflatedPoisson(Observation):
+    """Poisson counts of neurons that fall silent with a probability that varies in time."""
+
+    observed = "counts"
+    num_predictors = 2
+    support = constraints.nonnegative_integer
+    domain = "whole numbers >= 0"
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Poisson of log rate ``predictors[..., :num_neurons]``, silenced by the logits after
+        them.
+        """
+        log_rate, gate_logits = predictors.chunk(2, -1)
+        return ZeroInflatedLogPoisson(log_rate, gate_logits, validate_args=False)
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """E[x] = (1 - pi) m and E[x (x - 1)] = (1 - pi) m^2, solved for m and pi."""
+        moments = _moments(x, valid)
+        mean = moments.floored_mean()
+        factorial = moments.variance + mean**2 - mean
+        gate = (1 - mean**2 / factorial.clamp(min=mean**2)).clamp(*GATE_RANGE)
+        return torch.cat([(mean / (1 - gate)).log(), gate.logit()])
+
+
+@final
+class Bernoulli(Observation):
+    """At most one spike per bin."""
+
+    observed = "counts"
+    support = constraints.boolean
+    domain = "0 or 1"
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Bernoulli of logits ``predictors``."""
+        return dist.Bernoulli(logits=predictors, validate_args=False)
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Logits of the share of bins with a spike."""
+        moments = _moments(x, valid)
+        floor = moments.floor()
+        return moments.mean.clamp(floor, 1 - floor).logit()
+
+
+@final
+class Gaussian(Observation):
+    """Real values with one standard deviation per channel."""
+
+    observed = "signal"
+    support = constraints.real
+    domain = "finite real numbers"
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.log_scale = nn.Parameter(torch.zeros(num_neurons))
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Normal of mean ``predictors``."""
+        return dist.Normal(predictors, self.log_scale.exp(), validate_args=False)
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Means; standard deviations, those of constant channels a thousandth of the largest."""
+        moments = _moments(x, valid)
+        scale = moments.variance.sqrt()
+        largest = torch.where(scale.max() > 0, scale.max(), 1.0)
+        self.log_scale.copy_(scale.clamp(min=1e-3 * largest).log())
+        return moments.mean
+
+
+@final
+class Gamma(Observation):
+    """Positive amplitudes whose standard deviation is a fixed share of their mean."""
+
+    observed = "signal"
+    filler = 1.0
+    support = constraints.positive
+    domain = "real numbers > 0"
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.log_concentration = nn.Parameter(torch.zeros(num_neurons))
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Gamma of mean exp(predictors)."""
+        return MeanGamma(predictors, self.log_concentration.exp(), validate_args=False)
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Log means; concentration = mean^2 / variance."""
+        moments = _moments(x, valid)
+        self.log_concentration.copy_(moments.concentration().log())
+        return _log(moments.mean)
+
+
+@final
+class ZeroInflatedGamma(Observation):
+    """Amplitudes that are exactly 0 with a probability that varies in time, such as deconvolved
+    calcium.
+    """
+
+    observed = "signal"
+    num_predictors = 2
+    support = constraints.nonnegative
+    domain = "real numbers >= 0"
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.log_concentration = nn.Parameter(torch.zeros(num_neurons))
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """Gamma of log mean ``predictors[..., :num_neurons]``, 0 by the logits after them."""
+        log_mean, gate_logits = predictors.chunk(2, -1)
+        concentration = self.log_concentration.exp()
+        return ZeroInflatedGammaDistribution(
+            log_mean, concentration, gate_logits, validate_args=False
+        )
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """Log means and concentrations of nonzero values, logits of the share of zeros."""
+        zeros = _moments((x == 0).to(x.dtype), valid)
+        nonzero = _moments(x, valid & (x > 0))
+        self.log_concentration.copy_(nonzero.concentration().log())
+        floor = zeros.floor()
+        gate = zeros.mean.clamp(floor, 1 - floor)
+        return torch.cat([_log(nonzero.mean), gate.logit()])
+
+
+OBSERVATIONS: dict[str, type[Observation]] = {
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+    "zero_inflated_poisson": ZeroInflatedPoisson,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "gamma": Gamma,
+    "zero_inflated_gamma": ZeroInflatedGamma,
+}
+"""Observation models by the names that models know them by."""
+
+
+def observation(name: str, num_neurons: int) -> Observation:
+    """The observation model of a name in `OBSERVATIONS`.
+
+    Raises:
+        ValueError: where there is none of that name.
+    """
+    if name not in OBSERVATIONS:
+        raise ValueError(f"observation={name!r} is unknown; it is one of {', '.join(OBSERVATIONS)}")
+    return OBSERVATIONS[name](num_neurons)
+
+
+def observe(
+    distribution: TorchDistributionMixin,
+    x: Float[Tensor, "trial time neuron"] | None,
+    scored: Bool[Tensor, "trial time neuron"],
+    filler: float,
+) -> None:
+    """The sites ``rates`` (expected observation per bin) and ``x``, inside the plate over trials.
+
+    The mask removes entries before bins and neurons are summed into one log density per trial.
+
+    Args:
+        distribution: law of every entry, batch shape ``(*particles, trial, time, neuron)``.
+        x: what was observed, or None to draw it.
+        scored: which entries count.
+        filler: put in place of ``x`` where it is not scored, so that no NaN or unmeasured value is
+            looked at.
+    """
+    pyro.deterministic("rates", distribution.mean, event_dim=2)
+    counted = None if x is None else torch.where(scored, x, filler)
+    pyro.sample("x", distribution.mask(scored).to_event(2), obs=counted)
+
+
+class _Moments(NamedTuple):
+    """Moments per neuron over all measured bins, and how many bins those are."""
+
+    mean: Float[Tensor, " neuron"]
+    variance: Float[Tensor, " neuron"]
+    num_measured: Float[Tensor, " neuron"]
+
+    def floor(self) -> Float[Tensor, " neuron"]:
+        """Half an event in all measured bins: the mean of a silent neuron, whose log must be
+        finite.
+        """
+        return 0.5 / self.num_measured
+
+    def floored_mean(self) -> Float[Tensor, " neuron"]:
+        """Mean count, at least `floor`."""
+        return self.mean.maximum(self.floor())
+
+    def concentration(self) -> Float[Tensor, " neuron"]:
+        """Gamma shape mean^2 / variance within `CONCENTRATION_RANGE`."""
+        tiny = torch.finfo(self.variance.dtype).tiny
+        return (self.mean**2 / self.variance.clamp(min=tiny)).clamp(*CONCENTRATION_RANGE)
+
+
+def _moments(
+    x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+) -> _Moments:
+    """Moments per neuron; a neuron never measured gets the average of the others."""
+    num = valid.sum((0, 1))
+    count = num.clamp(min=1).to(x.dtype)
+    mean = torch.where(valid, x, 0.0).sum((0, 1)) / count
+    variance = torch.where(valid, (x - mean) ** 2, 0.0).sum((0, 1)) / count
+    measured = num > 0
+    others = measured.sum().clamp(min=1)
+    return _Moments(
+        torch.where(measured, mean, mean.sum() / others),
+        torch.where(measured, variance, variance.sum() / others),
+        count,
+    )
+
+
+def _log(mean: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
+    """Log of a mean amplitude, finite also where nothing but zeros was measured."""
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()

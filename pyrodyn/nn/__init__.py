@@ -1,0 +1,1 @@
+"""Deterministic pieces: encoders, recurrent cells, readouts. No Pyro, no randomness."""

@@ -1,0 +1,85 @@
+"""Posterior means for new trials, in bounded memory."""
+
+import torch
+import xarray as xr
+
+from pyrodyn.data.recording import unit_dim, validate
+from pyrodyn.infer.objectives import Program
+from pyrodyn.models.base import LatentDynamics
+from pyrodyn.posterior.draws import posterior_draws
+
+
+def predict(
+    model: LatentDynamics,
+    recording: xr.Dataset,
+    *,
+    num_draws: int = 50,
+    guide: Program | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Posterior mean and standard deviation of every latent and deterministic site.
+
+    Only running sums over draws are held: for the draws themselves use `to_datatree`.
+
+    Args:
+        model: a fitted model.
+        recording: trials of the neurons that the model was fitted to.
+        num_draws: draws per trial that are averaged.
+        guide: the guide the model was fitted with, if not its own.
+        batch_size: trials at once.
+        seed: seeds the draws.
+
+    Returns:
+        A dataset over the recording's trials with, per site such as ``rates`` (expected
+        observation per bin) and ``factors``, its mean and, as ``{site}_sd``, its standard
+        deviation.
+
+    Raises:
+        ValueError: when the recording does not fit the model.
+    """
+    recording = validate(recording)
+    model.check(recording)
+    if num_draws < 1 or batch_size < 1:
+        raise ValueError(f"num_draws={num_draws} and batch_size={batch_size} must be at least 1")
+    parts = []
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for batch in model.trials_of(recording).batches(batch_size):
+            # A few draws at a time bound the memory by trials, not by draws.
+            sums: dict[str, torch.Tensor] = {}
+            squares: dict[str, torch.Tensor] = {}
+            for chunk in _chunks(num_draws):
+                draws = posterior_draws(model, guide or model.guide, batch, chunk)
+                for name, value in draws.sites.items():
+                    value = value.double()
+                    sums[name] = sums.get(name, 0) + value.sum(0)
+                    squares[name] = squares.get(name, 0) + value.square().sum(0)
+            mean = {name: total / num_draws for name, total in sums.items()}
+            sd = {
+                f"{name}_sd": (squares[name] / num_draws - mean[name].square()).clamp_min(0).sqrt()
+                for name in sums
+            }
+            parts.append({**mean, **sd})
+    model.train(was_training)
+    unit = unit_dim(recording)
+    coords = {
+        "trial": recording["trial"],
+        "time": recording["time"][model.first_bin :],
+        unit: recording[unit],
+    }
+    variables = {}
+    for name in parts[0]:
+        dims = model.site_dims[name.removesuffix("_sd")]
+        values = torch.cat([part[name] for part in parts]).float().cpu().numpy()
+        variables[name] = (("trial", *(unit if dim == "neuron" else dim for dim in dims)), values)
+    used = {dim for dims, _ in variables.values() for dim in dims}
+    return xr.Dataset(
+        variables, coords={dim: coord for dim, coord in coords.items() if dim in used}
+    )
+
+
+def _chunks(num_draws: int, size: int = 10) -> list[int]:
+    return [size] * (num_draws // size) + ([num_draws % size] if num_draws % size else [])

@@ -1,0 +1,211 @@
+"""From a model and a recording to an ArviZ `DataTree`.
+
+==================================  ================================================================
+``posterior``                       latent sites, factors and rates, ``(chain, draw, trial, ...)``
+``posterior_predictive``            ``x`` drawn from the observation model
+``log_likelihood``                  ``x``: log p(x | latents) summed within each trial, so that
+                                    `arviz_stats.loo` leaves out whole trials
+``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and ``log_q``,
+                                    log q(latents | x)
+``prior``, ``prior_predictive``     the same sites drawn from the prior, where asked for
+``observed_data``                   ``x``
+``constant_data``                   the recording's other variables, the truth of simulations too
+==================================  ================================================================
+
+One chain holds all draws, since they are independent. Rates are expected observations per bin.
+Where nothing was measured ``x`` is 0 in the observed and in the predicted data alike;
+``constant_data.valid`` says where.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import arviz_base
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.data.recording import observed_name, unit_dim, validate
+from pyrodyn.infer.objectives import Program
+from pyrodyn.models.base import LatentDynamics
+from pyrodyn.posterior.draws import posterior_draws, prior_draws
+
+
+def to_datatree(
+    model: LatentDynamics,
+    recording: xr.Dataset,
+    *,
+    num_draws: int = 100,
+    num_prior_draws: int = 0,
+    guide: Program | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    path: str | Path | None = None,
+) -> xr.DataTree:
+    """Draw from the posterior of every trial.
+
+    Args:
+        model: a fitted model.
+        recording: the recording to explain: that of the fit, or new trials of the same neurons.
+        num_draws: draws per trial.
+        num_prior_draws: draws per trial from the prior; 0 leaves the prior's groups out.
+        guide: the guide the model was fitted with, if not its own.
+        batch_size: trials drawn at once.
+        seed: seeds the draws.
+        path: a new ``.zarr`` folder to which the tree is streamed, ``batch_size`` trials at a
+            time; memory then does not grow with the number of trials, and the tree returned reads
+        from the folder lazily.
+
+    Returns:
+        The tree, see the module's docstring.
+
+    Raises:
+        ValueError: when the recording does not fit the model, or ``path`` is no new ``.zarr``
+            folder.
+    """
+    recording = validate(recording)
+    model.check(recording)
+    if num_draws < 1 or num_prior_draws < 0 or batch_size < 1:
+        raise ValueError(
+            f"num_draws={num_draws} and batch_size={batch_size} must be at least 1,"
+            f" num_prior_draws={num_prior_draws} at least 0"
+        )
+    target = None if path is None else _new_zarr(path)
+    parts = _parts(
+        model, guide or model.guide, recording, num_draws, num_prior_draws, batch_size, seed
+    )
+    data = _data_groups(model, recording)
+    attrs = _attrs(model)
+    if target is not None:
+        return _stream(parts, data, attrs, target)
+    drawn = list(parts)
+    groups = {
+        name: xr.concat([part[name].to_dataset() for part in drawn], dim="trial")
+        for name in drawn[0].children
+    }
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups, **data})
+
+
+def _parts(
+    model: LatentDynamics,
+    guide: Program,
+    recording: xr.Dataset,
+    num_draws: int,
+    num_prior_draws: int,
+    batch_size: int,
+    seed: int,
+) -> Iterator[xr.DataTree]:
+    """The drawn groups of some trials at a time."""
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for batch in model.trials_of(recording).batches(batch_size):
+            draws = posterior_draws(model, guide, batch, num_draws)
+            groups = {
+                "posterior": draws.sites,
+                "posterior_predictive": {"x": _measured(draws.predictive, model, batch)},
+                "log_likelihood": {"x": draws.log_likelihood},
+                "sample_stats": {"lp": draws.log_p, "log_q": draws.log_q},
+            }
+            if num_prior_draws:
+                prior = prior_draws(model, batch, num_prior_draws)
+                groups["prior_predictive"] = {"x": _measured(prior.pop("x"), model, batch)}
+                groups["prior"] = prior
+            yield _tree(groups, model, recording, batch)
+    model.train(was_training)
+
+
+def _measured(x: Tensor, model: LatentDynamics, batch: Batch) -> Tensor:
+    return x.masked_fill(~batch.scored[:, model.first_bin :], 0)
+
+
+def _tree(
+    groups: dict[str, dict[str, Tensor]],
+    model: LatentDynamics,
+    recording: xr.Dataset,
+    batch: Batch,
+) -> xr.DataTree:
+    unit = unit_dim(recording)
+    integer = observed_name(recording) == "counts"
+
+    def array(group: str, name: str, value: Tensor) -> NDArray[Any]:
+        values: NDArray[Any] = value[None].cpu().numpy()
+        return values.astype(np.int32) if integer and group.endswith("predictive") else values
+
+    dims = {
+        name: ["trial", *(unit if dim == "neuron" else dim for dim in event_dims)]
+        for name, event_dims in model.site_dims.items()
+    }
+    trials = recording["trial"].values[batch.trial.cpu().numpy()]
+    coords = {
+        "trial": trials,
+        "time": recording["time"].values[model.first_bin :],
+        unit: recording[unit].values,
+    }
+    per_trial = ("log_likelihood", "sample_stats")
+    trees = {
+        group: arviz_base.from_dict(
+            {group: {name: array(group, name, value) for name, value in values.items()}},
+            dims={name: ["trial"] for name in values} if group in per_trial else dims,
+            coords=coords,
+        )[group].to_dataset()
+        for group, values in groups.items()
+    }
+    return xr.DataTree.from_dict(trees)
+
+
+def _data_groups(model: LatentDynamics, recording: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Observed and constant data over the bins that the model generates."""
+    generated = recording.isel(time=slice(model.first_bin, None))
+    observed = observed_name(recording)
+    return {
+        "observed_data": generated[[observed]].rename({observed: "x"}),
+        "constant_data": generated.drop_vars(observed),
+    }
+
+
+def _attrs(model: LatentDynamics) -> dict[str, Any]:
+    training = model.record.get("training", {})
+    return {
+        "inference_library": "pyrodyn",
+        "inference_library_version": version("pyrodyn"),
+        "model": type(model).__name__,
+        "training": json.dumps(training),
+        "fitted_by_a_bound": str(training.get("is_bound", "unknown")),
+    }
+
+
+def _new_zarr(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".zarr":
+        raise ValueError(f"{path} must end in .zarr, the format a posterior is streamed to")
+    if path.exists():
+        raise ValueError(f"{path} exists already; remove it or choose another name")
+    return path
+
+
+def _stream(
+    parts: Iterator[xr.DataTree], data: dict[str, xr.Dataset], attrs: dict[str, Any], target: Path
+) -> xr.DataTree:
+    """Append part after part along trial beside the target, then rename: the target is whole or
+    absent.
+    """
+    beside = target.with_suffix(".zarr.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    xr.Dataset(attrs=attrs).to_zarr(beside, consolidated=False)
+    for position, part in enumerate(parts):
+        for name, node in part.children.items():
+            place: dict[str, Any] = {"append_dim": "trial"} if position else {"mode": "a"}
+            node.to_dataset().to_zarr(beside, group=name, consolidated=False, **place)
+    for name, dataset in data.items():
+        dataset.to_zarr(beside, group=name, mode="a", consolidated=False)
+    beside.replace(target)
+    return xr.open_datatree(target, engine="zarr", consolidated=False)

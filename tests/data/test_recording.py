@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import xarray as xr
+
+from pyrodyn.data.recording import held_out, recording
+from pyrodyn.data.schema import observed_name, unit_dim, validate
+
+
+def spikes(*shape: int, seed: int = 0) -> np.ndarray:
+    counts = np.random.default_rng(seed).poisson(1.0, shape)
+    counts[0, 0] += 1  # every neuron fires
+    return counts
+
+
+def test_arrays_become_named_variables_in_canonical_form() -> None:
+    rng = np.random.default_rng(1)
+    counts, behavior = spikes(3, 5, 2), rng.normal(size=(3, 5, 4))
+    inputs, latents = rng.normal(size=(3, 5, 1)), rng.normal(size=(3, 5, 3))
+    rates = np.full((3, 5, 2), 0.5)
+    data = recording(
+        counts,
+        bin_width=0.02,
+        start=-0.04,
+        inputs=inputs,
+        behavior=behavior,
+        condition=["a", "b", "a"],
+        rates=rates,
+        latents=latents,
+        names={"neuron": ["n1", "n2"], "quantity": ["x", "y", "vx", "vy"]},
+    )
+    assert data["counts"].dims == ("trial", "time", "neuron")
+    assert data["counts"].dtype == np.int32
+    np.testing.assert_array_equal(data["counts"], counts)
+    for name, given in {"behavior": behavior, "inputs": inputs, "latents": latents}.items():
+        assert data[name].dtype == np.float32
+        np.testing.assert_array_equal(data[name], given.astype(np.float32))
+    np.testing.assert_array_equal(data["rates"], rates)
+    np.testing.assert_allclose(data["time"], [-0.04, -0.02, 0.0, 0.02, 0.04], atol=1e-15)
+    assert data.attrs == {"bin_width": 0.02}
+    assert data["neuron"].values.tolist() == ["n1", "n2"]
+    assert data["condition"].values.tolist() == ["a", "b", "a"]
+    assert (observed_name(data), unit_dim(data)) == ("counts", "neuron")
+    xr.testing.assert_identical(validate(data), data)
+
+
+def test_signal_has_channels_and_may_be_negative() -> None:
+    signal = np.random.default_rng(2).normal(size=(2, 4, 3))
+    data = recording(signal=signal, bin_width=0.1, rates=signal / 2)
+    assert data["signal"].dims == ("trial", "time", "channel")
+    np.testing.assert_array_equal(data["signal"], signal.astype(np.float32))
+    assert (data["rates"] < 0).any()
+    assert (observed_name(data), unit_dim(data)) == ("signal", "channel")
+
+
+def test_trials_of_unequal_length_are_padded_and_marked() -> None:
+    trials = [spikes(1, length, 2, seed=length)[0] for length in (4, 2, 3)]
+    behavior = [np.arange(length, dtype=int)[:, None] for length in (4, 2, 3)]
+    data = recording(trials, bin_width=0.01, behavior=behavior)
+    inside = [[True] * 4, [True, True, False, False], [True, True, True, False]]
+    np.testing.assert_array_equal(data["valid"], inside)
+    for trial, (given, moved) in enumerate(zip(trials, behavior, strict=True)):
+        np.testing.assert_array_equal(data["counts"][trial, : len(given)], given)
+        assert (data["counts"][trial, len(given) :] == 0).all()
+        np.testing.assert_array_equal(data["behavior"][trial, : len(given)], moved)
+        assert np.isnan(data["behavior"][trial, len(given) :]).all()
+
+
+def test_padding_stays_unmeasured_whatever_valid_says() -> None:
+    trials = [spikes(1, 4, 2)[0], spikes(1, 3, 2)[0]]
+    given = np.ones((2, 4), bool)
+    given[0, 1] = False
+    data = recording(trials, bin_width=0.01, valid=given)
+    expected = given.copy()
+    expected[1, 3] = False
+    np.testing.assert_array_equal(data["valid"], expected)
+    by_neuron = np.repeat(given[..., None], 2, axis=-1)
+    by_neuron[0, 2, 1] = False
+    data = recording(trials, bin_width=0.01, valid=by_neuron)
+    np.testing.assert_array_equal(data["valid"], by_neuron & expected[..., None])
+
+
+def test_what_was_not_measured_is_stored_as_zero() -> None:
+    counts = spikes(2, 4, 2).astype(float)
+    counts[1, 2] = np.nan
+    rates, inputs = np.full((2, 4, 2), np.inf), np.ones((2, 4, 1))
+    valid = np.ones((2, 4, 2), bool)
+    valid[1, 2] = False
+    valid[0, 0, 1] = False
+    rates[valid] = 0.5
+    inputs[1, 2] = np.nan
+    data = recording(counts, bin_width=0.01, valid=valid, rates=rates, inputs=inputs)
+    assert data["counts"][1, 2].values.tolist() == [0, 0]
+    assert data["counts"][0, 0, 1] == 0
+    np.testing.assert_array_equal(data["rates"], np.where(valid, 0.5, 0.0))
+    # One neuron's gap leaves the bin's inputs; a bin without any neuron loses them.
+    np.testing.assert_array_equal(data["inputs"][..., 0], [[1, 1, 1, 1], [1, 1, 0, 1]])
+
+
+def test_validate_brings_dims_dtypes_and_labels_to_canonical_form() -> None:
+    counts = spikes(2, 3, 4)
+    data = validate(
+        xr.Dataset(
+            {
+                "counts": (("neuron", "time", "trial"), counts.transpose(2, 1, 0).astype(np.uint8)),
+                "condition": ("trial", np.array(["left", b"up"], object)),
+                "valid": (("time", "trial"), np.ones((3, 2), bool)),
+            },
+            coords={"time": [0, 1, 2], "neuron": np.array(["a", "b", "c", 4], object)},
+        )
+    )
+    np.testing.assert_array_equal(data["counts"], counts)
+    assert data["valid"].dims == ("trial", "time")
+    assert data["neuron"].values.tolist() == ["a", "b", "c", "4"]
+    assert data["condition"].values.tolist() == ["left", "up"]
+    assert data["neuron"].dtype.kind == data["condition"].dtype.kind == "U"
+    assert data["time"].dtype == np.float64
+    assert data["trial"].values.tolist() == [0, 1]
+    assert data.attrs["bin_width"] == 1.0
+
+
+def test_validate_leaves_its_argument_alone() -> None:
+    data = xr.Dataset(
+        {"counts": (("trial", "neuron", "time"), np.ones((2, 3, 4)))},
+        coords={"time": np.arange(4) * 0.5},
+    )
+    before = data.copy(deep=True)
+    validate(data)
+    xr.testing.assert_identical(data, before)
+
+
+def test_bool_counts_are_counts() -> None:
+    data = recording(np.ones((2, 3, 1), bool), bin_width=0.001)
+    assert data["counts"].dtype == np.int32
+    assert data["counts"].values.sum() == 6
+
+
+def test_a_silent_neuron_warns_with_its_label() -> None:
+    counts = spikes(2, 3, 3)
+    counts[..., 1] = 0
+    with pytest.warns(UserWarning, match=r"1 neuron\(s\) never fire: quiet"):
+        recording(counts, bin_width=0.01, names={"neuron": ["a", "quiet", "b"]})
+
+
+def test_held_out_marks_positions_and_last_bins() -> None:
+    data = recording(spikes(2, 5, 4), bin_width=0.01)
+    marked = held_out(data, neurons=[1, 3], forecast_bins=2)
+    assert marked["held_out"].values.tolist() == [False, True, False, True]
+    assert marked["forecast"].values.tolist() == [False, False, False, True, True]
+    xr.testing.assert_identical(marked.drop_vars(["held_out", "forecast"]), data)
+    xr.testing.assert_identical(validate(marked), marked)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.25, 5), (0.01, 1), (0.5, 10)])
+def test_held_out_draws_a_share_with_its_seed(share: float, count: int) -> None:
+    data = recording(spikes(2, 5, 20), bin_width=0.01)
+    marks = held_out(data, neurons=share, seed=1)["held_out"].values
+    again = held_out(data, neurons=share, seed=1)["held_out"].values
+    others = [held_out(data, neurons=share, seed=s)["held_out"].values for s in range(2, 6)]
+    assert marks.sum() == count
+    np.testing.assert_array_equal(marks, again)
+    assert any((marks != other).any() for other in others)

@@ -1,0 +1,213 @@
+"""The Pyro contract: what every model of the zoo does with Pyro's own tools."""
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+
+from pyrodyn.data import Trials, recording
+from pyrodyn.infer import ELBO
+from pyrodyn.models import LFADS, OBSERVATIONS
+
+NUM_TRIALS, NUM_BINS, NUM_NEURONS = 4, 8, 3
+TINY_LFADS = {
+    "factor_dim": 2,
+    "generator_dim": 5,
+    "initial_condition_dim": 2,
+    "encoder_dim": 4,
+    "controller_encoder_dim": 4,
+    "controller_dim": 4,
+}
+ZOO = {
+    "lfads": (LFADS, {**TINY_LFADS}),
+    "lfads_inputs": (LFADS, {**TINY_LFADS, "inferred_input_dim": 1}),
+    "lfads_heavy_tails": (
+        LFADS,
+        {
+            **TINY_LFADS,
+            "inferred_input_dim": 2,
+            "input_prior": "student_t",
+            "recurrent_precision": 1.0,
+        },
+    ),
+}
+LATENT = {"lfads": {"g0"}, "lfads_inputs": {"g0", "u"}, "lfads_heavy_tails": {"g0", "u"}}
+
+
+def data(observation: str = "poisson"):
+    rng = np.random.default_rng(0)
+    shape = (NUM_TRIALS, NUM_BINS, NUM_NEURONS)
+    inputs = rng.normal(size=(NUM_TRIALS, NUM_BINS, 1))
+    arrays = {
+        "bernoulli": {"counts": rng.binomial(1, 0.4, shape)},
+        "gaussian": {"signal": rng.normal(size=shape)},
+        "gamma": {"signal": rng.gamma(2.0, size=shape)},
+        "zero_inflated_gamma": {"signal": rng.gamma(2.0, size=shape) * rng.binomial(1, 0.6, shape)},
+    }.get(observation, {"counts": rng.poisson(1.0, shape)})
+    return recording(**arrays, bin_width=0.01, inputs=inputs)
+
+
+def build(kind: str, observation: str = "poisson"):
+    torch.manual_seed(0)
+    model_class, sizes = ZOO[kind]
+    return model_class.for_recording(data(observation), observation=observation, **sizes).eval()
+
+
+@pytest.fixture(params=list(ZOO))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def batch():
+    return Trials(data()).batch()
+
+
+@pytest.mark.parametrize("observation", list(OBSERVATIONS))
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_elbo_and_its_gradient_are_finite(kind, observation, num_particles):
+    model = build(kind, observation)
+    batch = Trials(data(observation)).batch()
+    loss = ELBO(num_particles)(model, model.guide)(batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_pyro_elbos_agree_with_ours(kind, batch, elbo, num_particles):
+    model = build(kind)
+    theirs = elbo(
+        num_particles=num_particles,
+        vectorize_particles=num_particles > 1,
+        max_plate_nesting=1,
+    )(model, model.guide)
+    ours = ELBO(num_particles)(model, model.guide)
+    with torch.no_grad():
+        pairs = torch.tensor([[float(theirs(batch)), float(ours(batch))] for _ in range(100)])
+    error = (pairs.var(0).sum() / len(pairs)).sqrt()
+    assert abs(pairs[:, 0].mean() - pairs[:, 1].mean()) < 4 * error
+
+
+def test_predictive_draws_in_parallel(kind, batch):
+    model = build(kind)
+    predictive = Predictive(model, guide=model.guide, num_samples=7, parallel=True)
+    draws = predictive(batch.unobserved())
+    assert draws["x"].shape[-3:] == (NUM_TRIALS, NUM_BINS, NUM_NEURONS)
+    assert draws["x"].shape[0] == 7
+    assert (draws["x"] >= 0).all()
+    assert (draws["x"] % 1 == 0).all()
+
+
+@pytest.mark.parametrize("autoguide", [AutoNormal, AutoLowRankMultivariateNormal])
+def test_autoguides_train(kind, batch, autoguide):
+    model = build(kind)
+    guide = autoguide(model)
+    guide(batch)
+    loss = ELBO()(model, guide)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
+    torch.manual_seed(0)
+    values = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss(batch)
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    first, last = np.array(values[:15]), np.array(values[-15:])
+    assert last.mean() < first.mean() - 4 * np.sqrt((first.var() + last.var()) / 15)
+    assert not pyro.get_param_store().keys()
+
+
+def test_nuts_samples_the_posterior(kind, batch):
+    model = build(kind)
+    torch.manual_seed(0)
+    sampler = MCMC(
+        NUTS(model, max_tree_depth=3), num_samples=5, warmup_steps=5, disable_progbar=True
+    )
+    sampler.run(batch)
+    draws = sampler.get_samples()
+    assert set(draws) == LATENT[kind]
+    for name, value in draws.items():
+        assert torch.isfinite(value).all(), name
+        assert value.shape[:2] == (5, NUM_TRIALS)
+
+
+def test_conditioning_fixes_sites(kind, batch):
+    model = build(kind)
+    g0 = torch.zeros(NUM_TRIALS, 2)
+    with torch.no_grad():
+        trace = poutine.trace(poutine.condition(model, {"g0": g0})).get_trace(batch)
+    assert trace.nodes["g0"]["is_observed"]
+    assert trace.nodes["g0"]["value"] is g0
+
+
+def test_model_renders(kind, batch):
+    graph = pyro.render_model(build(kind).model, model_args=(batch,))
+    for site in (*LATENT[kind], "x"):
+        assert site in graph.source
+
+
+def test_model_and_guide_have_the_same_latent_sites(kind, batch):
+    model = build(kind)
+    traces = [poutine.trace(program).get_trace(batch) for program in (model.model, model.guide)]
+    sites = [set(trace.stochastic_nodes) - {"trials"} for trace in traces]
+    assert sites[0] == sites[1] == LATENT[kind]
+
+
+def test_every_parameter_moves(kind, batch):
+    model = build(kind)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ELBO()(model, model.guide)(batch).backward()
+        optimizer.step()
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+
+
+def test_two_instances_share_nothing(kind, batch):
+    one, two = build(kind), build(kind)
+    before = {name: p.detach().clone() for name, p in two.named_parameters()}
+    optimizer = torch.optim.Adam(one.parameters(), lr=1e-1)
+    ELBO()(one, one.guide)(batch).backward()
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in two.named_parameters())
+    assert not pyro.get_param_store().keys()
+
+
+def test_minibatches_estimate_the_whole(kind):
+    """The mean over disjoint minibatches equals the full-data value, per draw of the same noise."""
+    model = build(kind)
+    trials = Trials(data())
+    loss = ELBO(50)(model, model.guide)
+    with torch.no_grad():
+        whole = torch.stack([loss(trials.batch()) for _ in range(40)])
+        parts = torch.stack(
+            [
+                (
+                    loss(trials.batch(torch.tensor([0, 1])))
+                    + loss(trials.batch(torch.tensor([2, 3])))
+                )
+                / 2
+                for _ in range(40)
+            ]
+        )
+    error = ((whole.var() + parts.var()) / 40).sqrt()
+    assert abs(whole.mean() - parts.mean()) < 4 * error
+
+
+def test_deterministic_under_a_seed(kind, batch):
+    model = build(kind)
+    values = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        values.append(ELBO()(model, model.guide)(batch))
+    assert torch.equal(*values)
