@@ -36,17 +36,6 @@ recording = held_out(recording, neurons=0.25, seed=0)
 train, valid = split(recording, (0.8, 0.2), seed=0)
 recording
 
-# %%
-trial = 0
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
-span = (0, recording.sizes["time"] * recording.attrs["bin_width"], 0, recording.sizes["neuron"])
-for axis, name in ((left, "counts"), (right, "rates")):
-    image = axis.imshow(
-        valid[name][trial].T, aspect="auto", origin="lower", cmap="magma", vmax=3, extent=span
-    )
-    axis.set(xlabel="time (s)", title=name)
-left.set_ylabel("neuron")
-figure.colorbar(image, ax=right, label="per bin")
 # %% [markdown]
 # ## A model, and a fit
 #
@@ -83,6 +72,7 @@ left.set(xlabel="epoch", ylabel="nats per trial")
 left.legend(frameon=False)
 right.plot(fitted.history["epoch"], fitted.history["kl_g0"], color="C2")
 right.set(xlabel="epoch", ylabel="KL of g0 (nats per trial)")
+plt.show()
 # %% [markdown]
 # ## The posterior
 #
@@ -100,7 +90,9 @@ tree["posterior"]
 
 # %%
 predicted = pyrodyn.predict(model, valid)
+trial = 4
 analysis.plot_rates(valid, predicted, trial=trial)
+plt.show()
 # %% [markdown]
 # ## Scores
 #
@@ -129,9 +121,7 @@ print(f"inferred to true:    R2 {latent_r2.inferred_to_true:.3f}")
 null = train["counts"].mean(("trial", "time"))
 co_smoothing = analysis.recording_bits_per_spike(predicted["rates"], valid, "held_out", null=null)
 ceiling = analysis.recording_bits_per_spike(valid["rates"], valid, "held_out", null=null)
-print(
-    f"co-smoothing {co_smoothing:.3f} bits per spike of {ceiling:.3f} ({co_smoothing / ceiling:.0%})"
-)
+print(f"co-smoothing: {co_smoothing:.3f} bits per spike; the true rates score {ceiling:.3f}")
 
 # %% [markdown]
 # Decoding is a ridge regression with its penalty chosen on the training trials. Here the latents
@@ -156,6 +146,7 @@ for axis, coordinate, label in zip(axes, range(3), "xyz", strict=True):
     axis.plot(valid["time"], decoded.predicted[trial, :, coordinate], color="C3", label="decoded")
     axis.set(xlabel="time (s)", title=label)
 axes[0].legend(frameon=False)
+plt.show()
 # %% [markdown]
 # ## Predictive checks
 #
@@ -165,6 +156,7 @@ axes[0].legend(frameon=False)
 
 # %%
 azp.plot_ppc_rootogram(for_ppc(tree), backend="matplotlib")
+plt.show()
 # %% [markdown]
 # ArviZ's leave-one-out leaves out whole trials here, because a trial is what was sampled.
 

@@ -72,8 +72,8 @@ def test_same_path_kl_agrees_with_the_closed_form():
     """q white, p AR(1): KL = sum over dims of 1/2 [tr(P^-1 Q) - T + log det P - log det Q]."""
     model = with_guide_at_prior(build())
     batch = Trials(data()).batch()
-    alpha = float(model.input_prior.alpha()[0])
-    variance = float(model.input_prior.log_nvar.exp()[0])
+    alpha = float(model.input_prior.alpha()[0].detach())
+    variance = float(model.input_prior.log_nvar.exp()[0].detach())
     lags = np.abs(np.subtract.outer(np.arange(NUM_BINS), np.arange(NUM_BINS)))
     prior = variance / (1 - alpha**2) * alpha**lags
     guide = np.eye(NUM_BINS) * variance / (1 - alpha**2)
