@@ -17,16 +17,17 @@ from pyrodyn.data import Trials
 from pyrodyn.infer import ELBO, Ramp, Schedule
 
 
-def run(seed: int, minutes: float, pulsed: bool) -> dict[str, float]:
+def run(seed: int, minutes: float, pulsed: bool, prior: str) -> dict[str, float]:
     recording = data.simulate(
         "pulsed_rnn", 1000, 100, 50, mean_rate=20.0, seed=seed, pulse_probability=float(pulsed)
     )
     train, valid = data.split(recording, (0.8, 0.2), seed=seed)
     torch.manual_seed(seed)
     model = models.LFADS.for_recording(
-        train, factor_dim=12, inferred_input_dim=1, generator_dim=100
+        train, factor_dim=12, inferred_input_dim=1, generator_dim=100, input_prior=prior
     )
-    objective = ELBO(beta={"g0": Ramp(500), "u": Ramp(500)})
+    # No ramp for u: the inputs are never free, so the initial condition explains what it can first.
+    objective = ELBO(beta={"g0": Ramp(500)})
     fitted = fit(
         model,
         train,
@@ -58,13 +59,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--prior", choices=["ar1", "white", "student_t"], default="ar1")
+    parser.add_argument("--pulsed", type=int, nargs="+", default=[1, 0])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     header = True
     for seed in arguments.seeds:
-        for pulsed in (True, False):
-            row = run(seed, arguments.minutes, pulsed)
+        for pulsed in map(bool, arguments.pulsed):
+            row = run(seed, arguments.minutes, pulsed, arguments.prior)
             if header:
                 print("  ".join(f"{name:>14}" for name in row))
                 header = False

@@ -206,3 +206,7 @@ def _quiet() -> None:
     """Keep the training library's advertisements and notices out of the terminal."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
+
+
+if __name__ == "__main__":
+    main()

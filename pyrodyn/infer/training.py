@@ -286,6 +286,9 @@ class KeepBest(Checkpoint):
     last at the end of an epoch, when all of its metrics are known.)
     """
 
+    # Named one by one: Lightning hangs its own methods on a callback.
+    _kept = ("best_loss", "best_epoch", "best_weights", "history")
+
     def __init__(self) -> None:
         self.best_loss = math.inf
         self.best_epoch = -1
@@ -306,11 +309,12 @@ class KeepBest(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""
-        return vars(self).copy()
+        return {name: getattr(self, name) for name in self._kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up again."""
-        vars(self).update(state_dict)
+        for name in self._kept:
+            setattr(self, name, state_dict[name])
 
 
 class SaveCheckpoint(Checkpoint):

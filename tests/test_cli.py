@@ -1,0 +1,128 @@
+"""The command line: every command does its work; bad input is one line and exit code 2."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pyrodyn.cli import main
+from pyrodyn.data import recording, write
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["pyrodyn", *map(str, arguments)])
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture
+def counts_file(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "counts.npz"
+    write(recording(counts=rng.poisson(1.0, (10, 12, 4)), bin_width=0.01), path)
+    return path
+
+
+FIT = ("--max-epochs", 2, "--factors", 2, "--generator", 6, "--batch-size", 4)
+
+
+def test_simulate_fit_posterior(command, tmp_path):
+    simulated = tmp_path / "lorenz.npz"
+    code, out, _ = command(
+        "simulate", "lorenz", "--out", simulated, "--trials", 12, "--bins", 20, "--neurons", 6
+    )
+    assert code == 0
+    assert "wrote 12 trials x 20 bins x 6 neurons" in out
+    code, out, _ = command("fit", simulated, "--out", tmp_path / "run", *FIT)
+    assert code == 0
+    assert re.search(r"validation loss \d+\.\d\d nats per trial", out)
+    code, out, _ = command(
+        "posterior", tmp_path / "run", simulated, "--out", tmp_path / "tree.zarr", "--draws", 3
+    )
+    assert code == 0
+    tree = xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False)
+    assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
+
+
+def test_resume_goes_on(command, counts_file, tmp_path):
+    assert command("fit", counts_file, "--out", tmp_path / "run", *FIT)[0] == 0
+    more = [4 if argument == 2 and position == 1 else argument for position, argument in enumerate(FIT)]
+    code, out, _ = command("fit", counts_file, "--out", tmp_path / "run", *more, "--resume")
+    assert code == 0
+    assert "of 4:" in out
+
+
+def test_data_list(command):
+    code, out, _ = command("data", "list")
+    assert code == 0
+    assert re.search(r"lorenz_lfads_truth +(present|absent)", out)
+    assert "CC-BY-4.0" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("fit", "missing.npz", "--out", "run"), r"missing.npz"),
+        (("fit", "no_such_name", "--out", "run"), r"no recording is named 'no_such_name'"),
+        (("fit", "FILE", "--out", "run", "--model", "hmm"), r"--model hmm is unknown"),
+        (("fit", "FILE", "--out", "run", "--observation", "normal"), r"observation.*normal"),
+        (("fit", "FILE", "--out", "run", "--dropout", "1.5"), r"rate=1.5 is a share"),
+        (("fit", "FILE", "--out", "run", "--valid-share", "0.99"), r"."),
+        (("fit", "FILE", "--out", "run", "--max-epochs", "0"), r"max_epochs=0"),
+        (("fit", "FILE", "--out", "run", "--resume"), r"holds no last.ckpt to resume from"),
+        (("posterior", "nowhere", "FILE", "--out", "t.zarr"), r"nowhere holds no saved model"),
+        (("simulate", "lorentz", "--out", "x.npz"), r"lorentz.*lorenz"),
+        (("simulate", "lorenz", "--out", "x.csv"), r"x.csv"),
+        (("simulate", "lorenz", "--out", "x.npz", "--trials", "0"), r"num_trials"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    command, counts_file, tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = [counts_file if argument == "FILE" else argument for argument in arguments]
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert err.startswith("pyrodyn: ")
+    assert err.count("\n") == 1
+    assert re.search(sentence, err)
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_says_so(counts_file, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pyrodyn.cli", "fit", counts_file, "--out", out),
+            *("--max-epochs", "100000", "--factors", "2", "--generator", "6"),
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYRODYN_CHECKPOINT_SECONDS": "0"},
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "last.ckpt").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the last checkpoint is kept" in err
+    assert "--resume" in err
+    assert (out / "last.ckpt").exists()
