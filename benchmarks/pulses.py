@@ -24,10 +24,11 @@ def run(seed: int, minutes: float, pulsed: bool, prior: str) -> dict[str, float]
     train, valid = data.split(recording, (0.8, 0.2), seed=seed)
     torch.manual_seed(seed)
     model = models.LFADS.for_recording(
-        train, factor_dim=12, inferred_input_dim=1, generator_dim=100, input_prior=prior
+        train, factor_dim=12, inferred_input_dim=1, input_prior=prior
     )
-    # No ramp for u: the inputs are never free, so the initial condition explains what it can first.
-    objective = ELBO(beta={"g0": Ramp(500)})
+    # Inputs start dear: the initial condition and the generator explain what they can before the
+    # controller may add what they cannot.
+    objective = ELBO(beta={"g0": Ramp(300), "u": Ramp(600, initial=20.0)})
     fitted = fit(
         model,
         train,

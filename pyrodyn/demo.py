@@ -13,7 +13,7 @@ import typer
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, models, predict, to_datatree
-from pyrodyn.infer import Schedule
+from pyrodyn.infer import ELBO, Ramp, Schedule
 
 
 def run(out: Path, minutes: float, seed: int) -> None:
@@ -37,6 +37,8 @@ def run(out: Path, minutes: float, seed: int) -> None:
         model,
         train,
         valid,
+        # Inputs start dear, so that they come to stand for pulses and not for what g0 can explain.
+        objective=ELBO(beta={"g0": Ramp(100), "u": Ramp(200, initial=10.0)}),
         transforms=[data.CoordinatedDropout(0.3)],
         max_minutes=minutes,
         schedule=Schedule(learning_rate=1e-2),

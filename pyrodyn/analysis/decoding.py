@@ -1,4 +1,4 @@
-"""Decoding behaviour: ridge regression from rates, or any features, to behaviour some bins later.
+"""Decoding behaviour: ridge regression from rates, or any features, to behaviour some bins later::
 
     b_{t+lag} ~ W' f_t + w_0,   minimising  sum |b - W' f - w_0|^2 + penalty |W|^2
 

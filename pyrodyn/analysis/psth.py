@@ -1,4 +1,4 @@
-"""Trial averages: smoothed spikes, condition averages (PSTHs), and how well rates match them.
+"""Trial averages: smoothed spikes, condition averages (PSTHs), and how well rates match them::
 
     smooth     x~_t = sum_s k(t - s) v_s x_s / sum_s k(t - s) v_s,  k Gaussian, v = 1 where measured
     PSTH       average of x~ over the trials of one condition

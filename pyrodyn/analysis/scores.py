@@ -1,4 +1,4 @@
-"""Scores of inferred rates and latents, in the definitions of the field.
+"""Scores of inferred rates and latents, in the definitions of the field::
 
     bits per spike   (log p(x | rates) - log p(x | null)) / (num_spikes ln 2),  p Poisson
     rate R2          1 - SS_residual / SS_total of inferred against true rates

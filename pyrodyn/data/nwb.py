@@ -1,6 +1,6 @@
 """Spike times in NWB files, binned around an event of every trial.
 
-A spike at time s belongs to bin k of a trial whose first bin begins at a when
+A spike at time s belongs to bin k of a trial whose first bin begins at a when::
 
     k = floor((s - a) / bin_width),
 

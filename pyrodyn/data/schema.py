@@ -3,16 +3,16 @@
 Dims ``trial, time`` and ``neuron`` (spike counts) or ``channel`` (a real-valued signal).
 Coordinates are in seconds and names. Variables:
 
-==============  ===============================  =================================================
-``counts``      ``(trial, time, neuron)`` int    spikes per bin; or instead of it
-``signal``      ``(trial, time, channel)`` float a field potential, calcium trace, ...
-``inputs``      ``(trial, time, input)``         known external inputs (optional)
-``behavior``    ``(trial, time, quantity)``      what the animal did, to be decoded (optional)
-``condition``   ``(trial,)``                     the trial's experimental condition (optional)
-``valid``       ``(trial, time[, neuron])`` bool false where nothing was measured (optional)
-``rates``       as the observed variable         true expected counts per bin (simulations)
-``latents``     ``(trial, time, latent)``        true latent state (simulations)
-==============  ===============================  =================================================
+==============  ===================================  ==============================================
+``counts``      ``(trial, time, neuron)`` int        spikes per bin; or instead of it
+``signal``      ``(trial, time, channel)`` float     a field potential, calcium trace, ...
+``inputs``      ``(trial, time, input)``             known external inputs (optional)
+``behavior``    ``(trial, time, quantity)``          what the animal did, to be decoded (optional)
+``condition``   ``(trial,)``                         the trial's experimental condition (optional)
+``valid``       ``(trial, time[, neuron])`` bool     false where nothing was measured (optional)
+``rates``       as the observed variable             true expected counts per bin (simulations)
+``latents``     ``(trial, time, latent)``            true latent state (simulations)
+==============  ===================================  ==============================================
 
 Two boolean coordinates mark what an encoder must not see: ``held_out`` on neurons (co-smoothing)
 and ``forecast`` on time (the last bins). `recording.held_out` sets them; batches obey them. Any

@@ -1,4 +1,4 @@
-"""Recordings with known truth: a dynamical system seen through spikes.
+"""Recordings with known truth: a dynamical system seen through spikes::
 
     dz/dt = f(z)                              one of `SYSTEMS`, or a system of your own
     a_t   = zscore(C zscore(z_t))             C uniform on (-1/2, 1/2); one row per neuron

@@ -1,15 +1,15 @@
 """Dynamical systems with known truth: vector fields, Jacobians, time scales, Lyapunov exponents.
 
-==============  ===========================================================================
-``lorenz``      x' = 10 (y - x), y' = x (28 - z) - y, z' = x y - 2.667 z
-``rossler``     x' = -y - z, y' = x + 0.2 y, z' = 0.2 + z (x - 5.7)
-``arneodo``     x' = y, y' = z, z' = 5.5 x - 4.5 y - z - x^3
-``thomas``      x' = sin y - 0.18 x, and cyclically for y and z
-``lorenz96``    x_i' = (x_{i+1} - x_{i-2}) x_{i-1} - x_i + 8, i = 1..20 on a ring
+================  ================================================================================
+``lorenz``        x' = 10 (y - x), y' = x (28 - z) - y, z' = x y - 2.667 z
+``rossler``       x' = -y - z, y' = x + 0.2 y, z' = 0.2 + z (x - 5.7)
+``arneodo``       x' = y, y' = z, z' = 5.5 x - 4.5 y - z - x^3
+``thomas``        x' = sin y - 0.18 x, and cyclically for y and z
+``lorenz96``      x_i' = (x_{i+1} - x_{i-2}) x_{i-1} - x_i + 8, i = 1..20 on a ring
 ``mackey_glass``  x' = 0.2 d / (1 + d^10) - 0.1 x with d = x(t - 16)
 ``chaotic_rnn``   0.025 y' = -y + W tanh(y), W_ij ~ N(0, 1.5^2 / 50), 50 units, time in seconds
 ``pulsed_rnn``    the same network; a pulse kicks y by a multiple of a fixed random vector
-==============  ===========================================================================
+================  ================================================================================
 
 Sources: the three-dimensional systems with these constants and times per bin are those of Sedler,
 Versteeg & Pandarinath (2023, arXiv 2212.03771); Thomas (1999) with the constant of Sprott, "Chaos

@@ -1,4 +1,4 @@
-"""First-order autoregressive paths with Gaussian or Student-t increments.
+"""First-order autoregressive paths with Gaussian or Student-t increments::
 
     u_1 ~ D(0, s / sqrt(1 - alpha^2))        the stationary spread
     u_t ~ D(alpha u_{t-1}, s)                D = Normal or StudentT(df), per dimension
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pyro.distributions import Normal, StudentT
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.nn import functional
 
 from pyrodyn.distributions.paths import StatePath
 
@@ -69,31 +70,43 @@ class Autoregressive(StatePath):
         """The law of the next ``num_bins`` bins given the last value."""
         return Autoregressive(self.alpha, self.scale, num_bins, df=self.df, previous=last)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*all time dim"]:
-        """Draw bin by bin; the increments are drawn at once."""
-        shape = self.path_shape(sample_shape)
-        zero = torch.zeros_like(self.scale)
-        noise = self._step(zero, torch.ones_like(zero)).expand(shape).rsample()
-        mean, spread = self._start()
-        path = [mean + spread * noise[..., 0, :]]
-        for t in range(1, self.num_bins):
-            path.append(self.alpha * path[-1] + self.scale * noise[..., t, :])
-        return torch.stack(path, -2)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time dim"]:
+        """Draw all increments e at once and let them decay: u_t = sum_k alpha^k e_{t-k}.
 
-    def log_prob_steps(self, path: Float[Tensor, "*all time dim"]) -> Float[Tensor, "*all time"]:
+        With S the shift by one bin, the sum is a product of few factors,
+        sum_{k < 2^m} (alpha S)^k = prod_{j < m} (1 + (alpha S)^(2^j)).
+        """
+        means = self.scale.new_zeros(self.num_bins, len(self.scale))
+        if self.previous is not None:
+            decayed = (self.alpha * self.previous)[..., None, :]
+            means = torch.cat([decayed, means[1:].expand(*self.batch_shape, -1, -1)], -2)
+        law = self._law(means, self._scales())
+        path = law.expand(self.path_shape(torch.Size(sample_shape))).rsample()
+        lag, decay = 1, self.alpha
+        while lag < self.num_bins:
+            path = path + decay * functional.pad(path[..., :-lag, :], (0, 0, lag, 0))
+            lag, decay = 2 * lag, decay**2
+        return path
+
+    def log_prob_steps(self, path: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*all time"]:
         """Log p(u_t | u_{t-1}), all bins at once."""
-        first = self._step(*self._start()).log_prob(path[..., 0, :])
-        mean = self.alpha * path[..., :-1, :]
-        later = self._step(mean, self.scale).log_prob(path[..., 1:, :])
-        first = first.expand(*later.shape[:-2], first.shape[-1])
-        return torch.cat([first[..., None, :], later], -2).sum(-1)
+        left = torch.broadcast_shapes(path.shape[:-2], self.batch_shape)
+        path = path.expand(*left, *self.event_shape)
+        first = torch.zeros_like(self.scale) if self.previous is None else self.previous
+        before = torch.cat([first.expand(*left, -1)[..., None, :], path[..., :-1, :]], -2)
+        return self._law(self.alpha * before, self._scales()).log_prob(path).sum(-1)
 
-    def _start(self) -> tuple[Tensor, Tensor]:
-        if self.previous is None:
-            return torch.zeros_like(self.scale), self.scale / (1 - self.alpha**2).sqrt()
-        return self.alpha * self.previous, self.scale
+    def _scales(self) -> Float[Tensor, "time dim"]:
+        """Scale of every increment; the first is the stationary spread unless u_0 is known."""
+        later = self.scale.expand(self.num_bins, -1)
+        if self.previous is not None:
+            return later
+        stationary = self.scale / ((1 - self.alpha) * (1 + self.alpha)).sqrt()
+        return torch.cat([stationary[None], later[1:]])
 
-    def _step(self, mean: Tensor, scale: Tensor) -> TorchDistributionMixin:
+    def _law(
+        self, mean: Float[Tensor, "*all dim"], scale: Float[Tensor, "time dim"]
+    ) -> TorchDistributionMixin:
         if self.df is None:
             return Normal(mean, scale, validate_args=False)
         return StudentT(self.df, mean, scale, validate_args=False)

@@ -1,83 +1,91 @@
-"""Counts in terms of unbounded predictors: stable for any log rate, with finite gradients.
+"""Spike counts in log-rate form::
 
-    LogPoisson(eta):             log p(x) = x eta - e^eta - log x!
-    NegativeBinomialMean(eta, log d):   mean m = e^eta, variance m + d m^2
-    ZeroInflatedLogPoisson(eta, g):     0 with probability sigmoid(g), else Poisson(e^eta)
+    Poisson                x ~ Poisson(m),                          m = exp(log_rate)
+    negative binomial      x ~ Poisson(m w), w ~ Gamma(1/phi, 1/phi)    var = m + phi m^2
+    zero-inflated Poisson  x = 0 with probability pi, else x ~ Poisson(m)
 
-``log x!`` is taken of the observations as they are given, never of a copy per particle.
+Networks speak in log rates, and so do these densities: no rate is exponentiated only to take its
+logarithm again, and values and gradients stay finite for log rates within +-40. Poisson is the
+place to start. The negative binomial is for counts more variable than their rate explains
+(phi -> 0 gives the Poisson back), zero inflation for units that now and then fall silent whatever
+their rate.
+
+Parameters and values keep their own shapes and broadcast as late as possible: what depends on the
+counts alone (log x!) is computed once per batch, not once per particle.
+
+Source of the negative binomial's form: Lawless, Can. J. Statist. 15:209 (1987).
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
-from torch.distributions.utils import broadcast_all
+from torch.distributions import Gamma, constraints
+from torch.distributions.utils import lazy_property
 from torch.nn import functional
 
-LARGEST_LOG_RATE = 60.0
-"""Log rates are capped here, where e^eta is 1e26: far above any rate, far below overflow in
-float32."""
+MIN_LOG_DISPERSION = -30.0
+"""Below it 100 counts tell the law from a Poisson by less than 1e-9 nats; 1/phi stays finite."""
 
+STIRLING_FROM = 16.0
+"""Where Stirling's series with the terms below errs by less than 1e-15."""
 
-def _log_factorial(value: Tensor) -> Tensor:
-    return torch.lgamma(value + 1)
+STIRLING_TERMS = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
+"""B_2k / (2k (2k - 1)), Abramowitz & Stegun 6.1.41."""
 
 
 class LogPoisson(TorchDistribution):
-    """Poisson in log-rate form.
+    """Poisson by its log rate: log p(x) = x log_rate - exp(log_rate) - log x!.
 
     Args:
-        log_rate: eta, log expected count per bin.
+        log_rate: log expected count per bin, any shape.
+        validate_args: check arguments and scored values; costs as much as the density.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"log_rate": constraints.real}
     support = constraints.nonnegative_integer
 
-    def __init__(
-        self, log_rate: Float[Tensor, "*batch"], validate_args: bool | None = None
-    ) -> None:
-        self.log_rate = log_rate.clamp(max=LARGEST_LOG_RATE)
-        self._rate: Tensor | None = None
+    def __init__(self, log_rate: Float[Tensor, "..."], validate_args: bool | None = None) -> None:
+        self.log_rate = log_rate
         super().__init__(log_rate.shape, validate_args=validate_args)
 
-    @property
-    def mean(self) -> Float[Tensor, "*batch"]:
-        """Expected count; the one exponential that density, mean and draws share."""
-        if self._rate is None:
-            self._rate = self.log_rate.exp()
-        return self._rate
+    # Not functools' cached_property: a mean first asked for under no_grad, by `sample` say, must
+    # still carry the gradient of the density.
+    @lazy_property
+    def mean(self) -> Float[Tensor, "..."]:
+        """Expected count per bin, computed once."""
+        return self.log_rate.exp()
 
     @property
-    def variance(self) -> Float[Tensor, "*batch"]:
+    def variance(self) -> Float[Tensor, "..."]:
         """Equal to the mean."""
         return self.mean
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "LogPoisson":
-        """The same law over a larger batch."""
-        return LogPoisson(self.log_rate.expand(batch_shape))
-
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*all"]:
-        """Draw counts."""
-        return torch.poisson(self.mean.expand(torch.Size(sample_shape) + self.batch_shape))
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+        """Counts, ``(*sample_shape, *batch_shape)``."""
+        return torch.poisson(self.mean.expand(*sample_shape, *self.batch_shape))
 
-    def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*all"]:
-        """X eta - e^eta - log x!."""
-        return value * self.log_rate - self.mean - _log_factorial(value)
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Log probability in nats; ``value`` broadcasts against the batch shape."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.log_rate - self.mean - torch.lgamma(value + 1)
 
 
 class NegativeBinomialMean(TorchDistribution):
-    """Negative binomial by mean and dispersion: a Poisson whose rate is gamma distributed.
+    """Negative binomial by mean m and dispersion phi: variance m + phi m^2.
 
-    With size r = 1/d:  log p(x) = log Gamma(x + r) - log Gamma(r) - log x! + x log(m/(m + r)) - r
-    log(1 + m/r).
+    With r = 1/phi, log p(x) = x log m - (x + r) log(1 + phi m) + sum_{k<x} log(1 + k phi) - log x!
 
     Args:
-        log_mean: eta.
-        log_dispersion: log d; the variance is m + d m^2, and d -> 0 is the Poisson.
+        log_mean: log expected count per bin.
+        log_dispersion: log phi, broadcast against ``log_mean`` (one per neuron, say).
+        validate_args: check arguments and scored values; costs as much as the density.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -88,98 +96,121 @@ class NegativeBinomialMean(TorchDistribution):
 
     def __init__(
         self,
-        log_mean: Float[Tensor, "*batch"],
-        log_dispersion: Float[Tensor, "*small"],
+        log_mean: Float[Tensor, "..."],
+        log_dispersion: Float[Tensor, "..."],
         validate_args: bool | None = None,
     ) -> None:
-        self.log_mean = log_mean.clamp(max=LARGEST_LOG_RATE)
-        # Beyond d = e^-10 the law is a Poisson to float32, and lgamma(x + r) - lgamma(r) would
-        # cancel.
-        self.log_dispersion = log_dispersion.clamp(-10, 10)
+        self.log_mean, self.log_dispersion = log_mean, log_dispersion
         shape = torch.broadcast_shapes(log_mean.shape, log_dispersion.shape)
         super().__init__(shape, validate_args=validate_args)
 
-    @property
-    def mean(self) -> Float[Tensor, "*batch"]:
-        """e^eta."""
+    @lazy_property
+    def mean(self) -> Float[Tensor, "..."]:
+        """Expected count per bin, computed once."""
         return self.log_mean.exp().expand(self.batch_shape)
 
-    @property
-    def variance(self) -> Float[Tensor, "*batch"]:
-        """M + d m^2."""
-        return self.mean + self.log_dispersion.exp() * self.mean**2
+    @lazy_property
+    def dispersion(self) -> Float[Tensor, "..."]:
+        """Variance beyond Poisson relative to the squared mean (phi), in its own shape."""
+        return self.log_dispersion.clamp(min=MIN_LOG_DISPERSION).exp()
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "NegativeBinomialMean":
-        """The same law over a larger batch."""
-        return NegativeBinomialMean(self.log_mean.expand(batch_shape), self.log_dispersion)
+    @property
+    def variance(self) -> Float[Tensor, "..."]:
+        """Equal to m + phi m^2."""
+        return self.mean + self.dispersion * self.mean**2
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*all"]:
-        """Draw counts: a gamma rate, then a Poisson count."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        size = (-self.log_dispersion).exp()
-        gamma = torch.distributions.Gamma(size, size).expand(self.batch_shape)
-        return torch.poisson((self.mean * gamma.sample(torch.Size(sample_shape))).expand(shape))
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+        """Counts, ``(*sample_shape, *batch_shape)``: Poisson with a gamma-distributed rate."""
+        r = self.dispersion.reciprocal().expand(self.batch_shape)
+        factor = Gamma(r, r, validate_args=False).sample(torch.Size(sample_shape))
+        return torch.poisson(self.mean * factor)
 
-    def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*all"]:
-        """Log probability of counts, through log-odds m/r so that neither end overflows."""
-        size = (-self.log_dispersion).exp()
-        log_odds = self.log_mean + self.log_dispersion
-        return (
-            torch.lgamma(value + size)
-            - torch.lgamma(size)
-            - _log_factorial(value)
-            + value * functional.logsigmoid(log_odds)
-            - size * functional.softplus(log_odds)
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Log probability in nats; ``value`` broadcasts against the batch shape."""
+        if self._validate_args:
+            self._validate_sample(value)
+        phi = self.dispersion
+        r = phi.reciprocal()
+        # sum_{k<x} log(1 + k phi) = log Gamma(x + r) - log Gamma(r) - x log r, in which a large r
+        # cancels all digits; Stirling's leading terms are subtracted on paper instead.
+        spread = (
+            (value + r - 0.5) * torch.log1p(value * phi)
+            - value
+            + stirling_remainder(value + r)
+            - stirling_remainder(r)
         )
+        of_counts = spread - torch.lgamma(value + 1)
+        return value * self.log_mean - (value + r) * torch.log1p(self.mean * phi) + of_counts
 
 
 class ZeroInflatedLogPoisson(TorchDistribution):
-    """Poisson with extra zeros.
+    """Poisson that is silenced with probability pi = sigmoid(gate_logits).
+
+        log p(0) = log(pi + (1 - pi) exp(-m))
+        log p(x) = log(1 - pi) + log Poisson(x; m)    for x > 0
 
     Args:
-        log_rate: eta of the Poisson part.
-        gate_logits: g; a bin is an extra zero with probability sigmoid(g).
+        log_rate: log expected count per bin while not silenced.
+        gate_logits: logit of the probability of silence, broadcast against ``log_rate``.
+        validate_args: check arguments and scored values; costs as much as the density.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {"gate_logits": constraints.real}
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "log_rate": constraints.real,
+        "gate_logits": constraints.real,
+    }
     support = constraints.nonnegative_integer
 
     def __init__(
         self,
-        log_rate: Float[Tensor, "*batch"],
-        gate_logits: Float[Tensor, "*small"],
+        log_rate: Float[Tensor, "..."],
+        gate_logits: Float[Tensor, "..."],
         validate_args: bool | None = None,
     ) -> None:
-        log_rate, self.gate_logits = broadcast_all(log_rate, gate_logits)
-        self.base = LogPoisson(log_rate, validate_args)
-        super().__init__(log_rate.shape, validate_args=validate_args)
+        self.log_rate, self.gate_logits = log_rate, gate_logits
+        self.firing = LogPoisson(log_rate, validate_args=False)
+        shape = torch.broadcast_shapes(log_rate.shape, gate_logits.shape)
+        super().__init__(shape, validate_args=validate_args)
+
+    @lazy_property
+    def mean(self) -> Float[Tensor, "..."]:
+        """Expected count per bin, (1 - pi) m, computed once."""
+        return torch.sigmoid(-self.gate_logits) * self.firing.mean
 
     @property
-    def mean(self) -> Float[Tensor, "*batch"]:
-        """(1 - sigmoid(g)) e^eta."""
-        return torch.sigmoid(-self.gate_logits) * self.base.mean
-
-    @property
-    def variance(self) -> Float[Tensor, "*batch"]:
-        """Variance of the mixture."""
-        open_ = torch.sigmoid(-self.gate_logits)
-        return open_ * self.base.mean * (1 + (1 - open_) * self.base.mean)
-
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "ZeroInflatedLogPoisson":
-        """The same law over a larger batch."""
-        return ZeroInflatedLogPoisson(
-            self.base.log_rate.expand(batch_shape), self.gate_logits.expand(batch_shape)
-        )
+    def variance(self) -> Float[Tensor, "..."]:
+        """Equal to (1 - pi) m (1 + pi m)."""
+        return self.mean * (1 + torch.sigmoid(self.gate_logits) * self.firing.mean)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*all"]:
-        """Draw counts."""
-        counts = self.base.sample(sample_shape)
-        return counts * torch.bernoulli(torch.sigmoid(-self.gate_logits).expand(counts.shape))
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+        """Counts, ``(*sample_shape, *batch_shape)``."""
+        shape = (*sample_shape, *self.batch_shape)
+        counts = torch.poisson(self.firing.mean.expand(shape))
+        return counts * torch.bernoulli(torch.sigmoid(-self.gate_logits).expand(shape))
 
-    def log_prob(self, value: Float[Tensor, "*value"]) -> Float[Tensor, "*all"]:
-        """Log of the mixture."""
-        open_ = functional.logsigmoid(-self.gate_logits) + self.base.log_prob(value)
-        shut = functional.logsigmoid(self.gate_logits)
-        return torch.where(value == 0, torch.logaddexp(shut, open_), open_)
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Log probability in nats; ``value`` broadcasts against the batch shape."""
+        if self._validate_args:
+            self._validate_sample(value)
+        zero = torch.logaddexp(self.gate_logits, -self.firing.mean)
+        positive = self.firing.log_prob(value)
+        return torch.where(value == 0, zero, positive) - functional.softplus(self.gate_logits)
+
+
+def stirling_remainder(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Log Gamma(z) - [(z - 1/2) log z - z + log(2 pi) / 2] for z > 0, to working precision.
+
+    What remains of differences of log Gammas once the leading terms, which cancel, are taken off on
+    paper.
+    """
+    # Each branch sees only arguments of its own, so that neither's gradient can spoil the other's.
+    small = z.clamp(max=STIRLING_FROM)
+    leading = (small - 0.5) * small.log() - small + 0.5 * math.log(2 * math.pi)
+    inverse = z.clamp(min=STIRLING_FROM).reciprocal()
+    squared = inverse.square()
+    series = torch.zeros_like(inverse)
+    for term in reversed(STIRLING_TERMS):
+        series = series * squared + term
+    return torch.where(z > STIRLING_FROM, series * inverse, torch.lgamma(small) - leading)

@@ -1,6 +1,6 @@
 """Latent paths as single random variables.
 
-A path z_{1:T} of a process has density
+A path z_{1:T} of a process has density::
 
     p(z_{1:T}) = prod_t p(z_t | z_{<t})
 

@@ -26,25 +26,27 @@ Program = Callable[[Batch], Any]
 
 
 class Ramp(NamedTuple):
-    """A weight that rises linearly from 0.
+    """A weight that moves linearly to its final value.
 
     Attributes:
-        num_steps: length of the rise in training steps; 0 for none.
-        start: step at which the rise begins.
+        num_steps: length of the ramp in training steps; 0 for none.
+        start: step at which it begins.
         final: the weight after it.
+        initial: the weight before it; above ``final`` it holds a site to its prior at first.
     """
 
     num_steps: int = 0
     start: int = 0
     final: float = 1.0
+    initial: float = 0.0
 
     def at(self, step: int) -> float:
         """The weight at a training step."""
         if step >= self.end:
             return self.final
         if step <= self.start:
-            return 0.0
-        return self.final * (step - self.start) / self.num_steps
+            return self.initial
+        return self.initial + (self.final - self.initial) * (step - self.start) / self.num_steps
 
     @property
     def end(self) -> int:
@@ -90,7 +92,7 @@ class ELBO:
             for site, weight in (beta or {}).items()
         }
         for site, ramp in self.ramps.items():
-            if ramp.final < 0 or ramp.num_steps < 0 or ramp.start < 0:
+            if min(ramp) < 0:
                 raise ValueError(f"beta[{site!r}] is {ramp}; weights and steps must be >= 0")
 
     @property

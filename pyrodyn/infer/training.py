@@ -318,14 +318,15 @@ class KeepBest(Checkpoint):
 
 
 class SaveCheckpoint(Checkpoint):
-    """Writes the whole training state: after epochs, at most every ``seconds``, and after the run.
+    """Writes the whole training state: after the first epoch, then at most every ``seconds`` at the
+    end of an epoch, and after the run.
 
     Lightning writes beside the target and renames: an interrupted write leaves the last good file.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds = path, seconds
-        self._last = time.monotonic()
+        self._last = -math.inf
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule

@@ -11,10 +11,10 @@ Generative program, per trial::
 
 Guide::
 
-    q(g0)          = N(m(e), s(e))                     e: last states of a bidirectional GRU over
-    the seen data e_t            = second bidirectional GRU: forward states of bin t - lag,
-    backward ones of t + lag c_t            = GRU_con([e_t, f_{t-1}], c_{t-1})  controller
-    q(u_t | u_<t)  = N(m(c_t), s(c_t))                 autoregressive through the generator
+    q(g0)         = N(m(e), s(e))                      e: last states of a bidirectional GRU
+    e_t           = [fwd_{t-lag}, bwd_{t+lag}]         states of a second bidirectional GRU
+    c_t           = GRU_con([e_t, f_{t-1}], c_{t-1})   controller
+    q(u_t | u_<t) = N(m(c_t), s(c_t))                  autoregressive through the generator
 
 q(u) is one site, the transform of standard normals by the closed loop of controller and generator;
 its density of any path follows from the teacher-forced loop with log|det J| = sum_t log s_t. In
@@ -22,8 +22,7 @@ forecast bins u follows its prior, so their KL is zero.
 
 Sources: Sussillo et al. 2016 (arXiv 1608.06315), Pandarinath et al. 2018 (Nat. Methods 15:805).
 Departures: GRUs reset after the recurrent product, as `torch.nn.GRU` does; encoders start from
-    zero; the AR(1) prior starts from
-its stationary law; scales are exp(.) plus a floor.
+zero; the AR(1) prior starts from its stationary law; scales are exp(.) plus a floor.
 """
 
 from collections.abc import Sequence
@@ -51,6 +50,9 @@ from pyrodyn.nn.recurrence import roll
 
 SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
+
+MAY_BE_ZERO = ("input_dim", "inferred_input_dim", "initial_condition_bins", "lag")
+"""Sizes that switch a part off."""
 
 
 class LFADS(LatentDynamics):
@@ -110,6 +112,10 @@ class LFADS(LatentDynamics):
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        for name, size in config.items():
+            least = 0 if name in MAY_BE_ZERO else 1
+            if name.endswith(("_dim", "_neurons", "_bins", "lag")) and size < least:
+                raise ValueError(f"{name}={size}; LFADS needs at least {least}")
         self.config: dict[str, Any] = config
         self.first_bin = initial_condition_bins
         self.inferred_input_dim = inferred_input_dim
@@ -215,7 +221,7 @@ class LFADS(LatentDynamics):
         return functional.normalize(self.factor_weight, dim=-1)
 
     def factors(self, states: Float[Tensor, "*batch generator"]) -> Float[Tensor, "*batch factor"]:
-        """F = F g."""
+        """The factors F g of generator states."""
         return functional.linear(states, self.factor_matrix())
 
     def _weight_prior(self) -> None:
@@ -273,6 +279,10 @@ class LFADS(LatentDynamics):
         backward = functional.pad(backward, (0, 0, 0, self.lag))[:, self.lag :]
         encoded = torch.cat([forward, backward], -1)
         return ControllerPath(self, encoded, batch.inputs[:, self.first_bin :], g0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without a kept path, whose graph belongs to this instance's last draw."""
+        return {**self.__dict__, "_rolled": None}
 
     def keep(
         self,

@@ -1,4 +1,4 @@
-"""Observation models: what a bin shows of the latent state.
+"""Observation models: what a bin shows of the latent state::
 
     p(x_t | eta_t) = prod_n p(x_tn | eta_tn),     eta_t = readout of the latent state, linear
     predictors
@@ -220,7 +220,7 @@ class Gaussian(Observation):
 
     observed = "signal"
     support = constraints.real
-    domain = "finite real numbers"
+    domain = "real numbers"
 
     def __init__(self, num_neurons: int) -> None:
         super().__init__(num_neurons)

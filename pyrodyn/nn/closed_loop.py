@@ -8,7 +8,7 @@ beforehand::
 
 Source: Pandarinath et al. 2018, Methods; GRUs as in `recurrence`. Everything that a bin needs of
 the states before it comes from a few products: F is folded into the matrix that feeds g_{t-1} back
-to the controller, and what the encoder and the known inputs contribute is hoisted out by the caller.
+to the controller, and the contributions of encoder and known inputs are hoisted out by the caller.
 
 Autograd would record some forty nodes per bin. The hand-written gradient below keeps the
 elementwise work inside one backward loop on operands that fit the cache, and takes each weight's

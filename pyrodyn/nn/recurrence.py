@@ -6,10 +6,9 @@
     h_t = (1 - s_t) n_t + s_t h_{t-1}
 
 Source: Cho et al. 2014, in the form of `torch.nn.GRU` (the reset gate acts after the recurrent
-    product, so that
-all gates share one product). Weights live in `torch.nn.GRU`, whose fused kernels roll every path
-with known inputs. h_t is a convex combination of h_{t-1} and n_t in (-1, 1), so a first state
-clipped to [-c, c], c >= 1, bounds the whole path.
+product, so that all gates share one product). Weights live in `torch.nn.GRU`, whose fused kernels
+roll every path with known inputs. h_t is a convex combination of h_{t-1} and n_t in (-1, 1), so a
+first state clipped to [-c, c], c >= 1, bounds the whole path.
 """
 
 import torch

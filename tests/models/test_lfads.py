@@ -1,5 +1,6 @@
 """LFADS against exact values, and a guard for each fault known in public LFADS codes."""
 
+import copy
 import math
 
 import numpy as np
@@ -334,6 +335,19 @@ def test_elbo_lies_below_the_evidence():
     error = losses.std() / math.sqrt(len(losses))
     assert -losses.mean() < evidence + 4 * error
     torch.testing.assert_close(-losses.mean(), log_weights.mean(0).sum(), rtol=1e-2, atol=1.0)
+
+
+def test_a_copy_can_be_taken_after_a_draw():
+    model = build()
+    model.guide(Trials(data()).batch())
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied.readout.weight, model.readout.weight)
+
+
+@pytest.mark.parametrize("size", ["factor_dim", "generator_dim", "controller_dim"])
+def test_sizes_below_one_are_refused(size):
+    with pytest.raises(ValueError, match=f"{size}=0; LFADS needs at least 1"):
+        build(**{size: 0})
 
 
 def test_unknown_input_prior_is_refused():

@@ -1,0 +1,562 @@
+"""`fit`: that it takes the steps it should, the same ones again, and stops where it should."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from torch import Tensor, nn
+
+from pyrodyn.data.batch import Batch, Trials
+from pyrodyn.data.masking import CoordinatedDropout, SampleValidation, SpikeJitter
+from pyrodyn.data.readers import write
+from pyrodyn.infer import ELBO, NonFiniteLossError, Ramp, Schedule, fit
+from pyrodyn.infer.fit import CHECKPOINT
+from pyrodyn.infer.training import ShuffledBatches, mixed
+from pyrodyn.models.files import load, read_card, save
+
+QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def train(make_recording) -> xr.Dataset:
+    return make_recording(12)
+
+
+@pytest.fixture
+def valid(make_recording) -> xr.Dataset:
+    return make_recording(5, seed=1)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether nested dicts and lists hold the same bits."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+class At:
+    """A transform that does something to the batch of one training step, and only looks at others.
+
+    Args:
+        step: how many calls come before.
+        change: from batch to batch.
+    """
+
+    def __init__(self, step: int, change: Callable[[Batch], Batch]) -> None:
+        self.left, self.change = step, change
+
+    def __call__(self, batch: Batch) -> Batch:
+        self.left -= 1
+        return self.change(batch) if self.left == -1 else batch
+
+
+# ------------------------------------------------------------------ the steps
+
+
+def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfads):
+    options = {"inferred_input_dim": 1, "dropout": 0.2}
+    objective = ELBO(2, beta={"g0": Ramp(4)})
+    fitted = fit(
+        make_lfads(train, **options),
+        train,
+        valid,
+        objective=objective,
+        transforms=[CoordinatedDropout(0.3)],
+        max_epochs=3,
+        batch_size=5,
+        schedule=Schedule(learning_rate=1e-2, gradient_clip=1.0),
+        seed=7,
+        **QUIET,
+    )
+    model = make_lfads(train, **options)
+    loss = objective(model, model.guide)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    step, validations, by_epoch = 0, [], []
+    for epoch in range(3):
+        losses, kls = [], {"g0": [], "u": []}
+        for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
+            torch.manual_seed(mixed(7, step))
+            terms = loss.terms(CoordinatedDropout(0.3)(batch), step)
+            value = loss.weighted(terms, step) / 12
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            losses += [value.item()] * batch.num_trials
+            for site, kl in terms.kl.items():
+                kls[site] += [kl.item() / 12] * batch.num_trials
+        model.eval()
+        torch.manual_seed(mixed(7, -1))
+        with torch.no_grad():
+            validations.append(loss(Trials(valid).batch()).item() / 5)
+        model.train()
+        by_epoch.append(weights(model))
+        assert fitted.history["train_loss"][epoch] == pytest.approx(np.mean(losses), rel=1e-5)
+        for site, values in kls.items():
+            assert fitted.history[f"kl_{site}"][epoch] == pytest.approx(np.mean(values), rel=1e-5)
+    np.testing.assert_allclose(fitted.history["valid_loss"], validations, rtol=1e-6)
+    assert fitted.num_steps == step == 9
+    # The ramp is over after step 4: epoch 1 is the first whose loss counts.
+    assert fitted.best_epoch == 1 + int(np.argmin(validations[1:]))
+    assert same(weights(fitted.model), by_epoch[fitted.best_epoch])
+
+
+def test_the_history_holds_every_epoch(train, valid, make_lfads):
+    fitted = fit(make_lfads(train), train, valid, max_epochs=4, batch_size=5, **QUIET)
+    assert set(fitted.history) == {"train_loss", "valid_loss", "kl_g0", "learning_rate"}
+    assert fitted.history.sizes == {"epoch": 4}
+    for name, values in fitted.history.items():
+        assert np.isfinite(values).all(), name
+    assert (fitted.history["learning_rate"] == np.float32(Schedule().learning_rate)).all()
+
+
+@pytest.mark.parametrize("input_prior", ["ar1", "white", "student_t"])
+def test_every_parameter_moves(train, make_recording, make_lfads, input_prior):
+    rng = np.random.default_rng(0)
+    train = make_recording(12, inputs=rng.normal(size=(12, 8, 2)))
+    model = make_lfads(
+        train,
+        inferred_input_dim=2,
+        input_prior=input_prior,
+        observation="negative_binomial",
+        recurrent_precision=0.1,
+    )
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fit(model, train, max_epochs=2, batch_size=6, **QUIET)
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_the_best_weights_are_kept_not_the_last(train, valid, make_lfads):
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid,
+        max_epochs=25,
+        batch_size=3,
+        schedule=Schedule(learning_rate=5e-2, patience=100),
+        seed=1,
+        **QUIET,
+    )
+    losses = fitted.history["valid_loss"].values
+    assert fitted.best_epoch == np.argmin(losses) < 24
+    model = fitted.model
+    torch.manual_seed(mixed(1, -1))
+    with torch.no_grad():
+        batches = [ELBO()(model, model.guide)(batch) for batch in Trials(valid).batches(3)]
+    assert float(sum(batches)) / 5 == pytest.approx(losses[fitted.best_epoch], rel=1e-6)
+    assert losses[-1] > losses[fitted.best_epoch]
+
+
+def test_without_validation_the_last_weights_are_kept(train, make_lfads, tmp_path):
+    fitted = fit(make_lfads(train), train, max_epochs=3, batch_size=5, out=tmp_path, **QUIET)
+    assert set(fitted.history) == {"train_loss", "kl_g0", "learning_rate"}
+    assert fitted.best_epoch == 2
+    last = torch.load(tmp_path / CHECKPOINT, weights_only=True)["state_dict"]
+    assert same(weights(fitted.model), {k.removeprefix("loss.model."): v for k, v in last.items()})
+
+
+# ------------------------------------------------------------------ the same run again
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train, valid, make_lfads):
+    def run(seed: int) -> tuple[dict[str, Tensor], xr.Dataset]:
+        torch.rand(seed + 3)  # whatever was drawn before must not matter
+        fitted = fit(
+            make_lfads(train, inferred_input_dim=1, dropout=0.2),
+            train,
+            valid,
+            transforms=[SampleValidation(0.1), SpikeJitter(1), CoordinatedDropout(0.3)],
+            max_epochs=3,
+            batch_size=5,
+            seed=seed,
+            **QUIET,
+        )
+        return weights(fitted.model), fitted.history
+
+    (one, history), (again, history_again), (other, _) = run(0), run(0), run(1)
+    assert same(one, again)
+    xr.testing.assert_identical(history, history_again)
+    assert not same(one, other)
+
+
+def test_a_fit_leaves_the_callers_random_numbers_alone(train, make_lfads):
+    model = make_lfads(train)
+    before = torch.get_rng_state()
+    fit(model, train, max_epochs=1, **QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+RESUMABLE: dict[str, Any] = {
+    "objective": ELBO(beta={"g0": Ramp(10), "u": Ramp(5)}),
+    "transforms": [CoordinatedDropout(0.3)],
+    "max_epochs": 12,
+    "batch_size": 5,
+    "schedule": Schedule(learning_rate=3e-2, patience=0, stop_patience=100),
+    "checkpoint_seconds": 0.0,
+    **QUIET,
+}
+"""A run in which everything that a checkpoint holds changes: ramps, learning rate, best epoch."""
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from pyrodyn import fit, load
+from pyrodyn.data import CoordinatedDropout, read
+from pyrodyn.infer import ELBO, Ramp, Schedule
+
+folder, step, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+calls = 0
+
+def interrupt(batch):
+    global calls
+    calls += 1
+    if calls == step + 1:
+        os.kill(os.getpid(), number)
+    return batch
+
+model = load(folder / "start")
+handler = signal.getsignal(signal.SIGINT)
+try:
+    fit(
+        model,
+        read(folder / "train.npz"),
+        read(folder / "valid.npz"),
+        objective=ELBO(beta={"g0": Ramp(10), "u": Ramp(5)}),
+        transforms=[CoordinatedDropout(0.3), interrupt],
+        max_epochs=12,
+        batch_size=5,
+        schedule=Schedule(learning_rate=3e-2, patience=0, stop_patience=100),
+        checkpoint_seconds=0.0,
+        progress=False,
+        accelerator="cpu",
+        out=folder / "run",
+    )
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is handler
+    (folder / "interrupted").touch()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_ended_in_mid_epoch_resumes_to_the_same_bits(
+    number, train, valid, make_lfads, tmp_path
+):
+    model = make_lfads(train, inferred_input_dim=1, dropout=0.1)
+    write(train, tmp_path / "train.npz")
+    write(valid, tmp_path / "valid.npz")
+    save(model, tmp_path / "start")
+    uninterrupted = fit(model, train, valid, out=tmp_path / "whole", **RESUMABLE)
+    rates = uninterrupted.history["learning_rate"].values
+    # End it right after the learning rate fell, which the checkpoint must know.
+    epoch = int(np.flatnonzero(np.diff(rates))[1]) + 1
+    assert epoch < 11 and rates[-1] < rates[epoch]
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = [str(tmp_path), str(3 * epoch + 1), str(int(number))]
+    ended = subprocess.run([sys.executable, tmp_path / "script.py", *arguments], check=False)
+    assert ended.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    assert (tmp_path / "interrupted").exists() == (number == signal.SIGINT)
+    checkpoint = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    assert checkpoint["global_step"] == 3 * epoch
+
+    other_start = make_lfads(train, inferred_input_dim=1, dropout=0.1, seed=5)
+    resumed = fit(other_start, train, valid, out=tmp_path / "run", resume=True, **RESUMABLE)
+    assert same(weights(resumed.model), weights(uninterrupted.model))
+    xr.testing.assert_identical(resumed.history, uninterrupted.history)
+    assert resumed.best_epoch == uninterrupted.best_epoch
+    assert resumed.num_steps == uninterrupted.num_steps
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Whether the last checkpoints agree in all that later steps depend on."""
+    ends = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (one, other)]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert same(*(end[part] for end in ends)), part
+    best = [{k: v for k, v in end["callbacks"].items() if "KeepBest" in k} for end in ends]
+    assert best[0] and same(*best)
+
+
+def test_a_finished_run_goes_on_as_if_it_had_never_ended(train, valid, make_lfads, tmp_path):
+    def run(out: str, epochs: int, resume: bool = False) -> None:
+        options = {**RESUMABLE, "max_epochs": epochs, "resume": resume}
+        model = make_lfads(train, inferred_input_dim=1)
+        fit(model, train, valid, out=tmp_path / out, **options)
+
+    run("whole", 8)
+    run("parts", 3)
+    run("parts", 6, resume=True)
+    run("parts", 8, resume=True)
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
+    def epochs(ramp: Ramp) -> int:
+        frozen = Schedule(learning_rate=1e-30, stop_patience=2)
+        fitted = fit(
+            make_lfads(train),
+            train,
+            valid,
+            objective=ELBO(beta={"g0": ramp}),
+            max_epochs=50,
+            batch_size=5,
+            schedule=frozen,
+            **QUIET,
+        )
+        assert len(set(fitted.history["valid_loss"].values)) == 1
+        return fitted.history.sizes["epoch"]
+
+    assert epochs(Ramp()) == 1 + 2
+    # Three steps an epoch: after epoch 3 the ramp is over, and the first loss that counts known.
+    assert epochs(Ramp(12)) == 4 + 2
+    assert epochs(Ramp(9, start=3)) == 4 + 2
+
+
+def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, valid, make_lfads):
+    schedule = Schedule(learning_rate=3e-2, factor=0.3, patience=1, stop_patience=100)
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid,
+        objective=ELBO(beta={"g0": Ramp(30)}),
+        max_epochs=30,
+        batch_size=5,
+        schedule=schedule,
+        **QUIET,
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-2)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1)
+    expected = []
+    for epoch, loss in enumerate(fitted.history["valid_loss"].values):
+        expected.append(optimizer.param_groups[0]["lr"])
+        if 3 * (epoch + 1) >= 30:
+            plateau.step(loss)
+    # torch bounds it from below where it is too small to matter; ours starts that bound at 1e-5.
+    np.testing.assert_allclose(
+        fitted.history["learning_rate"], np.maximum(expected, 1e-5), rtol=1e-6
+    )
+    assert (fitted.history["learning_rate"][:10] == np.float32(3e-2)).all()
+    assert expected[-1] < 3e-2
+
+
+def test_a_fit_ends_when_its_minutes_are_over(train, valid, make_lfads):
+    started = time.monotonic()
+    fitted = fit(make_lfads(train), train, valid, max_epochs=10**6, max_minutes=0.01, **QUIET)
+    assert time.monotonic() - started < 20
+    assert 0 < fitted.num_steps < 10**6
+    assert fitted.history.sizes["epoch"] > 0
+
+
+# ------------------------------------------------------------------ NaN
+
+
+def poison(field: str, value: float) -> Callable[[Batch], Batch]:
+    def change(batch: Batch) -> Batch:
+        poisoned = getattr(batch, field).clone()
+        poisoned[1, 2, 3] = value
+        return batch.replace(**{field: poisoned})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "site"),
+    [
+        (poison("seen", float("nan")), "the guide's draw of site 'g0'"),
+        (poison("seen", float("inf")), "the guide's draw of site 'g0'"),
+        (poison("x", float("nan")), "the log density of site 'x'"),
+        (poison("x", float("inf")), "the log density of site 'x'"),
+    ],
+)
+def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, change, site):
+    options = {"batch_size": 12, "seed": 3, **QUIET}
+    good = fit(make_lfads(train), train, max_epochs=4, **options).model
+    model = make_lfads(train)
+    with pytest.raises(NonFiniteLossError, match=r"stopped at step 4: .* is not finite") as caught:
+        fit(model, train, max_epochs=9, transforms=[At(4, change)], **options)
+    assert (caught.value.step, caught.value.site) == (4, site)
+    assert same(weights(model), weights(good))
+    assert not model.training
+
+
+def test_nan_after_a_validation_leaves_the_best_weights(train, valid, make_lfads, tmp_path):
+    options = {"batch_size": 5, "seed": 3, **QUIET}
+    good = fit(make_lfads(train), train, valid, max_epochs=3, **options)
+    model, broken = make_lfads(train), At(3 * 3 + 1, poison("seen", float("nan")))
+    with pytest.raises(NonFiniteLossError, match="stopped at step 10: "):
+        fit(model, train, valid, max_epochs=9, transforms=[broken], out=tmp_path, **options)
+    assert same(weights(model), weights(good.model))
+    assert same(weights(load(tmp_path / "model")), weights(good.model))
+
+
+def test_nan_in_a_parameter_is_named(train, make_lfads):
+    model = make_lfads(train)
+    with torch.no_grad():
+        model.readout.bias[2] = float("inf")
+    with pytest.raises(NonFiniteLossError, match=r"step 0: parameter model\.readout\.bias is not"):
+        fit(model, train, max_epochs=2, **QUIET)
+
+
+def test_nan_in_validation_stops_the_fit(train, valid, make_lfads):
+    model = make_lfads(train)
+    broken = At(2, poison("x", float("nan")))
+    with pytest.raises(NonFiniteLossError, match="step 6: the validation loss is not finite"):
+        fit(model, train, valid, valid_transforms=[broken], max_epochs=9, batch_size=6, **QUIET)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_a_run_writes_logs_a_model_and_what_was_fitted(train, valid, make_lfads, tmp_path):
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid,
+        objective=ELBO(beta={"g0": Ramp(2)}),
+        transforms=[CoordinatedDropout(0.3)],
+        max_epochs=3,
+        batch_size=5,
+        out=tmp_path,
+        seed=4,
+        **QUIET,
+    )
+    (metrics,) = tmp_path.glob("logs/csv/*/metrics.csv")
+    with metrics.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train_loss"]]
+    np.testing.assert_allclose(
+        [float(row["train_loss"]) for row in rows], fitted.history["train_loss"]
+    )
+    (events,) = tmp_path.glob("logs/tensorboard/*/events.out.tfevents.*")
+    assert events.stat().st_size > 0
+    assert same(weights(load(tmp_path / "model")), weights(fitted.model))
+    card = read_card(tmp_path / "model")
+    assert card["record"] == fitted.model.record
+    training = card["record"]["training"]
+    assert (training["seed"], training["num_steps"]) == (4, 9)
+    assert training["best_epoch"] == fitted.best_epoch
+    assert training["objective"]["beta"]["g0"] == {"num_steps": 2, "start": 0, "final": 1.0}
+    assert training["transforms"] == ["CoordinatedDropout(rate=0.3, pass_rate=0.0)"]
+    assert training["is_bound"] is False
+    schema = card["record"]["data"]
+    assert (schema["observed"], schema["bin_width"], schema["num_bins"]) == ("counts", 0.02, 8)
+    assert schema["neuron"] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_plain_fit_is_recorded_as_a_bound(train, make_lfads):
+    assert fit(make_lfads(train), train, max_epochs=1, **QUIET).model.record["training"]["is_bound"]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(train, make_lfads, tmp_path):
+    fit(make_lfads(train), train, max_epochs=1, out=tmp_path, **QUIET)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ValueError, match="holds a run already; resume it or choose another folder"):
+        fit(make_lfads(train), train, max_epochs=1, out=tmp_path, **QUIET)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_resumed_run_keeps_the_logs_of_the_first(train, make_lfads, tmp_path):
+    for epochs, resume in ((2, False), (3, True)):
+        fit(make_lfads(train), train, max_epochs=epochs, out=tmp_path, resume=resume, **QUIET)
+    logs = sorted(tmp_path.glob("logs/csv/*/metrics.csv"))
+    assert [len(path.read_text().splitlines()) for path in logs] == [1 + 2, 1 + 1]
+
+
+# ------------------------------------------------------------------ a user's guide
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, AutoLowRankMultivariateNormal])
+def test_a_users_guide_is_trained(train, make_lfads, auto):
+    model = make_lfads(train, inferred_input_dim=1)
+    guide = auto(model)
+    fitted = fit(
+        model,
+        train,
+        guide=guide,
+        max_epochs=40,
+        batch_size=12,
+        schedule=Schedule(learning_rate=1e-2),
+        **QUIET,
+    )
+    losses = fitted.history["train_loss"].values
+    assert losses[-5:].mean() < losses[:5].mean() - 4 * losses[:5].std()
+    moved = weights(guide)
+    torch.manual_seed(0)
+    fresh = auto(make_lfads(train, inferred_input_dim=1))
+    fresh(Trials(train).batch())
+    assert moved.keys() == fresh.state_dict().keys()
+    assert not any(torch.equal(moved[name], value) for name, value in weights(fresh).items())
+    assert set(fitted.history) == {"train_loss", "kl_latents", "learning_rate"}
+
+
+def test_a_plain_function_is_a_guide(train, make_lfads):
+    model = make_lfads(train)
+    own = fit(model, train, max_epochs=2, **QUIET)
+    other = make_lfads(train)
+    by_function = fit(other, train, guide=lambda batch: other.guide(batch), max_epochs=2, **QUIET)
+    assert same(weights(own.model), weights(by_function.model))
+
+
+# ------------------------------------------------------------------ bad arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": {"num_neurons": 4}}, "has 4 neurons; this model was made for 5"),
+        ({"valid": {"num_neurons": 6}}, "has 6 neurons; this model was made for 5"),
+        ({"train": {"inputs": True}}, "has 2 inputs; this model was made for 0"),
+        ({"valid": {"inputs": True}}, "has 2 inputs; this model was made for 0"),
+        ({"max_epochs": 0}, "max_epochs=0 and batch_size=64 must be at least 1"),
+        ({"batch_size": 0}, "max_epochs=1000 and batch_size=0 must be at least 1"),
+        ({"max_minutes": 0.0}, "max_minutes=0.0 must be positive"),
+        ({"resume": True}, "holds no last.ckpt to resume from; run without resume first"),
+        ({"resume": True, "out": None}, "resume=True needs out=, the folder of the run"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    changes, sentence, make_recording, make_lfads, tmp_path
+):
+    def recording_of(part: str) -> xr.Dataset:
+        changed = dict(changes.get(part, {}))
+        if changed.pop("inputs", False):
+            changed["inputs"] = np.ones((12, 8, 2))
+        return make_recording(12, **changed)
+
+    model = make_lfads(make_recording(12))
+    before = weights(model)
+    options = {k: v for k, v in changes.items() if k not in ("train", "valid")}
+    with pytest.raises(ValueError, match=sentence):
+        fit(
+            model,
+            recording_of("train"),
+            recording_of("valid"),
+            **{"out": tmp_path / "out", **options, **QUIET},
+        )
+    assert not (tmp_path / "out").exists()
+    assert same(weights(model), before)

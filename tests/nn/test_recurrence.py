@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrodyn.nn.recurrence import gru_step, roll
+
+
+def a_gru(input_size: int, hidden_size: int, seed: int = 0, scale: float = 1.0) -> nn.GRU:
+    """A GRU in double precision with weights of a chosen size."""
+    generator = torch.Generator().manual_seed(seed)
+    gru = nn.GRU(input_size, hidden_size, batch_first=True).double()
+    with torch.no_grad():
+        for weight in gru.parameters():
+            weight.copy_(scale * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+    return gru
+
+
+def rolled_by_steps(gru: nn.GRU, inputs: Tensor, initial: Tensor) -> Tensor:
+    """The roll bin by bin, by `gru_step`."""
+    states, state = [], initial
+    for t in range(inputs.shape[-2]):
+        drive = inputs[..., t, :] @ gru.weight_ih_l0.t() + gru.bias_ih_l0
+        product = state @ gru.weight_hh_l0.t() + gru.bias_hh_l0
+        state = gru_step(drive, product, state)
+        states.append(state)
+    return torch.stack(states, -2)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def test_a_step_is_that_of_the_equations():
+    drive, product, state = normal(2, 9, seed=0), normal(2, 9, seed=1), normal(2, 3, seed=2)
+    r = 1 / (1 + torch.exp(-(drive + product)[:, 0:3]))
+    s = 1 / (1 + torch.exp(-(drive + product)[:, 3:6]))
+    n = torch.tanh(drive[:, 6:9] + r * product[:, 6:9])
+    torch.testing.assert_close(gru_step(drive, product, state), (1 - s) * n + s * state)
+
+
+def test_a_step_has_the_right_gradient():
+    given = [
+        normal(2, 9, seed=0).requires_grad_(),
+        normal(2, 9, seed=1).requires_grad_(),
+        normal(2, 3, seed=2).requires_grad_(),
+    ]
+    assert torch.autograd.gradcheck(gru_step, given)
+
+
+@pytest.mark.parametrize("left", [(4,), (2, 4), (3, 2, 4)])
+def test_a_roll_is_its_steps_over_any_left_dims(left):
+    gru = a_gru(2, 3)
+    inputs = normal(*left, 6, 2, seed=3).requires_grad_()
+    initial = normal(*left, 3, seed=4).requires_grad_()
+    states, expected = roll(gru, inputs, initial), rolled_by_steps(gru, inputs, initial)
+    assert states.shape == (*left, 6, 3)
+    torch.testing.assert_close(states, expected)
+    weight = normal(*left, 6, 3, seed=5)
+    leaves = [inputs, initial, *gru.parameters()]
+    gradients = torch.autograd.grad((states * weight).sum(), leaves)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), leaves)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_roll_has_the_right_gradient():
+    gru = a_gru(2, 3)
+    given = (normal(2, 4, 2, seed=3).requires_grad_(), normal(2, 3, seed=4).requires_grad_())
+    assert torch.autograd.gradcheck(lambda inputs, initial: roll(gru, inputs, initial), given)
+
+
+@pytest.mark.parametrize("left", [(4,), (2, 4)])
+def test_inputs_without_columns_are_zeros(left):
+    gru = a_gru(1, 3)
+    initial = normal(*left, 3)
+    states = roll(gru, initial.new_zeros(*left, 5, 0), initial)
+    torch.testing.assert_close(
+        states, rolled_by_steps(gru, initial.new_zeros(*left, 5, 1), initial)
+    )
+
+
+@pytest.mark.parametrize("bound", [1.0, 5.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_state_leaves_the_bound_of_the_first(bound, seed):
+    gru = a_gru(2, 8, seed, scale=4.0).float()
+    inputs = 20 * normal(16, 200, 2, seed=seed).float()
+    initial = (20 * normal(16, 8, seed=seed + 100).float()).clamp(-bound, bound)
+    assert initial.abs().max() == bound
+    states = roll(gru, inputs, initial)
+    # A convex combination may exceed its ends by rounding alone.
+    assert states.abs().max() <= bound * (1 + 4 * torch.finfo(torch.float32).eps)
+    assert states.std() > 0.1
