@@ -7,10 +7,12 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
 
+from sphinx.pycode import ModuleAnalyzer
+
 import pyrodyn
 
 project = "pyrodyn"
-author = "The pyrodyn developers"
+author = copyright = "The pyrodyn developers"
 version = release = installed_version("pyrodyn")
 html_theme = "furo"
 html_title = f"pyrodyn {release}"
@@ -65,25 +67,37 @@ def packages() -> list[str]:
     return ["pyrodyn", *sorted(module.name for module in found if module.ispkg)]
 
 
-def first_line(thing: object) -> str:
-    """What a thing is, in the words of its docstring; plain data have none of their own."""
-    if not (inspect.isclass(thing) or inspect.isroutine(thing) or inspect.ismodule(thing)):
-        return "data"
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+def entry(package: ModuleType, public: str) -> tuple[str, str]:
+    """Where an exported name is described, and the first line of that description."""
+    thing = getattr(package, public)
+    if inspect.ismodule(thing):
+        return thing.__name__, first_line(inspect.getdoc(thing))
+    if inspect.isclass(thing) or inspect.isroutine(thing):
+        return f"{thing.__module__}.{public}", first_line(inspect.getdoc(thing))
+    # Plain data know neither home nor description; their module's source does.
+    for home in modules_of(package):
+        described = ModuleAnalyzer.for_module(home).find_attr_docs()
+        if ("", public) in described:
+            return f"{home}.{public}", first_line("\n".join(described["", public]))
+    return f"{package.__name__}.{public}", ""
+
+
+def first_line(doc: str | None) -> str:
+    """The first paragraph of a docstring as one line."""
+    return " ".join((doc or "").split("\n\n")[0].split())
 
 
 def package_page(name: str) -> str:
     """One page per package: what it exports, then every module as its docstring tells it."""
     package = importlib.import_module(name)
-    lines = [f"``{name}``", "=" * (len(name) + 4), "", inspect.getdoc(package) or "", ""]
-    exported = getattr(package, "__all__", [])
+    lines = [f"``{name}``", "=" * (len(name) + 4), "", f".. py:module:: {name}", ""]
+    lines += [inspect.getdoc(package) or "", ""]
+    exported = [public for public in getattr(package, "__all__", []) if public[0] != "_"]
     if exported:
         lines += [".. list-table:: Public names", "   :widths: 30 70", ""]
     for public in exported:
-        thing = getattr(package, public)
-        home = getattr(thing, "__module__", None) or ""
-        target = f"{home}.{public}" if home.startswith("pyrodyn.") else f"{name}.{public}"
-        lines += [f"   * - `{public} <{target}>`", f"     - {first_line(thing)}"]
+        target, said = entry(package, public)
+        lines += [f"   * - `{public} <{target}>`", f"     - {said}"]
     for module in modules_of(package):
         short = module.removeprefix(f"{name}.")
         lines += ["", f"``{short}``", "-" * (len(short) + 4), "", f".. automodule:: {module}"]

@@ -37,8 +37,7 @@ def run(out: Path, minutes: float, seed: int) -> None:
         model,
         train,
         valid,
-        # Inputs start dear, so that they come to stand for pulses and not for what g0 can explain.
-        objective=ELBO(beta={"g0": Ramp(100), "u": Ramp(200, initial=10.0)}),
+        objective=ELBO(beta={"g0": Ramp(200), "u": Ramp(200)}),
         transforms=[data.CoordinatedDropout(0.3)],
         max_minutes=minutes,
         schedule=Schedule(learning_rate=1e-2),

@@ -36,7 +36,7 @@ class StatePath(TorchDistribution):
         drawn.
         """
 
-    def log_prob(self, value: Float[Tensor, "*batch time dim"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, value: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*batch"]:
         """Log p(z_{1:T}), the sum of `log_prob_steps` over bins."""
         return self.log_prob_steps(value).sum(-1)
 

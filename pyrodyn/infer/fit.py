@@ -138,12 +138,12 @@ def fit[Model: LatentDynamics](
                     "is_bound": objective.is_bound and not transforms,
                     "seed": seed,
                     "num_steps": trainer.global_step,
-                    "best_epoch": best.best_epoch,
+                    "best_epoch": best.kept_epoch,
                 },
             }
             if folder is not None:
                 save(model, folder / "model")
-    return Fit(model, _history(best.history), best.best_epoch, trainer.global_step)
+    return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
 
 
 def _trainer(
@@ -181,6 +181,7 @@ def _trainer(
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        limit_val_batches=None if validates else 0,
         log_every_n_steps=1,
         inference_mode=False,
     )

@@ -156,10 +156,9 @@ class Training(lightning.LightningModule):
         trials = Trials(self._train, self.device)
         return ShuffledBatches(trials, self._batch_size, self._seed, lambda: self.current_epoch)
 
-    def val_dataloader(self) -> "OrderedBatches | list[Batch]":
-        """The validation recording in order, nothing where there is none."""
-        if self._valid is None:
-            return []
+    def val_dataloader(self) -> OrderedBatches:
+        """The validation recording in order; not asked for where there is none."""
+        assert self._valid is not None
         return OrderedBatches(Trials(self._valid, self.device), self._batch_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
@@ -294,6 +293,11 @@ class KeepBest(Checkpoint):
         self.best_epoch = -1
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
+
+    @property
+    def kept_epoch(self) -> int:
+        """Epoch of the weights that a fit ends with: the last where no loss settled."""
+        return self.best_epoch if self.best_weights else len(self.history) - 1
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule

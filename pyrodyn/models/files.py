@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -33,12 +34,13 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
         "config": model.config,
         "record": model.record,
     }
+    text = json.dumps(card, indent=2, default=_plain)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     beside = folder / "weights.safetensors.part"
     save_file(weights, beside)
     beside.replace(folder / "weights.safetensors")
     beside = folder / "card.json.part"
-    beside.write_text(json.dumps(card, indent=2))
+    beside.write_text(text)
     beside.replace(folder / "card.json")
 
 
@@ -53,12 +55,17 @@ def load(folder: str | Path) -> LatentDynamics:
     card = read_card(folder)
     try:
         model = MODELS[card["model"]](**card["config"])
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
         model.record = card["record"]
     except KeyError as error:
         raise ValueError(f"{folder}/card.json lacks or does not know {error}") from None
-    except (SafetensorError, FileNotFoundError, RuntimeError, TypeError) as error:
+    except TypeError as error:
         reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder}/card.json describes no {card['model']}: {reason}") from None
+    try:
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (SafetensorError, FileNotFoundError, RuntimeError) as error:
+        # torch names what does not fit in its second line.
+        reason = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"the weights in {folder} cannot be loaded: {reason}") from None
     return model.eval()
 
@@ -70,6 +77,15 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no saved model (no card.json there)")
     try:
         card: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} is no card, which names a model, its config and its record")
     return card
+
+
+def _plain(value: object) -> object:
+    """A number of numpy's as one that JSON knows."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no place in a model's card")

@@ -348,9 +348,12 @@ def test_guides_with_auxiliary_draws_give_pyros_estimate(has_global, auto, num_p
         (Ramp(10, start=5, final=0.5), 15, 0.5),
         (Ramp(0, start=5), 4, 0.0),
         (Ramp(0, start=5), 5, 1.0),
+        (Ramp(10, start=5, final=0.5, initial=2.5), 0, 2.5),
+        (Ramp(10, start=5, final=0.5, initial=2.5), 10, 1.5),
+        (Ramp(10, start=5, final=0.5, initial=2.5), 15, 0.5),
     ],
 )
-def test_a_ramp_rises_linearly_from_nothing(ramp, step, weight):
+def test_a_ramp_moves_linearly_to_its_final_weight(ramp, step, weight):
     assert ramp.at(step) == pytest.approx(weight)
 
 
@@ -392,8 +395,8 @@ def test_plain_and_fully_ramped_weights_are_a_bound():
         "name": "ELBO",
         "num_particles": 3,
         "beta": {
-            "z": {"num_steps": 10, "start": 3, "final": 1.0},
-            "w": {"num_steps": 20, "start": 0, "final": 1.0},
+            "z": {"num_steps": 10, "start": 3, "final": 1.0, "initial": 0.0},
+            "w": {"num_steps": 20, "start": 0, "final": 1.0, "initial": 0.0},
         },
     }
 
