@@ -99,16 +99,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = arguments.device
-    print(
-        f"{'size':<18}{'step ms':>10}{'steps/s':>10}{'nn.GRU ms':>12}{'x GRU':>8}{'x lfads-torch':>15}"
-    )
+    columns = ("size", "step ms", "steps/s", "nn.GRU ms", "x GRU", "x lfads-torch")
+    print("".join(f"{column:>16}" for column in columns))
     for name, size in SIZES.items():
         step = median_ms(training_step(size, device), arguments.repeats, device)
         gru = median_ms(plain_gru(size, device), arguments.repeats, device)
         peer = step / size.lfads_torch_ms if device == "cpu" else float("nan")
-        print(
-            f"{name:<18}{step:>10.1f}{1e3 / step:>10.1f}{gru:>12.1f}{step / gru:>8.2f}{peer:>15.2f}"
-        )
+        row = (step, 1e3 / step, gru, step / gru, peer)
+        print(f"{name:>16}" + "".join(f"{value:>16.2f}" for value in row), flush=True)
 
 
 if __name__ == "__main__":
