@@ -37,7 +37,7 @@ def main() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for figures and model.")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 1.5,
+    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 2.2,
     seed: Seed = 0,
 ) -> None:
     """Simulate a chaotic network kicked by pulses, fit LFADS, score it against the truth, draw
