@@ -178,7 +178,7 @@ def latent_sites(guide_trace: poutine.Trace) -> list[str]:
     """Names of the model's latent sites that a guide drew."""
     return [
         name
-        for name in _drawn_sites(guide_trace)
+        for name in drawn_sites(guide_trace)
         if not guide_trace.nodes[name]["infer"].get("is_auxiliary", False)
     ]
 
@@ -188,7 +188,8 @@ def is_plate(site: Mapping[str, Any]) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
 
 
-def _drawn_sites(trace: poutine.Trace) -> list[str]:
+def drawn_sites(trace: poutine.Trace) -> list[str]:
+    """Names of the sites that a trace drew, an automatic guide's auxiliary ones included."""
     return [
         name
         for name, site in trace.nodes.items()
@@ -215,7 +216,7 @@ def _kl_terms(
     for name in latent:
         if name not in model_trace:
             raise ValueError(f"the guide draws {name!r}, which is no site of this model")
-    own = [*_drawn_sites(guide_trace), *_observed_sites(guide_trace)]
+    own = [*drawn_sites(guide_trace), *_observed_sites(guide_trace)]
     if own == latent:
         return {name: _kl(guide_trace.nodes[name], model_trace.nodes[name]) for name in latent}
     guide_trace.compute_log_prob(lambda name, site: name in own)

@@ -131,6 +131,8 @@ class LFADS(LatentDynamics):
         self.generator = nn.GRU(
             max(1, inferred_input_dim + input_dim), generator_dim, batch_first=True
         )
+        if inferred_input_dim + input_dim == 0:  # it reads zeros, which no gradient reaches
+            self.generator.weight_ih_l0.requires_grad_(False)
         self.factor_weight = nn.Parameter(nn.Linear(generator_dim, factor_dim).weight.detach())
         self.observation = observation_model(observation, num_neurons)
         self.readout = nn.Linear(factor_dim, self.observation.num_predictors * num_neurons)
@@ -251,6 +253,11 @@ class LFADS(LatentDynamics):
 
     def guide(self, batch: Batch) -> None:
         """Sites ``g0`` and, if there are inferred inputs, ``u``."""
+        if batch.horizon <= self.first_bin:
+            raise ValueError(
+                f"the encoder may see {batch.horizon} bins, of which the first {self.first_bin}"
+                " only set the initial condition; show it more bins or shorten that window"
+            )
         seen = self.dropout(batch.seen[:, : batch.horizon])
         with self.trials(batch):
             g0 = pyro.sample("g0", self.posterior_g0(seen))

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.objectives import Program, latent_sites, paired_traces
+from pyrodyn.infer.objectives import Program, drawn_sites, latent_sites, paired_traces
 from pyrodyn.models.base import LatentDynamics
 
 
@@ -23,7 +23,8 @@ class Draws(NamedTuple):
         predictive: ``x`` drawn from the observation model.
         log_likelihood: log p(x | latents) over scored entries, ``(draw, trial)``.
         log_p: log p(x, latents), ``(draw, trial)``.
-        log_q: log q(latents | x), ``(draw, trial)``.
+        log_q: log q(latents | x), ``(draw, trial)``; NaN for a guide that draws all trials jointly
+            and so has no density per trial.
     """
 
     sites: dict[str, Tensor]
@@ -40,11 +41,13 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
     guide_trace.compute_log_prob()
     model_trace.compute_log_prob()
     shape = (num_draws, batch.num_trials)
-    drawn = latent_sites(guide_trace)
-    latent = [name for name in drawn if name in model_trace]
+    latent = latent_sites(guide_trace)
 
     def total(trace: poutine.Trace, names: list[str]) -> Tensor:
-        return torch.stack([trace.nodes[name]["log_prob"].expand(shape) for name in names]).sum(0)
+        terms = [trace.nodes[name]["log_prob"] for name in names]
+        if any(term.shape[-1:] != shape[-1:] for term in terms):
+            return torch.full(shape, torch.nan)
+        return torch.stack([term.expand(shape) for term in terms]).sum(0)
 
     x = model_trace.nodes["x"]
     sites = [*latent, *_deterministic_sites(model_trace)]
@@ -53,7 +56,7 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
         predictive=x["fn"].sample(),
         log_likelihood=x["log_prob"].expand(shape),
         log_p=total(model_trace, [*latent, "x"]),
-        log_q=total(guide_trace, drawn),
+        log_q=total(guide_trace, drawn_sites(guide_trace)),
     )
 
 

@@ -343,6 +343,12 @@ def test_a_copy_can_be_taken_after_a_draw():
     assert torch.equal(copied.readout.weight, model.readout.weight)
 
 
+def test_a_forecast_that_leaves_only_the_initial_condition_window_is_refused():
+    model = build(initial_condition_bins=4)
+    with pytest.raises(ValueError, match="the encoder may see 4 bins, of which the first 4 only"):
+        model.guide(Forecast(NUM_BINS - 4)(Trials(data()).batch()))
+
+
 @pytest.mark.parametrize("size", ["factor_dim", "generator_dim", "controller_dim"])
 def test_sizes_below_one_are_refused(size):
     with pytest.raises(ValueError, match=f"{size}=0; LFADS needs at least 1"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 
 import pyrodyn
 from pyrodyn.data import held_out, recording
@@ -101,6 +102,22 @@ def test_densities_estimate_the_elbo(model, counts):
         losses = np.array([float(ELBO(20)(model, model.guide)(batch)) for _ in range(20)])
     error = np.hypot(draws.std() / np.sqrt(draws.size), losses.std() / np.sqrt(losses.size))
     assert abs(draws.mean() + losses.mean()) < 4 * error
+
+
+def test_densities_of_an_automatic_guide(model, counts):
+    """An AutoNormal's density lies in auxiliary sites; a joint one has none per trial."""
+    batch = model.trials_of(counts).batch()
+    guide = AutoNormal(model)
+    guide(batch)
+    stats = to_datatree(model, counts, num_draws=300, guide=guide)["sample_stats"].to_dataset()
+    draws = (stats["lp"] - stats["log_q"]).sum("trial").values[0]
+    with torch.no_grad():
+        losses = np.array([float(ELBO(20)(model, guide)(batch)) for _ in range(20)])
+    error = np.hypot(draws.std() / np.sqrt(draws.size), losses.std() / np.sqrt(losses.size))
+    assert abs(draws.mean() + losses.mean()) < 4 * error
+    joint = AutoLowRankMultivariateNormal(model)
+    joint(batch)
+    assert to_datatree(model, counts, num_draws=2, guide=joint)["sample_stats/log_q"].isnull().all()
 
 
 def test_streaming_gives_the_same_tree(model, counts, tmp_path):
