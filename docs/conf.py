@@ -1,8 +1,9 @@
 """Settings of the documentation, and the pages of its API reference."""
 
-import importlib
 import inspect
 import pkgutil
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,8 @@ extensions = [
 exclude_patterns = ["_build", "README.md"]
 # In docstrings, `name` is the object of that name where there is one and plain code elsewhere.
 default_role = "py:obj"
+# Literal blocks in docstrings are equations.
+highlight_language = "text"
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -45,7 +48,8 @@ autodoc_preserve_defaults = True
 # What a method inherits is described where it comes from, and not in our words.
 autodoc_inherit_docstrings = False
 autodoc_class_signature = "separated"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+# Some constants are whole tables: pages would drown in their values.
+autodoc_default_options = {"members": True, "show-inheritance": True, "no-value": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -63,8 +67,9 @@ def modules_of(package: ModuleType) -> list[str]:
 
 def packages() -> list[str]:
     """Full names of pyrodyn and its packages."""
-    found = pkgutil.walk_packages(pyrodyn.__path__, "pyrodyn.")
-    return ["pyrodyn", *sorted(module.name for module in found if module.ispkg)]
+    root = Path(pyrodyn.__path__[0])
+    folders = sorted({path.parent.relative_to(root) for path in root.glob("*/**/*.py")})
+    return ["pyrodyn", *(".".join(["pyrodyn", *folder.parts]) for folder in folders)]
 
 
 def entry(package: ModuleType, public: str) -> tuple[str, str]:
@@ -89,7 +94,7 @@ def first_line(doc: str | None) -> str:
 
 def package_page(name: str) -> str:
     """One page per package: what it exports, then every module as its docstring tells it."""
-    package = importlib.import_module(name)
+    package = import_module(name)
     lines = [f"``{name}``", "=" * (len(name) + 4), "", f".. py:module:: {name}", ""]
     lines += [inspect.getdoc(package) or "", ""]
     exported = [public for public in getattr(package, "__all__", []) if public[0] != "_"]
@@ -117,12 +122,28 @@ def write_api_pages(*_: object) -> None:
             path.write_text(text)
 
 
+@cache
+def described_fields() -> set[int]:
+    """Identities of the NamedTuple fields that have a docstring of their own."""
+    fields = set()
+    modules = [module for package in packages() for module in modules_of(import_module(package))]
+    for module_name in modules:
+        described = ModuleAnalyzer.for_module(module_name).find_attr_docs()
+        for thing in vars(import_module(module_name)).values():
+            for field in getattr(thing, "_fields", ()) if inspect.isclass(thing) else ():
+                if (thing.__qualname__, field) in described:
+                    fields.add(id(vars(thing)[field]))
+    return fields
+
+
 def skip_member(
-    _app: object, _kind: str, _name: str, thing: object, skip: bool, _options: object
+    _app: object, _kind: str, _name: str, thing: object, _skip: bool, _options: object
 ) -> bool | None:
-    """Leave out what Python writes for every NamedTuple field; the class describes its fields."""
+    """Leave out what Python itself writes of NamedTuples and their fields."""
     doc = getattr(thing, "__doc__", None) or ""
-    return True if doc.startswith("Alias for field number") else None
+    if doc.startswith("Alias for field number"):
+        return id(thing) not in described_fields()
+    return True if doc.startswith("Create new instance of") else None
 
 
 def setup(app: object) -> None:
