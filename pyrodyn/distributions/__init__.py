@@ -1,4 +1,4 @@
-"""Probability pieces that Pyro lacks: paths as single variables, counts and amplitudes by log mean."""
+"""Probability pieces that Pyro lacks: paths as one variable, counts and amplitudes by log mean."""
 
 from pyrodyn.distributions.amplitudes import MeanGamma, ZeroInflatedGamma
 from pyrodyn.distributions.autoregressive import Autoregressive
