@@ -87,7 +87,9 @@ class MeanGamma(TorchDistribution):
 
 
 class ZeroInflatedGamma(TorchDistribution):
-    """Exactly 0 with probability pi = sigmoid(gate_logits), else gamma::
+    """Exactly 0 with probability pi = sigmoid(gate_logits), else gamma.
+
+    The density is with respect to a point mass at 0 plus Lebesgue measure::
 
         log p(0) = log pi
         log p(x) = log(1 - pi) + log Gamma(x; k, k / m)    for x > 0

@@ -145,7 +145,9 @@ class NegativeBinomialMean(TorchDistribution):
 
 
 class ZeroInflatedLogPoisson(TorchDistribution):
-    """Poisson that is silenced with probability pi = sigmoid(gate_logits)::
+    """Poisson that is silenced with probability pi = sigmoid(gate_logits).
+
+    The probabilities of silence and of spikes::
 
         log p(0) = log(pi + (1 - pi) exp(-m))
         log p(x) = log(1 - pi) + log Poisson(x; m)    for x > 0
