@@ -1,7 +1,7 @@
 """Time of one LFADS training step (coordinated dropout, ELBO, gradient, Adam) at three sizes.
 
 Printed beside one forward and backward pass of a `torch.nn.GRU` of the generator's size over the
-same trials, timed in the same run, and beside what lfads-torch needed per step on this class of
+same trials, timed in the same run and with the same memory settings, and beside what lfads-torch needed per step on this class of
 machine (one thread): 190, 350 and 820 ms.
 
     uv run python benchmarks/step.py              CPU, one thread
@@ -19,6 +19,7 @@ import torch
 
 from pyrodyn import data, models
 from pyrodyn.infer import ELBO
+from pyrodyn.infer.memory import keep_freed_memory
 
 
 class Size(NamedTuple):
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `fit` does
     device = arguments.device
     columns = ("size", "step ms", "steps/s", "nn.GRU ms", "x GRU", "x lfads-torch")
     print("".join(f"{column:>16}" for column in columns))

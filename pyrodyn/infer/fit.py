@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pyrodyn.data.recording import observed_name, unit_dim
+from pyrodyn.infer.memory import keep_freed_memory
 from pyrodyn.infer.objectives import ELBO, Program
 from pyrodyn.infer.training import (
     KeepBest,
@@ -71,7 +72,7 @@ def fit[Model: LatentDynamics](
     """Fit a model to a recording.
 
     The model is trained in place. On the CPU two runs with the same seed and arguments give the
-    same bits.
+    same bits. From then on this process keeps up to a gigabyte of freed memory for reuse.
 
     Args:
         model: the model to fit.
@@ -108,6 +109,7 @@ def fit[Model: LatentDynamics](
     _check(model, train, valid, max_epochs, max_minutes, batch_size)
     folder = None if out is None else Path(out)
     checkpoint = _checkpoint(folder, resume)
+    keep_freed_memory()
 
     loss = objective(model, guide or model.guide)
     training = Training(

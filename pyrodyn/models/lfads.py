@@ -46,7 +46,8 @@ from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.observations import observe
 from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
-from pyrodyn.nn.recurrence import roll
+from pyrodyn.nn.gru_steps import GRUWeights
+from pyrodyn.nn.recurrence import roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
@@ -267,8 +268,8 @@ class LFADS(LatentDynamics):
     def posterior_g0(self, seen: Float[Tensor, "trial time neuron"]) -> TorchDistributionMixin:
         """q(g0), from the initial-condition bins where there are some, else from all seen bins."""
         window = seen[:, : self.first_bin] if self.first_bin else seen
-        _, last = self.encoder(window)
-        said = self.g0_posterior(self.dropout(torch.cat([last[0], last[1]], -1)))
+        forward, backward = roll_both_ways(self.encoder, window)
+        said = self.g0_posterior(self.dropout(torch.cat([forward[:, -1], backward[:, 0]], -1)))
         mean, log_scale = said.chunk(2, -1)
         return dist.Normal(mean, log_scale.exp() + SCALE_FLOOR).to_event(1)
 
@@ -279,11 +280,12 @@ class LFADS(LatentDynamics):
         batch: Batch,
     ) -> "ControllerPath":
         """q(u | g0), the controller in closed loop with the generator."""
-        states, _ = self.controller_encoder(seen[:, self.first_bin :])
-        forward, backward = self.dropout(states).chunk(2, -1)
+        forward, backward = map(
+            self.dropout, roll_both_ways(self.controller_encoder, seen[:, self.first_bin :])
+        )
         # Both directions keep `lag` bins of distance, so that u_t cannot be copied from x_t.
-        forward = functional.pad(forward, (0, 0, self.lag, 0))[:, : states.shape[1]]
-        backward = functional.pad(backward, (0, 0, 0, self.lag))[:, self.lag :]
+        forward = functional.pad(forward, (0, 0, self.lag, -self.lag))
+        backward = functional.pad(backward, (0, 0, -self.lag, self.lag))
         encoded = torch.cat([forward, backward], -1)
         return ControllerPath(self, encoded, batch.inputs[:, self.first_bin :], g0)
 
@@ -385,14 +387,13 @@ class ControllerPath(StatePath):
         g0 = self.g0.expand(*left, self.g0.shape[-1])
         first = lfads.first_generator_state(g0)
         rows, dim = left.numel(), self.event_shape[1]
-        encoded, known, weights = self._loop()
         path = roll_closed_loop(
-            _repeated(encoded, rows),
-            _repeated(known, rows),
+            _repeated(self.encoded, rows),
+            _repeated(self.inputs[:, : self.num_seen], rows),
             torch.randn(self.num_seen, rows, dim, device=first.device, dtype=first.dtype),
             lfads.controller_start.expand(rows, -1),
             first.reshape(rows, -1),
-            weights,
+            self._loop_weights(),
             SCALE_FLOOR,
         )
         u, mean, scale, states = (
@@ -443,31 +444,22 @@ class ControllerPath(StatePath):
         mean, log_scale = lfads.u_posterior(controller).chunk(2, -1)
         return mean, log_scale.exp() + SCALE_FLOOR
 
-    def _loop(self) -> tuple[Tensor, Tensor, ClosedLoopWeights]:
-        """The loop's hoisted drives, time first, and its weights."""
+    def _loop_weights(self) -> ClosedLoopWeights:
+        """The weights of controller and generator, split by what they read."""
         lfads, dim = self.lfads, self.event_shape[1]
-        controller, generator = lfads.controller, lfads.generator
-        from_encoder, from_factors = controller.weight_ih_l0.split(
+        controller, generator = GRUWeights.of(lfads.controller), GRUWeights.of(lfads.generator)
+        from_encoder, from_factors = controller.drive.split(
             [self.encoded.shape[-1], lfads.factor_weight.shape[0]], -1
         )
-        from_u, from_known = generator.weight_ih_l0.split([dim, self.inputs.shape[-1]], -1)
-        encoded = functional.linear(
-            self.encoded.transpose(0, 1), from_encoder, controller.bias_ih_l0
-        )
-        known = functional.linear(
-            self.inputs[:, : self.num_seen].transpose(0, 1), from_known, generator.bias_ih_l0
-        )
-        weights = ClosedLoopWeights(
-            controller=controller.weight_hh_l0.t(),
-            controller_bias=controller.bias_hh_l0,
-            feedback=lfads.factor_matrix().t() @ from_factors.t(),
-            readout=lfads.u_posterior.weight.t(),
+        from_u, from_known = generator.drive.split([dim, self.inputs.shape[-1]], -1)
+        return ClosedLoopWeights(
+            controller=controller._replace(drive=from_encoder),
+            feedback=from_factors @ lfads.factor_matrix(),
+            readout=lfads.u_posterior.weight,
             readout_bias=lfads.u_posterior.bias,
-            drive=from_u.t(),
-            generator=generator.weight_hh_l0.t(),
-            generator_bias=generator.bias_hh_l0,
+            generator=generator._replace(drive=from_known),
+            inferred=from_u,
         )
-        return encoded, known, weights
 
 
 def _side_by_side(
@@ -481,7 +473,7 @@ def _side_by_side(
 
 
 def _repeated(
-    drive: Float[Tensor, "time trial gates"], rows: int
-) -> Float[Tensor, "time row gates"]:
-    """A drive per trial repeated for every particle of that trial (particles outermost)."""
-    return drive.repeat(1, rows // drive.shape[1], 1)
+    per_trial: Float[Tensor, "trial time dim"], rows: int
+) -> Float[Tensor, "row time dim"]:
+    """What is known per trial, repeated for every particle of that trial (particles outermost)."""
+    return per_trial.repeat(rows // len(per_trial), 1, 1)

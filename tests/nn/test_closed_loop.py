@@ -3,34 +3,46 @@ import torch
 from torch import Tensor
 
 from pyrodyn.nn.closed_loop import ClosedLoopPath, ClosedLoopWeights, roll_closed_loop
+from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_step
 
 SCALE_FLOOR = 0.05
 
 
 def drawn(
-    num_bins: int = 4, batch: int = 3, controller: int = 2, generator: int = 5, inputs: int = 2
+    num_bins: int = 4,
+    batch: int = 3,
+    encoder: int = 3,
+    known: int = 1,
+    controller: int = 2,
+    generator: int = 5,
+    inputs: int = 2,
 ) -> tuple[list[Tensor], ClosedLoopWeights]:
-    """Drives, noise and first states; and weights: all random, double, asking for gradients."""
+    """What the encoder says, known inputs, noise and first states; and weights: all random, double,
+    asking for gradients.
+    """
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, scale: float = 0.5) -> Tensor:
         values = scale * torch.randn(shape, generator=rng, dtype=torch.float64)
         return values.requires_grad_()
 
+    def gru(reads: int, dim: int) -> GRUWeights:
+        return GRUWeights(
+            normal(3 * dim, reads), normal(3 * dim, dim), normal(3 * dim), normal(3 * dim)
+        )
+
     weights = ClosedLoopWeights(
-        controller=normal(controller, 3 * controller),
-        controller_bias=normal(3 * controller),
-        feedback=normal(generator, 3 * controller),
-        readout=normal(controller, 2 * inputs),
+        controller=gru(encoder, controller),
+        feedback=normal(3 * controller, generator),
+        readout=normal(2 * inputs, controller),
         readout_bias=normal(2 * inputs),
-        drive=normal(inputs, 3 * generator),
-        generator=normal(generator, 3 * generator),
-        generator_bias=normal(3 * generator),
+        generator=gru(known, generator),
+        inferred=normal(3 * generator, inputs),
     )
     given = [
-        normal(num_bins, batch, 3 * controller),
-        normal(num_bins, batch, 3 * generator),
+        normal(batch, num_bins, encoder),
+        normal(batch, num_bins, known),
         normal(num_bins, batch, inputs, scale=1.0),
         normal(batch, controller),
         normal(batch, generator),
@@ -38,16 +50,36 @@ def drawn(
     return given, weights
 
 
+def leaves_of(weights: ClosedLoopWeights) -> dict[str, Tensor]:
+    """Every weight by its name."""
+    leaves = {}
+    for name, weight in weights._asdict().items():
+        if isinstance(weight, GRUWeights):
+            leaves |= {f"{name}.{part}": tensor for part, tensor in weight._asdict().items()}
+        else:
+            leaves[name] = weight
+    return leaves
+
+
+def from_leaves(leaves: list[Tensor]) -> ClosedLoopWeights:
+    """The weights from the values of `leaves_of`."""
+    return ClosedLoopWeights(
+        GRUWeights(*leaves[:4]), *leaves[4:7], GRUWeights(*leaves[7:11]), leaves[11]
+    )
+
+
 def rolled_by_steps(given: list[Tensor], w: ClosedLoopWeights) -> ClosedLoopPath:
     """The same roll, written bin by bin from the equations for autograd to differentiate."""
     encoded, known, noise, c, g = given
     path = []
     for t in range(len(noise)):
-        c = gru_step(encoded[t] + g @ w.feedback, c @ w.controller + w.controller_bias, c)
-        mean, log_scale = (c @ w.readout + w.readout_bias).chunk(2, -1)
+        drive = encoded[:, t] @ w.controller.drive.t() + w.controller.bias + g @ w.feedback.t()
+        c = gru_step(drive, c @ w.controller.recurrent.t() + w.controller.recurrent_bias, c)
+        mean, log_scale = (c @ w.readout.t() + w.readout_bias).chunk(2, -1)
         scale = log_scale.exp() + SCALE_FLOOR
         u = mean + scale * noise[t]
-        g = gru_step(known[t] + u @ w.drive, g @ w.generator + w.generator_bias, g)
+        drive = known[:, t] @ w.generator.drive.t() + w.generator.bias + u @ w.inferred.t()
+        g = gru_step(drive, g @ w.generator.recurrent.t() + w.generator.recurrent_bias, g)
         path.append((u, mean, scale, g))
     return ClosedLoopPath(*(torch.stack(field) for field in zip(*path, strict=True)))
 
@@ -68,8 +100,8 @@ def test_the_loop_is_its_steps(inputs):
 @pytest.mark.parametrize("wanted", [*ClosedLoopPath._fields, "all"])
 def test_every_gradient_is_that_of_the_steps(wanted):
     given, weights = drawn(num_bins=9)
-    names = ["encoded", "known", "noise", "c_0", "g_0", *ClosedLoopWeights._fields]
-    leaves = [*given, *weights]
+    names = ["encoded", "known", "noise", "c_0", "g_0", *leaves_of(weights)]
+    leaves = [*given, *leaves_of(weights).values()]
 
     def gradients(path: ClosedLoopPath) -> tuple[Tensor, ...]:
         rng = torch.Generator().manual_seed(1)
@@ -94,14 +126,27 @@ def test_the_loop_has_the_right_gradient():
     given, weights = drawn()
 
     def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
-        return tuple(rolled(list(leaves[:5]), ClosedLoopWeights(*leaves[5:])))
+        return tuple(rolled(list(leaves[:5]), from_leaves(list(leaves[5:]))))
 
-    assert torch.autograd.gradcheck(flat, [*given, *weights])
+    assert torch.autograd.gradcheck(flat, [*given, *leaves_of(weights).values()])
+
+
+def test_known_inputs_without_columns_drive_nothing():
+    given, weights = drawn(known=0)
+    for field, one, other in zip(
+        ClosedLoopPath._fields, rolled(given, weights), rolled_by_steps(given, weights), strict=True
+    ):
+        torch.testing.assert_close(one, other, msg=field)
+    leaves = [given[0], *weights.generator[1:]]
+    one_gradients = torch.autograd.grad(rolled(given, weights).states.sum(), leaves)
+    other_gradients = torch.autograd.grad(rolled_by_steps(given, weights).states.sum(), leaves)
+    for one, other in zip(one_gradients, other_gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_weights_that_ask_for_no_gradient_leave_the_others_right():
     given, weights = drawn()
-    frozen = ClosedLoopWeights(*(weight.detach() for weight in weights))
+    frozen = from_leaves([weight.detach() for weight in leaves_of(weights).values()])
     noise = given[2].detach()
     given = [*given[:2], noise, *given[3:]]
     leaves = [given[0], given[4]]
@@ -115,16 +160,16 @@ def test_a_second_derivative_is_refused_instead_of_wrong():
     given, weights = drawn()
     loss = rolled(given, weights).inputs.sum()
     with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
-        torch.autograd.grad(loss, weights.drive, create_graph=True)
+        torch.autograd.grad(loss, weights.inferred, create_graph=True)
 
 
 def test_the_same_leaves_can_be_rolled_and_differentiated_twice():
     given, weights = drawn()
     path = rolled(given, weights)
     loss = path.states.square().sum()
-    first = torch.autograd.grad(loss, weights.generator, retain_graph=True)[0]
+    first = torch.autograd.grad(loss, weights.generator.recurrent, retain_graph=True)[0]
     rolled(given, weights)  # another roll between must not disturb what the first kept
-    second = torch.autograd.grad(loss, weights.generator)[0]
+    second = torch.autograd.grad(loss, weights.generator.recurrent)[0]
     assert torch.equal(first, second)
 
 
@@ -132,7 +177,7 @@ def test_the_same_leaves_can_be_rolled_and_differentiated_twice():
 def test_no_generator_state_leaves_the_bound_of_the_first(bound):
     given, weights = drawn(num_bins=200, batch=8)
     with torch.no_grad():
-        strong = ClosedLoopWeights(*(8 * weight for weight in weights))
+        strong = from_leaves([8 * weight for weight in leaves_of(weights).values()])
         first = (20 * given[4]).clamp(-bound, bound)
         states = rolled([*given[:4], first], strong).states
     assert first.abs().max() == bound

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrodyn.nn.recurrence import gru_step, roll
+from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
 
 
 def a_gru(input_size: int, hidden_size: int, seed: int = 0, scale: float = 1.0) -> nn.GRU:
@@ -68,6 +68,42 @@ def test_a_roll_has_the_right_gradient():
     gru = a_gru(2, 3)
     given = (normal(2, 4, 2, seed=3).requires_grad_(), normal(2, 3, seed=4).requires_grad_())
     assert torch.autograd.gradcheck(lambda inputs, initial: roll(gru, inputs, initial), given)
+
+
+def test_a_roll_can_be_differentiated_twice():
+    gru = a_gru(2, 3)
+    given = (normal(2, 4, 2, seed=3).requires_grad_(), normal(2, 3, seed=4).requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda inputs, initial: roll(gru, inputs, initial), given)
+
+
+def test_a_roll_is_that_of_torch():
+    gru = a_gru(2, 3)
+    inputs = normal(5, 40, 2, seed=3).requires_grad_()
+    initial = normal(5, 3, seed=4).requires_grad_()
+    leaves = [inputs, initial, *gru.parameters()]
+    states, theirs = roll(gru, inputs, initial), gru(inputs, initial[None])[0]
+    torch.testing.assert_close(states, theirs)
+    weight = normal(5, 40, 3, seed=5)
+    gradients = torch.autograd.grad((states * weight).sum(), leaves)
+    their_gradients = torch.autograd.grad((theirs * weight).sum(), leaves)
+    for one, other in zip(gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_both_ways_are_those_of_torch():
+    gru = nn.GRU(2, 3, batch_first=True, bidirectional=True).double()
+    inputs = normal(5, 7, 2, seed=3).requires_grad_()
+    forward, backward = roll_both_ways(gru, inputs)
+    states, last = gru(inputs)
+    torch.testing.assert_close(torch.cat([forward, backward], -1), states)
+    torch.testing.assert_close(torch.stack([forward[:, -1], backward[:, 0]]), last)
+    leaves = [inputs, *gru.parameters()]
+    weight = normal(5, 7, 6, seed=5)
+    loss = (torch.cat([forward, backward], -1) * weight).sum()
+    gradients = torch.autograd.grad(loss, leaves)
+    their_gradients = torch.autograd.grad((states * weight).sum(), leaves)
+    for one, other in zip(gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("left", [(4,), (2, 4)])
