@@ -1,8 +1,8 @@
 """Time of one LFADS training step (coordinated dropout, ELBO, gradient, Adam) at three sizes.
 
 Printed beside one forward and backward pass of a `torch.nn.GRU` of the generator's size over the
-same trials, timed in the same run and with the same memory settings, and beside what lfads-torch needed per step on this class of
-machine (one thread): 190, 350 and 820 ms.
+same trials, timed in the same run and with the same memory settings, and beside what lfads-torch
+needed per step on this class of machine (one thread): 190, 350 and 820 ms.
 
     uv run python benchmarks/step.py              CPU, one thread
     uv run python benchmarks/step.py --device cuda

@@ -3,14 +3,15 @@
 Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint.
 """
 
-import logging
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +27,6 @@ Seed = Annotated[int, typer.Option(help="Seeds everything random.")]
 
 def main() -> None:
     """Run the command line; turn bad input into one line and exit code 2."""
-    _quiet()
     try:
         app()
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
@@ -193,19 +193,13 @@ def list_data() -> None:
         )
 
 
-def _recording(name: str, bin_width: float | None):  # type: ignore[no-untyped-def]
+def _recording(name: str, bin_width: float | None) -> "xr.Dataset":
     """A file where there is one of that name, else a named recording."""
     from pyrodyn.data import load, read
 
     if Path(name).exists() or Path(name).suffix:
         return read(name, bin_width=bin_width) if bin_width else read(name)
     return load(name)
-
-
-def _quiet() -> None:
-    """Keep the training library's advertisements and notices out of the terminal."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ set them.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -66,6 +66,10 @@ class Batch:
     def unobserved(self) -> "Batch":
         """The same trials with ``x`` left for the model to draw; the encoder's view stays."""
         return self.replace(x=None)
+
+
+Transform = Callable[[Batch], Batch]
+"""A training or evaluation trick; `masking` holds them."""
 
 
 class Trials:

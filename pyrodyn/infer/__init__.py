@@ -2,6 +2,6 @@
 
 from pyrodyn.infer.fit import Fit, fit
 from pyrodyn.infer.objectives import ELBO, Ramp
-from pyrodyn.infer.training import NonFiniteLossError, Schedule
+from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 
 __all__ = ["ELBO", "Fit", "NonFiniteLossError", "Ramp", "Schedule", "fit"]

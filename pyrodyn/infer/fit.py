@@ -1,30 +1,18 @@
 """Fitting: an objective, a recording and a Lightning Trainer."""
 
 import dataclasses
-import datetime
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
-import pyro
 import torch
 import xarray as xr
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from pyrodyn.data.batch import Transform
 from pyrodyn.data.recording import observed_name, unit_dim
 from pyrodyn.infer.memory import keep_freed_memory
 from pyrodyn.infer.objectives import ELBO, Program
-from pyrodyn.infer.training import (
-    KeepBest,
-    NonFiniteLossError,
-    SaveCheckpoint,
-    Schedule,
-    Training,
-    Transform,
-)
+from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.files import save
 
@@ -85,7 +73,7 @@ def fit[Model: LatentDynamics](
         valid_transforms: the same for validation batches, such as
             ``SampleValidation(...).complement()``.
         max_epochs: most passes over the training trials.
-        max_minutes: most minutes of training.
+        max_minutes: most minutes of training, those before a resume included.
         batch_size: trials per step.
         schedule: learning rates and patience.
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
@@ -108,25 +96,34 @@ def fit[Model: LatentDynamics](
     objective = objective or ELBO()
     _check(model, train, valid, max_epochs, max_minutes, batch_size)
     folder = None if out is None else Path(out)
-    checkpoint = _checkpoint(folder, resume)
+    resumed = _resumed(folder, resume)
     keep_freed_memory()
+    # Lightning takes longer to import than all the rest together, and only a fit needs it.
+    from pyrodyn.infer.training import KeepBest, Training, run, trainer_with
 
     loss = objective(model, guide or model.guide)
     training = Training(
         loss, train, valid, transforms, valid_transforms, batch_size, schedule, seed
     )
     best = KeepBest()
-    trainer = _trainer(
-        folder, best, valid is not None, schedule, max_epochs, max_minutes, checkpoint_seconds,
-        accelerator, progress,
-    )  # fmt: skip
+    trainer = trainer_with(
+        best,
+        stop_patience=None if valid is None else schedule.stop_patience,
+        max_epochs=max_epochs,
+        max_minutes=max_minutes,
+        checkpoint=None if folder is None else folder / CHECKPOINT,
+        checkpoint_seconds=checkpoint_seconds,
+        accelerator=accelerator,
+        progress=progress,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with torch.no_grad():  # parameters that a user's guide makes on its first run
-            loss(model.trials_of(train).batch(slice(0, batch_size)))
+            first = model.trials_of(train).batch(slice(0, batch_size))
+            factors = loss.terms(first).factors
         model.train()
         try:
-            _run(trainer, training, checkpoint)
+            run(trainer, training, resumed)
         finally:
             training.to("cpu")
             if best.best_weights:
@@ -137,7 +134,7 @@ def fit[Model: LatentDynamics](
                 "training": {
                     "objective": objective.describe(),
                     "transforms": [repr(transform) for transform in transforms],
-                    "is_bound": objective.is_bound and not transforms,
+                    "is_bound": objective.is_bound and not transforms and not factors,
                     "seed": seed,
                     "num_steps": trainer.global_step,
                     "best_epoch": best.kept_epoch,
@@ -146,63 +143,6 @@ def fit[Model: LatentDynamics](
             if folder is not None:
                 save(model, folder / "model")
     return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
-
-
-def _trainer(
-    folder: Path | None,
-    best: KeepBest,
-    validates: bool,
-    schedule: Schedule,
-    max_epochs: int,
-    max_minutes: float | None,
-    checkpoint_seconds: float,
-    accelerator: str,
-    progress: bool,
-) -> lightning.Trainer:
-    callbacks: list[Any] = [best]
-    if validates:
-        callbacks.append(
-            # "settled_loss" is logged once the ramps are over: stopping waits for them.
-            EarlyStopping("settled_loss", patience=schedule.stop_patience, strict=False)
-        )
-    loggers: list[Any] = []
-    if folder is not None:
-        callbacks.append(SaveCheckpoint(folder / CHECKPOINT, checkpoint_seconds))
-        # A resumed run gets logs of its own beside the first, which Lightning would delete.
-        loggers = [
-            CSVLogger(folder / "logs", "csv", flush_logs_every_n_steps=1),
-            TensorBoardLogger(folder / "logs", "tensorboard"),
-        ]
-    return lightning.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=max_epochs,
-        max_time=None if max_minutes is None else datetime.timedelta(minutes=max_minutes),
-        callbacks=callbacks,
-        logger=loggers,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=None if validates else 0,
-        log_every_n_steps=1,
-        inference_mode=False,
-    )
-
-
-def _run(trainer: lightning.Trainer, training: Training, checkpoint: Path | None) -> None:
-    """Train; on Ctrl-C raise what Python raises, where Lightning would end the process.
-
-    Pyro's own checks of every density have passed in the first run; in each step they would cost
-    time, and meet NaN before the loss can say at which step and site.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pyro.validation_enabled(False):
-            trainer.fit(training, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
 
 
 def _check(
@@ -222,7 +162,7 @@ def _check(
         model.check(valid)
 
 
-def _checkpoint(folder: Path | None, resume: bool) -> Path | None:
+def _resumed(folder: Path | None, resume: bool) -> Path | None:
     """The checkpoint to go on from, if any."""
     if folder is None:
         if resume:

@@ -2,7 +2,7 @@
 
 A step on the CPU allocates and frees the same tens of megabytes every time. The C library of Linux
 hands large blocks back to the system at once, and every page of them is fetched and zeroed again in
-the next step: a tenth of LFADS' step at the sizes of ``benchmarks/step.py``, a fifth at its largest.
+the next step: a tenth to a fifth of LFADS' step at the sizes of ``benchmarks/step.py``.
 """
 
 import ctypes
@@ -28,6 +28,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, KEPT)
-    )
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, KEPT))

@@ -61,10 +61,13 @@ class Terms(NamedTuple):
         log_likelihood: E_q[log p(x | z)], factors of the model included.
         kl: KL(q || p) per latent site, unweighted; or one for all ``latents``, where the guide
             makes them from auxiliary draws.
+        factors: what the model weighs beside its observations, such as ``recurrent_weights``; with
+            any, the bound is one on the evidence times these.
     """
 
     log_likelihood: Float[Tensor, ""]
     kl: dict[str, Float[Tensor, ""]]
+    factors: tuple[str, ...]
 
 
 class ELBO:
@@ -141,7 +144,8 @@ class ELBOLoss(nn.Module):
         }
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         observed = _observed_sites(model_trace)
-        weighable = [*kl, *(name for name in observed if name != "x")]
+        factors = tuple(name for name in observed if name != "x")
+        weighable = [*kl, *factors]
         for name in self.objective.ramps:
             if name not in weighable:
                 raise ValueError(
@@ -153,7 +157,7 @@ class ELBOLoss(nn.Module):
             * model_trace.nodes[name]["log_prob_sum"]
             for name in observed
         ]
-        return Terms(torch.stack(evidence).sum() / num_particles, kl)
+        return Terms(torch.stack(evidence).sum() / num_particles, kl, factors)
 
     def _weight(self, site: str, step: int | None) -> float:
         ramp = self.objective.ramps.get(site)

@@ -4,58 +4,28 @@ Everything random in a training step follows from (seed, epoch, step), so a run 
 checkpoint takes the very steps that the uninterrupted run would have taken.
 """
 
-import dataclasses
+import contextlib
+import datetime
+import logging
 import math
+import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
+import pyro
 import torch
 import xarray as xr
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
-from pyrodyn.data.batch import Batch, Trials
+from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.objectives import ELBOLoss, latent_sites, paired_traces
-
-Transform = Callable[[Batch], Batch]
-
-
-class NonFiniteLossError(ArithmeticError):
-    """Training met NaN or infinity; the model holds the last good weights.
-
-    Attributes:
-        step: training step at which it happened.
-        site: the first site whose draw or density was not finite, or what else was not finite.
-    """
-
-    def __init__(self, step: int, site: str) -> None:
-        super().__init__(
-            f"training stopped at step {step}: {site} is not finite; the last good weights are kept"
-            " (a lower learning_rate or gradient_clip is the usual remedy)"
-        )
-        self.step, self.site = step, site
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How the learning rate falls and when training ends.
-
-    Attributes:
-        learning_rate: Adam's initial step size.
-        factor: the learning rate is multiplied by this on a plateau of the validation loss.
-        patience: epochs without improvement that make a plateau.
-        stop_patience: epochs without improvement after which training ends.
-        gradient_clip: largest norm of the gradient of the loss per trial.
-    """
-
-    learning_rate: float = 4e-3
-    factor: float = 0.5
-    patience: int = 15
-    stop_patience: int = 60
-    gradient_clip: float = 10.0
+from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 
 
 class ShuffledBatches:
@@ -346,3 +316,78 @@ class SaveCheckpoint(Checkpoint):
     def _save(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._last = time.monotonic()
+
+
+def trainer_with(
+    best: KeepBest,
+    *,
+    stop_patience: int | None,
+    max_epochs: int,
+    max_minutes: float | None,
+    checkpoint: Path | None,
+    checkpoint_seconds: float,
+    accelerator: str,
+    progress: bool,
+) -> lightning.Trainer:
+    """A Trainer that calls ``best``, stops early where there is a patience, and writes checkpoint
+    and logs where there is a place for them.
+    """
+    callbacks: list[Any] = [best]
+    if stop_patience is not None:
+        # "settled_loss" is logged once the ramps are over: stopping waits for them.
+        callbacks.append(EarlyStopping("settled_loss", patience=stop_patience, strict=False))
+    loggers: list[Any] = []
+    if checkpoint is not None:
+        callbacks.append(SaveCheckpoint(checkpoint, checkpoint_seconds))
+        # A resumed run gets logs of its own beside the first, which Lightning would delete.
+        logs = checkpoint.parent / "logs"
+        loggers = [
+            CSVLogger(logs, "csv", flush_logs_every_n_steps=1),
+            TensorBoardLogger(logs, "tensorboard"),
+        ]
+    with _without_notices():
+        return lightning.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=max_epochs,
+            max_time=None if max_minutes is None else datetime.timedelta(minutes=max_minutes),
+            callbacks=callbacks,
+            logger=loggers,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0 if stop_patience is None else None,
+            log_every_n_steps=1,
+            inference_mode=False,
+        )
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep Lightning's advertisements, and warnings about itself, out of the user's terminal."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def run(trainer: lightning.Trainer, training: Training, resumed: Path | None) -> None:
+    """Train, from the checkpoint ``resumed`` where there is one; on Ctrl-C raise what Python
+    raises, where Lightning would end the process.
+
+    Pyro's own checks of every density have passed in the first run; in each step they would cost
+    time, and meet NaN before the loss can say at which step and site.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pyro.validation_enabled(False), _without_notices():
+            trainer.fit(training, ckpt_path=resumed, weights_only=True)
+    except SystemExit:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None

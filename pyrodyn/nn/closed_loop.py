@@ -97,8 +97,14 @@ def roll_closed_loop(
 
 def _gathered(weights: tuple[Tensor, ...]) -> ClosedLoopWeights:
     """The weights from the flat list in which autograd passes them."""
+    feedback, readout, readout_bias = weights[4:7]
     return ClosedLoopWeights(
-        GRUWeights(*weights[:4]), *weights[4:7], GRUWeights(*weights[7:11]), weights[11]
+        GRUWeights(*weights[:4]),
+        feedback,
+        readout,
+        readout_bias,
+        GRUWeights(*weights[7:11]),
+        weights[11],
     )
 
 

@@ -98,9 +98,7 @@ class _Roll(torch.autograd.Function):
         return d_inputs, d_state, d_drive, d_recurrent, d_bias, d_recurrent_bias
 
 
-def _recorded_gradients(
-    given: tuple[Tensor, ...], d_states: Tensor
-) -> tuple[Tensor | None, ...]:
+def _recorded_gradients(given: tuple[Tensor, ...], d_states: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of a roll with respect to ``given``, themselves differentiable."""
     inputs, initial, *weights = given
     states, _ = torch.gru(

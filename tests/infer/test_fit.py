@@ -287,7 +287,7 @@ def test_runs_ended_in_mid_epoch_resume_to_the_same_bits(train, valid, make_lfad
     uninterrupted = fit(model, train, valid, out=tmp_path / "whole", **RESUMABLE)
     rates = uninterrupted.history["learning_rate"].values
     # Ended right after the learning rate fell, which the checkpoint must know.
-    epoch = int(np.flatnonzero(np.diff(rates))[1]) + 1
+    epoch = int(np.flatnonzero(np.diff(rates))[0]) + 1
     assert epoch < 11 and rates[-1] < rates[epoch]
 
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -609,3 +609,27 @@ def test_bad_arguments_are_refused_before_any_work(
         )
     assert not (tmp_path / "out").exists()
     assert same(weights(model), before)
+
+
+def test_minutes_count_those_before_a_resume(train, valid, make_lfads, tmp_path):
+    model = make_lfads(train)
+    options: dict[str, Any] = {"max_epochs": 10_000, "out": tmp_path / "run", **QUIET}
+    stopped = fit(model, train, valid, max_minutes=0.02, **options)
+    again = fit(model, train, valid, max_minutes=0.02, resume=True, **options)
+    longer = fit(model, train, valid, max_minutes=0.04, resume=True, **options)
+    assert 0 < stopped.num_steps
+    # Time was up already: at most the step at which that is noticed.
+    assert again.num_steps <= stopped.num_steps + 1
+    assert longer.num_steps > again.num_steps + 1
+
+
+def test_nothing_is_printed_without_progress(train, valid, make_lfads, tmp_path, capfd):
+    fit(make_lfads(train), train, valid, max_epochs=1, out=tmp_path / "run", **QUIET)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
+    for precision, is_bound in ((0.0, True), (1.0, False)):
+        model = make_lfads(train, recurrent_precision=precision)
+        fit(model, train, max_epochs=1, **QUIET)
+        assert model.record["training"]["is_bound"] is is_bound
