@@ -11,8 +11,9 @@ import xarray as xr
 from pyrodyn.data.batch import Transform
 from pyrodyn.data.recording import observed_name, unit_dim
 from pyrodyn.infer.memory import keep_freed_memory
-from pyrodyn.infer.objectives import ELBO, Program
+from pyrodyn.infer.objectives import ELBO, Objective
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.files import save
 
@@ -42,7 +43,7 @@ def fit[Model: LatentDynamics](
     train: xr.Dataset,
     valid: xr.Dataset | None = None,
     *,
-    objective: ELBO | None = None,
+    objective: Objective | None = None,
     guide: Program | None = None,
     transforms: Sequence[Transform] = (),
     valid_transforms: Sequence[Transform] = (),
@@ -93,7 +94,7 @@ def fit[Model: LatentDynamics](
         KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is that of the last finished
             epoch written.
     """
-    objective = objective or ELBO()
+    objective = ELBO() if objective is None else objective
     _check(model, train, valid, max_epochs, max_minutes, batch_size)
     folder = None if out is None else Path(out)
     resumed = _resumed(folder, resume)
@@ -120,7 +121,7 @@ def fit[Model: LatentDynamics](
         torch.manual_seed(seed)
         with torch.no_grad():  # parameters that a user's guide makes on its first run
             first = model.trials_of(train).batch(slice(0, batch_size))
-            factors = loss.terms(first).factors
+            factors = loss.evaluate(first).factors
         model.train()
         try:
             run(trainer, training, resumed)

@@ -8,10 +8,10 @@ guide's parameters and returns the negative bound of the whole recording in nats
 batch.
 """
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -21,8 +21,13 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrodyn.data.batch import Batch
-
-Program = Callable[[Batch], Any]
+from pyrodyn.infer.traces import (
+    Program,
+    drawn_sites,
+    latent_sites,
+    observed_sites,
+    paired_traces,
+)
 
 
 class Ramp(NamedTuple):
@@ -61,8 +66,7 @@ class Terms(NamedTuple):
         log_likelihood: E_q[log p(x | z)], factors of the model included.
         kl: KL(q || p) per latent site, unweighted; or one for all ``latents``, where the guide
             makes them from auxiliary draws.
-        factors: what the model weighs beside its observations, such as ``recurrent_weights``; with
-            any, the bound is one on the evidence times these.
+        factors: see `Evaluation`.
     """
 
     log_likelihood: Float[Tensor, ""]
@@ -70,7 +74,68 @@ class Terms(NamedTuple):
     factors: tuple[str, ...]
 
 
-class ELBO:
+class Evaluation(NamedTuple):
+    """An objective on one batch.
+
+    Attributes:
+        loss: what training lowers, for the whole recording in nats; its gradient is the estimator
+            that the objective promises.
+        shown: what is worth watching, by name, in the same units.
+        factors: what the model weighs beside its observations, such as ``recurrent_weights``; with
+            any, the bound is one on the evidence times these.
+    """
+
+    loss: Float[Tensor, ""]
+    shown: dict[str, Float[Tensor, ""]]
+    factors: tuple[str, ...]
+
+
+class Objective:
+    """Abstract objective; called with a model and a guide it yields their loss.
+
+    Attributes:
+        num_particles: draws per trial.
+        final_step: first training step at which every weight is final.
+        is_bound: whether the loss, with final weights, is a bound on the evidence.
+    """
+
+    num_particles: int
+    final_step: int = 0
+    is_bound: bool = True
+
+    def __init__(self, num_particles: int) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles={num_particles}; a bound needs at least one draw")
+        self.num_particles = num_particles
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a card says of this objective."""
+
+    @abstractmethod
+    def __call__(self, model: Program, guide: Program) -> "Loss":
+        """The loss of this model and guide."""
+
+
+class Loss(nn.Module):
+    """Abstract loss of a model and a guide, a module of their parameters."""
+
+    objective: Objective
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """The loss with the weights of a training step (the final ones without it)."""
+
+    def forward(self, batch: Batch, step: int | None = None) -> Float[Tensor, ""]:
+        """Negative bound of the whole recording in nats, estimated from the batch."""
+        return self.evaluate(batch, step).loss
+
+
+class ELBO(Objective):
     """The evidence lower bound, optionally annealed.
 
     Where torch knows KL(q || p) of a site in closed form, that is used; elsewhere log q - log p of
@@ -87,9 +152,7 @@ class ELBO:
     def __init__(
         self, num_particles: int = 1, beta: Mapping[str, float | Ramp] | None = None
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles={num_particles}; a bound needs at least one draw")
-        self.num_particles = num_particles
+        super().__init__(num_particles)
         self.ramps = {
             site: weight if isinstance(weight, Ramp) else Ramp(final=float(weight))
             for site, weight in (beta or {}).items()
@@ -97,16 +160,8 @@ class ELBO:
         for site, ramp in self.ramps.items():
             if min(ramp) < 0:
                 raise ValueError(f"beta[{site!r}] is {ramp}; weights and steps must be >= 0")
-
-    @property
-    def final_step(self) -> int:
-        """First step at which every weight is final."""
-        return max((ramp.end for ramp in self.ramps.values()), default=0)
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether the final weights make this a bound on the evidence."""
-        return all(ramp.final == 1 for ramp in self.ramps.values())
+        self.final_step = max((ramp.end for ramp in self.ramps.values()), default=0)
+        self.is_bound = all(ramp.final == 1 for ramp in self.ramps.values())
 
     def describe(self) -> dict[str, Any]:
         """What a card says of this objective."""
@@ -118,21 +173,22 @@ class ELBO:
         return ELBOLoss(self, model, guide)
 
 
-class ELBOLoss(nn.Module):
-    """Negative ELBO of a model and a guide, a module of their parameters."""
+class ELBOLoss(Loss):
+    """Negative ELBO of a model and a guide."""
+
+    objective: ELBO
 
     def __init__(self, objective: ELBO, model: Program, guide: Program) -> None:
-        super().__init__()
-        self.objective, self.model, self.guide = objective, model, guide
+        super().__init__(model, guide)
+        self.objective = objective
 
-    def forward(self, batch: Batch, step: int | None = None) -> Float[Tensor, ""]:
-        """Negative ELBO in nats with the weights of a training step (the final ones without it)."""
-        return self.weighted(self.terms(batch, step), step)
-
-    def weighted(self, terms: Terms, step: int | None = None) -> Float[Tensor, ""]:
-        """Negative bound from its terms."""
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """Negative ELBO; the KL of every site is shown, unweighted."""
+        terms = self.terms(batch, step)
         kl = [self._weight(site, step) * value for site, value in terms.kl.items()]
-        return torch.stack([-terms.log_likelihood, *kl]).sum()
+        loss = torch.stack([-terms.log_likelihood, *kl]).sum()
+        shown = {f"kl_{site}": value for site, value in terms.kl.items()}
+        return Evaluation(loss, shown, terms.factors)
 
     def terms(self, batch: Batch, step: int | None = None) -> Terms:
         """Log likelihood and KLs, from one vectorised run of both programs."""
@@ -143,7 +199,7 @@ class ELBOLoss(nn.Module):
             for name, value in _kl_terms(guide_trace, model_trace).items()
         }
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
-        observed = _observed_sites(model_trace)
+        observed = observed_sites(model_trace)
         factors = tuple(name for name in observed if name != "x")
         weighable = [*kl, *factors]
         for name in self.objective.ramps:
@@ -166,52 +222,6 @@ class ELBOLoss(nn.Module):
         return ramp.final if step is None else ramp.at(step)
 
 
-def paired_traces(
-    model: Program, guide: Program, batch: Batch, num_particles: int
-) -> tuple[poutine.Trace, poutine.Trace]:
-    """Traces of the guide and of the model replayed on its draws; particles are plate dim -2."""
-    if num_particles > 1:
-        particles = pyro.plate("particles", num_particles, dim=-2)
-        model, guide = particles(model), particles(guide)
-    guide_trace = poutine.trace(guide).get_trace(batch)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
-    return guide_trace, model_trace
-
-
-def latent_sites(guide_trace: poutine.Trace) -> list[str]:
-    """Names of the model's latent sites that a guide drew."""
-    return [
-        name
-        for name in drawn_sites(guide_trace)
-        if not guide_trace.nodes[name]["infer"].get("is_auxiliary", False)
-    ]
-
-
-def is_plate(site: Mapping[str, Any]) -> bool:
-    """Whether a trace's site is a plate's subsample."""
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
-def drawn_sites(trace: poutine.Trace) -> list[str]:
-    """Names of the sites that a trace drew, an automatic guide's auxiliary ones included."""
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not is_plate(site)
-    ]
-
-
-def _observed_sites(trace: poutine.Trace) -> list[str]:
-    """Observations and factors."""
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
-        and not site["infer"].get("_deterministic", False)
-    ]
-
-
 def _kl_terms(
     guide_trace: poutine.Trace, model_trace: poutine.Trace
 ) -> dict[str, Float[Tensor, ""]]:
@@ -220,7 +230,7 @@ def _kl_terms(
     for name in latent:
         if name not in model_trace:
             raise ValueError(f"the guide draws {name!r}, which is no site of this model")
-    own = [*drawn_sites(guide_trace), *_observed_sites(guide_trace)]
+    own = [*drawn_sites(guide_trace), *observed_sites(guide_trace)]
     if own == latent:
         return {name: _kl(guide_trace.nodes[name], model_trace.nodes[name]) for name in latent}
     guide_trace.compute_log_prob(lambda name, site: name in own)

@@ -24,8 +24,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Transform, Trials
-from pyrodyn.infer.objectives import ELBOLoss, latent_sites, paired_traces
+from pyrodyn.infer.objectives import Loss
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.traces import latent_sites, paired_traces
 
 
 class ShuffledBatches:
@@ -105,7 +106,7 @@ class Training(lightning.LightningModule):
 
     def __init__(
         self,
-        loss: ELBOLoss,
+        loss: Loss,
         train: xr.Dataset,
         valid: xr.Dataset | None,
         transforms: Sequence[Transform],
@@ -165,13 +166,13 @@ class Training(lightning.LightningModule):
         given = batch
         for transform in self._transforms:
             batch = transform(batch)
-        terms = self.loss.terms(batch, self.global_step)
+        evaluation = self.loss.evaluate(batch, self.global_step)
         num_represented = batch.num_trials * batch.weight
-        loss = self.loss.weighted(terms, self.global_step) / num_represented
+        loss = evaluation.loss / num_represented
         self._last = LastStep(given, batch, loss.detach())
         self._add("train_loss", loss, batch.num_trials)
-        for site, kl in terms.kl.items():
-            self._add(f"kl_{site}", kl / num_represented, batch.num_trials)
+        for name, value in evaluation.shown.items():
+            self._add(name, value / num_represented, batch.num_trials)
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:

@@ -3,6 +3,17 @@
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.files import MODELS, load, save
 from pyrodyn.models.lfads import LFADS
+from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.observations import OBSERVATIONS
+from pyrodyn.models.state_space import StateSpaceModel
 
-__all__ = ["LFADS", "MODELS", "OBSERVATIONS", "LatentDynamics", "load", "save"]
+__all__ = [
+    "LFADS",
+    "MODELS",
+    "OBSERVATIONS",
+    "LatentDynamics",
+    "LowRankRNN",
+    "StateSpaceModel",
+    "load",
+    "save",
+]

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.lfads import LFADS
+from pyrodyn.models.low_rank_rnn import LowRankRNN
 
-MODELS: dict[str, type[LatentDynamics]] = {"LFADS": LFADS}
+MODELS: dict[str, type[LatentDynamics]] = {"LFADS": LFADS, "LowRankRNN": LowRankRNN}
 """The zoo by name."""
 
 

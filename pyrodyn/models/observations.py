@@ -228,7 +228,11 @@ class Gaussian(Observation):
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
         """Normal of mean ``predictors``."""
-        return dist.Normal(predictors, self.log_scale.exp(), validate_args=False)
+        return dist.Normal(predictors, self.scale(), validate_args=False)
+
+    def scale(self) -> Float[Tensor, " channel"]:
+        """Standard deviation of every channel."""
+        return self.log_scale.exp()
 
     @torch.no_grad()
     def initialise(

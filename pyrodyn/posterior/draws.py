@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.objectives import Program, drawn_sites, latent_sites, paired_traces
+from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
 from pyrodyn.models.base import LatentDynamics
 
 

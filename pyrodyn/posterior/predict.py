@@ -4,7 +4,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.data.recording import unit_dim, validate
-from pyrodyn.infer.objectives import Program
+from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.posterior.draws import posterior_draws
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.recording import observed_name, unit_dim, validate
-from pyrodyn.infer.objectives import Program
+from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.posterior.draws import posterior_draws, prior_draws
 

@@ -94,8 +94,7 @@ def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfa
         losses, kls = [], {"g0": [], "u": []}
         for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
             torch.manual_seed(mixed(7, step))
-            terms = loss.terms(CoordinatedDropout(0.3)(batch), step)
-            value = loss.weighted(terms, step) / 12
+            value = loss(CoordinatedDropout(0.3)(batch), step) / 12
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

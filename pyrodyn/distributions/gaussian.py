@@ -1,0 +1,157 @@
+"""Gaussian and Student-t vectors that share a covariance::
+
+    z = mean + L eps,                eps ~ N(0, I),  C = L L'       Gaussian
+    z = mean + L eps / sqrt(g),      g ~ Gamma(df/2, df/2)          Student-t, heavy tails
+
+A chain meets the same process noise at every bin and in every particle. Its factor L, the inverse
+of L and the log determinant are worked out once (`Covariance`) and not once per draw and density,
+which is what `torch.distributions.MultivariateNormal` would do.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Covariance(NamedTuple):
+    """A covariance in the forms that draws and densities need; left dims are free.
+
+    Attributes:
+        factor: L, lower triangular, ``(*left, dim, dim)``.
+        inverse: L^-1.
+        half_log_det: log det L, ``(*left,)``.
+    """
+
+    factor: Float[Tensor, "*left dim dim"]
+    inverse: Float[Tensor, "*left dim dim"]
+    half_log_det: Float[Tensor, "*left"]
+
+    @classmethod
+    def of_factor(cls, factor: Float[Tensor, "*left dim dim"]) -> "Covariance":
+        """From L."""
+        eye = torch.eye(factor.shape[-1], device=factor.device, dtype=factor.dtype)
+        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        return cls(factor, inverse, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+
+    @classmethod
+    def of_precision(cls, precision: Float[Tensor, "*left dim dim"]) -> "Covariance":
+        """From C^-1."""
+        root = torch.linalg.cholesky(precision)
+        eye = torch.eye(precision.shape[-1], device=precision.device, dtype=precision.dtype)
+        # C = (root root')^-1 = U U' with U = root^-T, upper triangular; its lower triangular
+        # counterpart is another root of the same C.
+        covariance = torch.cholesky_solve(eye.expand_as(precision), root)
+        return cls.of_factor(torch.linalg.cholesky(covariance))
+
+    @property
+    def precision(self) -> Float[Tensor, "*left dim dim"]:
+        """C^-1."""
+        return self.inverse.mT @ self.inverse
+
+    @property
+    def matrix(self) -> Float[Tensor, "*left dim dim"]:
+        """C."""
+        return self.factor @ self.factor.mT
+
+    def at(self, t: int) -> "Covariance":
+        """That of bin t, where there is one per ``(trial, time)``; else the one that all share."""
+        if self.half_log_det.ndim == 0:
+            return self
+        return Covariance(self.factor[:, t], self.inverse[:, t], self.half_log_det[:, t])
+
+
+def times(
+    vectors: Float[Tensor, "*batch dim"], matrix: Float[Tensor, "*left dim dim"]
+) -> Float[Tensor, "*batch dim"]:
+    """M v for every vector, M shared by all or one per batch element."""
+    if matrix.ndim == 2:
+        return vectors @ matrix.mT
+    return (matrix @ vectors[..., None])[..., 0]
+
+
+class SharedNormal(TorchDistribution):
+    """N(mean, C), event shape ``(dim,)``.
+
+    Args:
+        mean: ``(*batch, dim)``.
+        covariance: C, shared by all of the batch or broadcasting against it from the right.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, mean: Float[Tensor, "*batch dim"], covariance: Covariance) -> None:
+        self._mean, self.covariance = mean, covariance
+        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch dim"]:
+        """The mean."""
+        return self._mean
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SharedNormal":
+        """The same law for more independent draws."""
+        return self.around(self._mean.expand(*batch_shape, -1), self.covariance)
+
+    def around(self, mean: Float[Tensor, "*batch dim"], covariance: Covariance) -> "SharedNormal":
+        """A law of the same family with another mean and covariance."""
+        return SharedNormal(mean, covariance)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
+        """Mean + L eps."""
+        shape = (*sample_shape, *self._mean.shape)
+        noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
+        return self._mean + times(noise, self.covariance.factor)
+
+    def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*all"]:
+        """Log density in nats."""
+        whitened = times(value - self._mean, self.covariance.inverse)
+        constant = 0.5 * self._mean.shape[-1] * LOG_2PI
+        return -0.5 * whitened.square().sum(-1) - self.covariance.half_log_det - constant
+
+
+class SharedStudentT(SharedNormal):
+    """Student-t vectors: all entries of a draw share its scale.
+
+    Args:
+        mean: ``(*batch, dim)``.
+        covariance: C, the scale matrix (the covariance is C df / (df - 2)).
+        df: degrees of freedom, above 1.
+    """
+
+    def __init__(
+        self, mean: Float[Tensor, "*batch dim"], covariance: Covariance, df: float
+    ) -> None:
+        super().__init__(mean, covariance)
+        self.df = df
+
+    def around(self, mean: Float[Tensor, "*batch dim"], covariance: Covariance) -> "SharedStudentT":
+        """A law of the same family with another mean and covariance."""
+        return SharedStudentT(mean, covariance, self.df)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
+        """Mean + L eps / sqrt(g)."""
+        draw = super().rsample(sample_shape)
+        half = draw.new_tensor(0.5 * self.df)
+        g = torch.distributions.Gamma(half, half).sample(draw.shape[:-1])
+        return self._mean + (draw - self._mean) / g.sqrt()[..., None]
+
+    def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*all"]:
+        """Log density in nats."""
+        df, dim = self.df, self._mean.shape[-1]
+        square = times(value - self._mean, self.covariance.inverse).square().sum(-1)
+        constant = (
+            math.lgamma(0.5 * (df + dim))
+            - math.lgamma(0.5 * df)
+            - 0.5 * dim * math.log(df * math.pi)
+        )
+        return constant - self.covariance.half_log_det - 0.5 * (df + dim) * torch.log1p(square / df)

@@ -1,0 +1,369 @@
+"""Sequential Monte Carlo on a state-space model::
+
+    resample    a_k ~ weights W_{t-1} (times the lookahead, where the proposal has one)
+    propose     z_t^k ~ q(z_t | state_{t-1}^{a_k}, data)
+    weigh       w_t^k = p(z_t^k | state) p(x_t | state_t^k) / q(z_t^k | state, data)
+
+All trials run side by side with independent resampling; tensors are ``(particle, trial, ...)``.
+Weights carry the evidence along: their mean over particles is an unbiased estimate of p(x_{1:t})
+after every bin, for every scheme and proposal.
+
+`SequentialMonteCarlo` is the algorithm: a pure `init` and `step`, from which `VSMC` makes an
+objective, `particle_filter` a filter over a whole batch, and anyone an online filter that takes one
+new bin at a time.
+
+Sources: Gordon et al. 1993 (bootstrap), Pitt & Shephard 1999 (lookahead), Doucet & Johansen 2011;
+the variance of a single run: Chan & Lai, Ann. Statist. 41:2877 (2013).
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.resampling import effective_sample_size, scheme_named
+from pyrodyn.models.state_space import Law, State, StateSpaceModel
+
+
+class Observed(NamedTuple):
+    """What a run sees: some bins of some trials, encoded once.
+
+    Attributes:
+        x: ``(trial, time, neuron)``.
+        scored: which entries count.
+        inputs: ``(trial, time, input)``.
+        scored_weight: see `Batch`.
+        encoding: what the proposal made of the batch.
+    """
+
+    x: Float[Tensor, "trial time neuron"]
+    scored: Bool[Tensor, "trial time neuron"]
+    inputs: Float[Tensor, "trial time input"]
+    scored_weight: float
+    encoding: Any
+
+    @classmethod
+    def of(cls, model: StateSpaceModel, batch: Batch) -> "Observed":
+        """A batch as the model's proposal sees it."""
+        if batch.x is None:
+            raise ValueError("the batch holds no observations to filter")
+        return cls(
+            x=batch.x[:, model.first_bin :],
+            scored=batch.scored[:, model.first_bin :],
+            inputs=model.known(batch),
+            scored_weight=batch.scored_weight,
+            encoding=model.proposal.encode(model, batch),
+        )
+
+
+class Particles(NamedTuple):
+    """Where all particles are.
+
+    Attributes:
+        start: values of the start site, until the first bin is entered.
+        state: their states; None before the first bin.
+        memory: the proposal's own memory.
+        log_weights: log of weights whose mean estimates the evidence so far.
+        eve: which of the first particles each descends from.
+    """
+
+    start: Tensor | None
+    state: State | None
+    memory: Any
+    log_weights: Float[Tensor, "particle trial"]
+    eve: Int[Tensor, "particle trial"]
+
+    def log_evidence(self) -> Float[Tensor, " trial"]:
+        """Estimate of log p(x_{1:t}) of every trial."""
+        return self.log_weights.logsumexp(0) - math.log(len(self.log_weights))
+
+    def log_evidence_variance(self) -> Float[Tensor, " trial"]:
+        """Variance of `log_evidence` as this one run can tell it (Chan & Lai 2013)::
+
+            sum_i (sum of W_k over the descendants k of the first particle i - 1/K)^2
+
+        Consistent for multinomial resampling, too large for schemes that vary less. It cannot tell
+        more than that the estimate is poor once few first particles have descendants.
+        """
+        weights = torch.softmax(self.log_weights, 0)
+        by_eve = torch.zeros_like(weights).scatter_add_(0, self.eve, weights)
+        return (by_eve - 1 / len(weights)).square().sum(0)
+
+
+class StepRecord(NamedTuple):
+    """What happened at a bin.
+
+    Attributes:
+        ancestors: of every particle.
+        resampled: which trials were.
+        effective_sample_size: of the weights before resampling.
+        log_evidence: estimate of log p(x_t | x_{<t}).
+        drawn: z_t.
+        ancestor_log_prob: log probability of the ancestors drawn, 0 where none were; known for
+            multinomial resampling.
+    """
+
+    ancestors: Int[Tensor, "particle trial"]
+    resampled: Bool[Tensor, " trial"]
+    effective_sample_size: Float[Tensor, " trial"]
+    log_evidence: Float[Tensor, " trial"]
+    drawn: Float[Tensor, "particle trial dim"]
+    ancestor_log_prob: Float[Tensor, " trial"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SequentialMonteCarlo:
+    """The algorithm, without memory: what a run needs it is handed, what it finds it returns.
+
+    Args:
+        model: with its proposal.
+        num_particles: K.
+        resampling: a name in `pyrodyn.infer.resampling.RESAMPLING`.
+        ess_threshold: a trial is resampled when its effective sample size is below this share of K;
+            1 resamples at every bin, 0 never.
+    """
+
+    model: StateSpaceModel
+    num_particles: int
+    resampling: str = "systematic"
+    ess_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise ValueError(f"num_particles={self.num_particles}; a run needs at least one")
+        if not 0 <= self.ess_threshold <= 1:
+            raise ValueError(
+                f"ess_threshold={self.ess_threshold} is a share of the particles; it must lie in"
+                " [0, 1]"
+            )
+        if not isinstance(self.model, StateSpaceModel):
+            raise ValueError(
+                f"sequential Monte Carlo needs a StateSpaceModel; {type(self.model).__name__} is"
+                " none"
+            )
+        scheme_named(self.resampling)
+
+    def init(self, observed: Observed) -> Particles:
+        """Particles before the first bin."""
+        shape = (self.num_particles, observed.x.shape[0])
+        like = observed.x
+        start, log_weights = None, like.new_zeros(shape)
+        if self.model.start_site:
+            law = self.model.proposal.start(observed.encoding).expand(torch.Size(shape))
+            start = law.rsample()
+            log_weights = self.model.start().log_prob(start) - law.log_prob(start)
+        eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
+        return Particles(start, None, None, log_weights, eve)
+
+    def step(
+        self, particles: Particles, observed: Observed, t: int
+    ) -> tuple[Particles, StepRecord]:
+        """Move over bin t of what is observed."""
+        model, proposal, encoding = self.model, self.model.proposal, observed.encoding
+        before = particles.log_evidence()
+        prior = self._prior(particles, observed.inputs[:, t])
+        ahead = proposal.lookahead(prior, encoding, t)
+        is_exact = proposal.is_exact(encoding)
+
+        due, ancestors, survivors, ancestor_log_prob, ess = self._resample(particles, ahead)
+        if ancestors is not None:
+            particles = _selected(particles, ancestors)
+            if ahead is not None:
+                prior = self._prior(particles, observed.inputs[:, t])
+                ahead = ahead.expand(survivors.shape).gather(0, ancestors)
+            elif particles.state is not None or particles.start is not None:
+                prior = self._prior(particles, observed.inputs[:, t])
+            log_weights = torch.where(
+                due, survivors if ahead is None else survivors - ahead, particles.log_weights
+            )
+        else:
+            ancestors = torch.arange(self.num_particles, device=observed.x.device)
+            ancestors = ancestors[:, None].expand(particles.log_weights.shape)
+            log_weights = particles.log_weights
+
+        memory = proposal.remember(
+            model,
+            particles.start if particles.state is None else particles.state,
+            particles.memory,
+            encoding,
+            t,
+        )
+        shape = log_weights.shape
+        law = proposal.propose(prior, memory, encoding, t)
+        law_of_draw = law if law.batch_shape == shape else law.expand(shape)
+        z = law_of_draw.rsample()
+        if particles.state is None:
+            state = model.enter(particles.start, z, observed.inputs[:, t])
+        else:
+            state = model.advance(particles.state, z, observed.inputs[:, t])
+
+        if is_exact:
+            assert ahead is not None
+            log_weights = log_weights + ahead
+        else:
+            log_weights = log_weights + model.log_likelihood(
+                state, observed.x[:, t], observed.scored[:, t], observed.scored_weight
+            )
+            if law is not prior:
+                log_weights = log_weights + prior.log_prob(z) - law_of_draw.log_prob(z)
+        particles = Particles(None, state, memory, log_weights, particles.eve)
+        record = StepRecord(
+            ancestors, due, ess, particles.log_evidence() - before, z, ancestor_log_prob
+        )
+        return particles, record
+
+    def _prior(self, particles: Particles, inputs: Tensor) -> Law:
+        if particles.state is None:
+            return self.model.initial(particles.start, inputs)
+        return self.model.transition(particles.state, inputs)
+
+    def _resample(
+        self, particles: Particles, ahead: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Which trials are due; ancestors (None where no trial is), the survivors' log weights
+        with the evidence in them, the ancestors' log probability and the effective sample size.
+        """
+        log_weights = particles.log_weights
+        if ahead is not None:
+            log_weights = log_weights + ahead
+        num_trials = log_weights.shape[1]
+        ess = effective_sample_size(log_weights.detach())
+        nothing = log_weights.new_zeros(num_trials)
+        all_alike = particles.state is None and particles.start is None
+        never = self.num_particles == 1 or self.ess_threshold == 0 or all_alike
+        if never:
+            due = torch.zeros(num_trials, dtype=torch.bool, device=ess.device)
+            return due, None, log_weights, nothing, ess
+        if self.ess_threshold == 1:
+            due = torch.ones(num_trials, dtype=torch.bool, device=ess.device)
+        else:
+            due = ess < self.ess_threshold * self.num_particles
+        ancestors, survivors = scheme_named(self.resampling)(log_weights)
+        chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)
+        identity = torch.arange(self.num_particles, device=ess.device)[:, None]
+        evidence = log_weights.logsumexp(0) - math.log(self.num_particles)
+        return (
+            due,
+            torch.where(due, ancestors, identity),
+            evidence + survivors.to(log_weights.dtype),
+            torch.where(due, chosen, 0.0),
+            ess,
+        )
+
+
+def _selected(particles: Particles, ancestors: Int[Tensor, "particle trial"]) -> Particles:
+    """Every particle's start, state, memory, weight and eve replaced by its ancestor's."""
+    return Particles(
+        start=_select(particles.start, ancestors),
+        state=_select(particles.state, ancestors),
+        memory=_select(particles.memory, ancestors),
+        log_weights=particles.log_weights.gather(0, ancestors),
+        eve=particles.eve.gather(0, ancestors),
+    )
+
+
+def _select(value: Any, ancestors: Int[Tensor, "particle trial"]) -> Any:
+    """Rows of tensors ``(particle, trial, dim)``; what all particles share stays as it is."""
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return type(value)(*(_select(field, ancestors) for field in value))
+    if value.ndim < 3:
+        return value
+    return torch.take_along_dim(value, ancestors[..., None], 0)
+
+
+class Filtered(NamedTuple):
+    """A run of the particle filter over a batch; weights are normalised.
+
+    Attributes:
+        starts: values of the start site, None for a model without one.
+        paths: z, ``(time, particle, trial, dim)``, each bin as it was drawn: to follow one particle
+            through time take its ``ancestors``.
+        states: the states, with the same leading dims.
+        ancestors: of the particles of every bin, among those of the bin before.
+        log_weights: log W_t, after bin t was seen.
+        effective_sample_size: ``(time, trial)``, of the weights before resampling.
+        resampled: ``(time, trial)``.
+        log_evidence: estimates of log p(x_t | x_{<t}), ``(time, trial)``; their sum over time is
+            the estimate of log p(x).
+        log_evidence_variance: of that sum, ``(trial,)``; see `Particles.log_evidence_variance`.
+    """
+
+    starts: Float[Tensor, "particle trial start"] | None
+    paths: Float[Tensor, "time particle trial dim"]
+    states: State
+    ancestors: Int[Tensor, "time particle trial"]
+    log_weights: Float[Tensor, "time particle trial"]
+    effective_sample_size: Float[Tensor, "time trial"]
+    resampled: Bool[Tensor, "time trial"]
+    log_evidence: Float[Tensor, "time trial"]
+    log_evidence_variance: Float[Tensor, " trial"]
+
+    def mean(self) -> Float[Tensor, "time trial dim"]:
+        """Filtered means E[z_t | x_{1:t}]."""
+        return (self.log_weights.exp()[..., None] * self.paths).sum(1)
+
+
+@torch.no_grad()
+def particle_filter(
+    model: StateSpaceModel,
+    batch: Batch,
+    num_particles: int = 256,
+    *,
+    resampling: str = "systematic",
+    ess_threshold: float = 0.5,
+) -> Filtered:
+    """Filter all trials of a batch side by side.
+
+    The proposal is the model's own (``model.proposal``); `Bootstrap` is always at hand.
+
+    Args:
+        model: a state-space model.
+        batch: its trials.
+        num_particles: per trial.
+        resampling: see `pyrodyn.infer.resampling`.
+        ess_threshold: see `SequentialMonteCarlo`.
+
+    Raises:
+        ValueError: for settings that make no run.
+        ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
+    """
+    algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
+    observed = Observed.of(model, batch)
+    particles = algorithm.init(observed)
+    starts, weights, records = particles.start, [], []
+    states: list[Any] = []
+    for t in range(observed.x.shape[1]):
+        particles, record = algorithm.step(particles, observed, t)
+        states.append(particles.state)
+        weights.append(torch.log_softmax(particles.log_weights, 0))
+        records.append(record)
+    increments = torch.stack([record.log_evidence for record in records])
+    _check_alive(increments, batch, model.first_bin)
+    return Filtered(
+        starts=starts,
+        paths=torch.stack([record.drawn for record in records]),
+        states=type(states[0])(*(torch.stack(fields) for fields in zip(*states, strict=True))),
+        ancestors=torch.stack([record.ancestors for record in records]),
+        log_weights=torch.stack(weights),
+        effective_sample_size=torch.stack([record.effective_sample_size for record in records]),
+        resampled=torch.stack([record.resampled for record in records]),
+        log_evidence=increments,
+        log_evidence_variance=particles.log_evidence_variance(),
+    )
+
+
+def _check_alive(increments: Float[Tensor, "time trial"], batch: Batch, first_bin: int) -> None:
+    dead = ~torch.isfinite(increments)
+    if dead.any():
+        t, trial = dead.nonzero()[0].tolist()
+        raise ArithmeticError(
+            f"no particle explains bin {t + first_bin} of trial {int(batch.trial[trial])}: all"
+            " weights are 0 or not finite; use more particles, a proposal that looks at the data,"
+            " or a model with more noise"
+        )

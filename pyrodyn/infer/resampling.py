@@ -1,0 +1,159 @@
+"""Resampling: which particles live on, and how often.
+
+Every scheme draws ancestors a_1 ... a_K, a particle k with weight W_k being expected K W_k times.
+They differ in how much the numbers of offspring vary:
+
+* ``systematic``: one uniform per trial shifts a comb of K teeth; offspring within 1 of K W_k.
+  The place to start.
+* ``stratified``: one uniform per tooth of the comb.
+* ``residual``: floor(K W_k) offspring for sure, the rest multinomial.
+* ``multinomial``: K independent draws. The one whose law is a product, which the unbiased gradient
+  of VSMC needs.
+* ``soft``: systematic from the mixture W' = a W + (1 - a)/K, the survivors keeping the weights
+  W/W'. These carry a gradient (Karkus, Hsu & Lee 2018); the price is weights that stay uneven.
+
+Weights arrive as logarithms, ``(particle, trial)``, in any normalisation; trials are resampled
+independently of each other.
+
+Source of the classical four: Douc, Cappe & Moulines, ISPA 2005.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+SOFT_SHARE = 0.5
+"""a of soft resampling."""
+
+ROUNDING = 1e-9
+"""An expected number of offspring this close to a whole number is one."""
+
+
+class Resampled(NamedTuple):
+    """Ancestors and the weights with which they go on.
+
+    Attributes:
+        ancestors: ``(particle, trial)``.
+        log_weights: log of the survivors' weights, of mean 1 in expectation; 0 for the classical
+            schemes.
+    """
+
+    ancestors: Int[Tensor, "particle trial"]
+    log_weights: Float[Tensor, "particle trial"]
+
+
+Scheme = Callable[[Float[Tensor, "particle trial"]], Resampled]
+
+
+@torch.no_grad()
+def multinomial(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
+    """K independent draws."""
+    return _classical(_at_points(log_weights, _uniforms(log_weights)))
+
+
+@torch.no_grad()
+def stratified(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
+    """One draw in each of K equal strata."""
+    return _classical(_at_points(log_weights, _comb(log_weights, _uniforms(log_weights))))
+
+
+@torch.no_grad()
+def systematic(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
+    """A comb of K teeth with one random shift."""
+    return _classical(_at_points(log_weights, _comb(log_weights, _uniforms(log_weights[:1]))))
+
+
+@torch.no_grad()
+def residual(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
+    """The whole parts of K W_k for sure, the remainders multinomially."""
+    num_particles = len(log_weights)
+    expected = num_particles * torch.softmax(log_weights.double(), 0)
+    sure = (expected + ROUNDING).floor()
+    rest = (expected - sure).clamp_min(0.0)
+    # The first slots go to the sure offspring in order, the others to chance.
+    slot = torch.arange(num_particles, device=expected.device)[:, None].expand_as(expected)
+    in_order = _searched(sure.cumsum(0), slot + 0.5)
+    by_chance = _at_points(
+        torch.where(rest.sum(0) > ROUNDING, rest, expected).log(), _uniforms(log_weights)
+    )
+    return _classical(torch.where(slot < sure.sum(0), in_order, by_chance))
+
+
+def soft(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
+    """Systematic from a mixture with the uniform law, corrected by weights with a gradient."""
+    num_particles = len(log_weights)
+    weights = torch.softmax(log_weights, 0)
+    mixture = SOFT_SHARE * weights + (1 - SOFT_SHARE) / num_particles
+    ancestors = systematic(mixture.log()).ancestors
+    return Resampled(ancestors, (weights / mixture).log().gather(0, ancestors))
+
+
+RESAMPLING: dict[str, Scheme] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "residual": residual,
+    "multinomial": multinomial,
+    "soft": soft,
+}
+
+
+def scheme_named(name: str) -> Scheme:
+    """A scheme by its name.
+
+    Raises:
+        ValueError: naming the schemes there are.
+    """
+    if name not in RESAMPLING:
+        raise ValueError(f"resampling={name!r} is unknown; it is one of {', '.join(RESAMPLING)}")
+    return RESAMPLING[name]
+
+
+def effective_sample_size(
+    log_weights: Float[Tensor, "particle trial"],
+) -> Float[Tensor, " trial"]:
+    """1 / sum of squared normalised weights, between 1 and K."""
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+
+
+def _classical(ancestors: Int[Tensor, "particle trial"]) -> Resampled:
+    """Survivors all weigh the same."""
+    return Resampled(ancestors, torch.zeros(ancestors.shape, device=ancestors.device))
+
+
+def _uniforms(like: Float[Tensor, "rows trial"]) -> Float[Tensor, "rows trial"]:
+    return torch.rand(like.shape, device=like.device, dtype=torch.float64)
+
+
+def _comb(
+    log_weights: Float[Tensor, "particle trial"], shift: Float[Tensor, "rows trial"]
+) -> Float[Tensor, "particle trial"]:
+    """Points (k + shift) / K."""
+    num_particles = len(log_weights)
+    teeth = torch.arange(num_particles, device=shift.device, dtype=shift.dtype)[:, None]
+    return (teeth + shift) / num_particles
+
+
+def _at_points(
+    log_weights: Float[Tensor, "particle trial"], points: Float[Tensor, "particle trial"]
+) -> Int[Tensor, "particle trial"]:
+    """The particles under whose share of the unit interval the points lie.
+
+    In double precision, and with the interval's end just below the sum as it was rounded: a
+    particle without weight is never met, not even as the last.
+    """
+    summed = torch.softmax(log_weights.double(), 0).cumsum(0)
+    total = summed[-1]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    return _searched(summed, torch.minimum(points * total, below))
+
+
+def _searched(
+    summed: Float[Tensor, "particle trial"], points: Float[Tensor, "particle trial"]
+) -> Int[Tensor, "particle trial"]:
+    """Per trial the first particle whose sum exceeds the point (the last where none does)."""
+    rows, wanted = summed.t().contiguous(), points.t().contiguous()
+    found = torch.searchsorted(rows, wanted, right=True).t()
+    return found.clamp_max(len(summed) - 1)

@@ -1,0 +1,58 @@
+"""Traces of model and guide, and which of their sites are what."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+from pyro import poutine
+
+from pyrodyn.data.batch import Batch
+
+Program = Callable[[Batch], Any]
+"""A model or a guide."""
+
+
+def paired_traces(
+    model: Program, guide: Program, batch: Batch, num_particles: int
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the guide and of the model replayed on its draws; particles are plate dim -2."""
+    if num_particles > 1:
+        particles = pyro.plate("particles", num_particles, dim=-2)
+        model, guide = particles(model), particles(guide)
+    guide_trace = poutine.trace(guide).get_trace(batch)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+    return guide_trace, model_trace
+
+
+def latent_sites(guide_trace: poutine.Trace) -> list[str]:
+    """Names of the model's latent sites that a guide drew."""
+    return [
+        name
+        for name in drawn_sites(guide_trace)
+        if not guide_trace.nodes[name]["infer"].get("is_auxiliary", False)
+    ]
+
+
+def is_plate(site: Mapping[str, Any]) -> bool:
+    """Whether a trace's site is a plate's subsample."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def drawn_sites(trace: poutine.Trace) -> list[str]:
+    """Names of the sites that a trace drew, an automatic guide's auxiliary ones included."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not is_plate(site)
+    ]
+
+
+def observed_sites(trace: poutine.Trace) -> list[str]:
+    """Observations and factors."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not site["infer"].get("_deterministic", False)
+    ]

@@ -1,0 +1,491 @@
+"""Stochastic low-rank recurrent neural networks.
+
+Generative program, per trial::
+
+    v_t = a_v v_{t-1} + (1 - a_v) i_{t-1},  v_1 = i_1      inputs, filtered; or raw, v_t = i_t
+    z_1 ~ N(mu_0 + P_m W_u v_1, S_0)                       P_m = (m' m)^-1 m'
+    z_t = a z_{t-1} + n phi(m z_{t-1} + W_u v_{t-1}) + e_t,  e_t ~ N(0, S)
+    x_t ~ p(x | readout(z_t, v_t))
+
+z has the dimension R of the rank; m (units x R) and n (R x units) make the recurrent weights
+J = m n. The full-rank alternative has one latent per unit::
+
+    z_t = a z_{t-1} + W phi(z_{t-1}) + W_u v_{t-1} + e_t
+
+Guide: a proposal q(z_t | z_{t-1}, x), see `proposals`: ``"optimal"`` for Gaussian observations,
+``"encoder"`` or ``"causal_encoder"`` for any, ``"bootstrap"`` for the prior itself.
+
+Source: Pals, Sagtekin, Pei, Gloeckler & Macke, NeurIPS 2024. Departures: the decay may be one per
+latent, the noise may have heavy tails (Student-t), readouts are those of the whole zoo.
+"""
+
+import math
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrodyn.data.batch import Batch, Trials, num_units
+from pyrodyn.data.recording import observed_name
+from pyrodyn.distributions.gaussian import Covariance, SharedNormal, SharedStudentT
+from pyrodyn.models.observations import Gaussian
+from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.proposals import EncoderFactor, LinearEmission, OptimalFactor
+from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
+
+ACTIVATIONS = ("relu", "clipped_relu", "tanh", "identity")
+NOISES = ("scalar", "diagonal", "full")
+READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
+PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
+
+
+LOG_MEAN_OBSERVATIONS = (
+    "poisson",
+    "negative_binomial",
+    "zero_inflated_poisson",
+    "gamma",
+    "zero_inflated_gamma",
+)
+"""Observations whose first linear predictor is a log mean: what a softplus link replaces."""
+
+NOISE_FLOOR = 1e-4
+"""Smallest standard deviation of process noise: a density must exist."""
+
+
+class LowRankState(NamedTuple):
+    """State of a low-rank network.
+
+    Attributes:
+        z: latents.
+        v: the inputs, filtered or raw, that drive the next bin; the same for all particles.
+        i: the raw inputs of this bin.
+    """
+
+    z: Float[Tensor, "*left latent"]
+    v: Float[Tensor, "*shared input"]
+    i: Float[Tensor, "*shared input"]
+
+
+class LowRankRNN(StateSpaceModel):
+    """A stochastic low-rank RNN. Equations in the module's docstring.
+
+    Args:
+        num_neurons: neurons or channels observed.
+        input_dim: known external inputs.
+        latent_dim: R, the rank; the number of units where ``is_full_rank``.
+        num_units: units of the network; ``num_neurons`` where the readout is one-to-one.
+        activation: phi: ``"relu"`` max(y - h, 0), ``"clipped_relu"`` max(y + h, 0) - max(y, 0),
+            ``"tanh"`` or ``"identity"``; the first two with a threshold h per unit.
+        noise: S: ``"scalar"``, ``"diagonal"`` or ``"full"``; S_0 is of the same kind.
+        noise_df: degrees of freedom (> 2) of Student-t process noise; None for Gaussian noise.
+        decay_per_latent: one decay a per latent instead of one for all.
+        filters_inputs: low-pass filter the inputs as the latents are.
+        is_full_rank: the full-rank alternative.
+        readout: what is read out: ``"latents"``, ``"latents_and_inputs"`` (both affinely), or unit
+            by unit ``"currents"`` (m z + W_u v) or ``"rates"`` (phi of them).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+        link: ``"canonical"``, or ``"softplus"`` for observations by their log mean, whose mean is
+            then softplus of the readout.
+        proposal: ``"optimal"``, ``"encoder"``, ``"causal_encoder"`` or ``"bootstrap"``.
+    """
+
+    site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
+        "z": ("time", "latent"),
+        "rates": ("time", "neuron"),
+        "x": ("time", "neuron"),
+    }
+    path_is_markov: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_neurons: int,
+        *,
+        input_dim: int = 0,
+        latent_dim: int = 3,
+        num_units: int = 128,
+        activation: str = "relu",
+        noise: str = "diagonal",
+        noise_df: float | None = None,
+        decay_per_latent: bool = False,
+        filters_inputs: bool = False,
+        is_full_rank: bool = False,
+        readout: str = "latents",
+        observation: str = "poisson",
+        link: Literal["canonical", "softplus"] = "canonical",
+        proposal: str = "encoder",
+    ) -> None:
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        _check(config)
+        self.config: dict[str, Any] = config
+        self.activation, self.noise, self.noise_df = activation, noise, noise_df
+        self.filters_inputs, self.is_full_rank, self.readout_from = (
+            filters_inputs,
+            is_full_rank,
+            readout,
+        )
+        self.link = link
+
+        # Dynamics
+        dim = num_units if is_full_rank else latent_dim
+        start_rate = math.log(-math.log(0.9))
+        self.log_rate = nn.Parameter(torch.full((dim if decay_per_latent else 1,), start_rate))
+        if filters_inputs:
+            self.input_log_rate = nn.Parameter(torch.tensor(start_rate))
+        if is_full_rank:
+            self.recurrent = nn.Parameter(torch.randn(dim, dim) / math.sqrt(dim))
+        else:
+            self.m = nn.Parameter(torch.randn(num_units, dim) / math.sqrt(dim))
+            self.n = nn.Parameter(torch.randn(dim, num_units) * 0.5 / num_units)
+        self.input_weights = nn.Parameter(
+            torch.randn(num_units, input_dim) / math.sqrt(max(1, input_dim))
+        )
+        if activation in ("relu", "clipped_relu"):
+            # Kinks spread over the latents' range, so that units differ from the first step.
+            spread = torch.linspace(-1.0, 1.0, num_units)
+            self.threshold = nn.Parameter(spread if activation == "relu" else 1.0 + spread.abs())
+        self.start_mean = nn.Parameter(torch.zeros(dim))
+        self.raw_noise = nn.Parameter(_raw_noise(noise, dim, 0.3))
+        self.raw_start_noise = nn.Parameter(_raw_noise(noise, dim, 1.0))
+
+        # Observation
+        self.observation = observation_model(observation, num_neurons)
+        num_predictors = self.observation.num_predictors * num_neurons
+        if readout in ("latents", "latents_and_inputs"):
+            self.loading = nn.Parameter(torch.randn(num_predictors, dim) / math.sqrt(dim))
+        else:
+            self.gain = nn.Parameter(torch.ones(num_predictors))
+        if readout == "latents_and_inputs":
+            self.input_loading = nn.Parameter(torch.zeros(num_predictors, input_dim))
+        self.bias = nn.Parameter(torch.zeros(num_predictors))
+
+        # Guide
+        self.proposal = self._proposal(proposal, num_neurons, dim)
+
+    @classmethod
+    def for_recording(cls, recording: xr.Dataset, **sizes: Any) -> "LowRankRNN":
+        """A model sized for a recording, its readout starting at the recording's mean.
+
+        Args:
+            recording: a validated recording.
+            sizes: any argument of the class. The observation model defaults to ``"poisson"`` for
+                counts and ``"gaussian"`` for a signal, and the proposal to the best that fits it.
+        """
+        default = "poisson" if observed_name(recording) == "counts" else "gaussian"
+        trials = Trials(recording)
+        everything = trials.batch()
+        assert everything.x is not None  # a recording always has observations
+        sizes = {"observation": default, **sizes}
+        if "proposal" not in sizes and sizes["observation"] == "gaussian":
+            is_linear = sizes.get("readout", "latents") != "rates" and not sizes.get("noise_df")
+            sizes["proposal"] = "optimal" if is_linear else "encoder"
+        if sizes.get("readout") in ("currents", "rates"):
+            sizes.setdefault("num_units", num_units(recording))
+        model = cls(num_units(recording), input_dim=everything.inputs.shape[-1], **sizes)
+        model.observation.check(everything.x, everything.scored)
+        with torch.no_grad():
+            bias = model.observation.initialise(everything.x, everything.scored)
+            if model.link == "softplus":
+                log_mean = bias[: model.observation.num_neurons]
+                log_mean.copy_(log_mean.exp().expm1().log())
+            model.bias.copy_(bias)
+        return model
+
+    # ------------------------------------------------------------------ the four densities
+
+    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Law:
+        """N(mu_0 + P_m W_u v_1, S_0)."""
+        pushed = functional.linear(inputs, self._inputs_to_latents())
+        return self._noisy(self.start_mean + pushed, self.process_noise()[0])
+
+    def transition(self, state: LowRankState, inputs: Float[Tensor, "*left input"]) -> Law:
+        """N(a z + n phi(m z + W_u v), S)."""
+        return self._noisy(self.mean_step(state), self.process_noise()[1])
+
+    def enter(
+        self,
+        start: Tensor | None,
+        z: Float[Tensor, "*left dim"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> LowRankState:
+        """The state of the first bin: v_1 = i_1."""
+        return LowRankState(z, inputs, inputs)
+
+    def advance(
+        self,
+        state: LowRankState,
+        z: Float[Tensor, "*left dim"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> LowRankState:
+        """The state of a later bin."""
+        v = torch.lerp(state.i, state.v, self.input_decay()) if self.filters_inputs else inputs
+        return LowRankState(z, v, inputs)
+
+    def emission(self, state: LowRankState) -> Law:
+        """The observation model of the readout."""
+        return self.observation(self._linked(self._read(state)))
+
+    # ------------------------------------------------------------------ their parts
+
+    def states(
+        self,
+        start: Tensor | None,
+        path: Float[Tensor, "*left time dim"],
+        inputs: Float[Tensor, "trial time input"],
+    ) -> LowRankState:
+        """The states along a path: v depends on the inputs alone."""
+        return LowRankState(path, self.filtered(inputs), inputs)
+
+    def filtered(
+        self, inputs: Float[Tensor, "*batch time input"]
+    ) -> Float[Tensor, "*batch time input"]:
+        """The inputs v of all bins."""
+        if not self.filters_inputs:
+            return inputs
+        decay, v = self.input_decay(), [inputs[..., 0, :]]
+        for t in range(1, inputs.shape[-2]):
+            v.append(torch.lerp(inputs[..., t - 1, :], v[-1], decay))
+        return torch.stack(v, -2)
+
+    def decay(self) -> Float[Tensor, " latent_or_one"]:
+        """The decay a = exp(-exp(theta)), in (0, 1)."""
+        return self.hoisted("decay", lambda: torch.exp(-torch.exp(self.log_rate)))
+
+    def input_decay(self) -> Float[Tensor, ""]:
+        """The decay of the inputs' filter."""
+        return self.hoisted("input_decay", lambda: torch.exp(-torch.exp(self.input_log_rate)))
+
+    def activate(self, currents: Float[Tensor, "*left unit"]) -> Float[Tensor, "*left unit"]:
+        """The rates phi(currents)."""
+        match self.activation:
+            case "relu":
+                return torch.relu(currents - self.threshold)
+            case "clipped_relu":
+                return torch.relu(currents + self.threshold) - torch.relu(currents)
+            case "tanh":
+                return torch.tanh(currents)
+            case _:
+                return currents
+
+    def currents(self, state: LowRankState) -> Float[Tensor, "*left unit"]:
+        """M z + W_u v; in the full-rank network z itself."""
+        if self.is_full_rank:
+            return state.z
+        currents = functional.linear(state.z, self.m)
+        if state.v.shape[-1]:
+            currents = currents + functional.linear(state.v, self.input_weights)
+        return currents
+
+    def mean_step(self, state: LowRankState) -> Float[Tensor, "*left latent"]:
+        """Where a state goes without noise: a z + n phi(m z + W_u v)."""
+        rates = self.activate(self.currents(state))
+        if not self.is_full_rank:
+            return torch.addcmul(functional.linear(rates, self.n), self.decay(), state.z)
+        moved = torch.addcmul(functional.linear(rates, self.recurrent), self.decay(), state.z)
+        return moved + functional.linear(state.v, self.input_weights)
+
+    def process_noise(self) -> tuple[Covariance, Covariance]:
+        """S_0 and S."""
+        return self.hoisted(
+            "process_noise",
+            lambda: (self._covariance(self.raw_start_noise), self._covariance(self.raw_noise)),
+        )
+
+    def linear_emission(self, batch: Batch) -> LinearEmission:
+        """The observation as a linear-Gaussian function of z, for `OptimalFactor`.
+
+        Raises:
+            ValueError: where it is not.
+        """
+        if not isinstance(self.observation, Gaussian) or self.readout_from == "rates":
+            raise ValueError(
+                "the optimal proposal needs a gaussian observation read from latents or currents"
+            )
+        v = self.filtered(self.known(batch))
+        matrix, offset = self._loading(), self.bias + functional.linear(v, self._input_loading())
+        return LinearEmission(matrix, offset, self.observation.scale().square())
+
+    def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Law:
+        if self.noise_df is None:
+            return SharedNormal(mean, covariance)
+        return SharedStudentT(mean, covariance, self.noise_df)
+
+    def _covariance(self, raw: Tensor) -> Covariance:
+        """From the unconstrained form: log scales, and below the diagonal L itself."""
+        dim = self.start_mean.shape[0]
+        if self.noise != "full":
+            return Covariance.of_factor(torch.diag_embed((raw.exp() + NOISE_FLOOR).expand(dim)))
+        diagonal = raw.diagonal().exp() + NOISE_FLOOR
+        return Covariance.of_factor(raw.tril(-1) + torch.diag_embed(diagonal))
+
+    def _inputs_to_latents(self) -> Float[Tensor, "latent input"]:
+        """P_m W_u."""
+        if self.is_full_rank:
+            return self.input_weights
+        return torch.linalg.lstsq(self.m, self.input_weights).solution
+
+    @property
+    def _reads_latents(self) -> bool:
+        return self.readout_from in ("latents", "latents_and_inputs")
+
+    def _loading(self) -> Float[Tensor, "predictor latent"]:
+        """What the readout multiplies z by."""
+        if self._reads_latents:
+            return self.loading
+        eye = torch.eye(self.config["num_units"], device=self.gain.device, dtype=self.gain.dtype)
+        return self.gain[:, None] * (eye if self.is_full_rank else self.m)
+
+    def _input_loading(self) -> Float[Tensor, "predictor input"]:
+        """What the readout multiplies v by."""
+        if self.readout_from == "latents_and_inputs":
+            return self.input_loading
+        if self.readout_from == "currents" and not self.is_full_rank:
+            return self.gain[:, None] * self.input_weights
+        return self.input_weights.new_zeros(len(self.bias), self.input_weights.shape[1])
+
+    def _read(self, state: LowRankState) -> Float[Tensor, "*left predictor"]:
+        match self.readout_from:
+            case "latents":
+                return functional.linear(state.z, self.loading, self.bias)
+            case "latents_and_inputs":
+                from_inputs = functional.linear(state.v, self.input_loading)
+                return functional.linear(state.z, self.loading, self.bias) + from_inputs
+            case "currents":
+                units = self.currents(state)
+            case _:
+                units = self.activate(self.currents(state))
+        blocks = torch.cat([units] * self.observation.num_predictors, -1)
+        return torch.addcmul(self.bias, self.gain, blocks)
+
+    def _linked(self, read: Float[Tensor, "*left predictor"]) -> Float[Tensor, "*left predictor"]:
+        """Linear predictors: what was read, or log softplus of it where it is a log mean."""
+        if self.link == "canonical":
+            return read
+        num_neurons = self.observation.num_neurons
+        return torch.cat([log_softplus(read[..., :num_neurons]), read[..., num_neurons:]], -1)
+
+    @staticmethod
+    def _proposal(kind: str, num_neurons: int, dim: int) -> Proposal:
+        match kind:
+            case "optimal":
+                return OptimalFactor()
+            case "bootstrap":
+                return Bootstrap()
+            case _:
+                return EncoderFactor(num_neurons, dim, is_causal=kind == "causal_encoder")
+
+    # ------------------------------------------------------------------ what networks are for
+
+    @torch.no_grad()
+    def orthonormal(self) -> "LowRankRNN":
+        """The same model in the basis in which m has orthonormal columns and J = m n is a singular
+        value decomposition::
+
+            z' = T z,  m' = m T^-1 = U,  n' = T n = S V',   J = U S V'
+
+        Noise, first state, readout and the encoder's factors move along, so that every density of
+        x is what it was. Signs are fixed by the largest entry of each column of m'.
+
+        Raises:
+            ValueError: for models that this change of basis would take out of their family.
+        """
+        if self.is_full_rank or len(self.log_rate) > 1:
+            raise ValueError(
+                "only a low-rank network whose latents share one decay can change its basis"
+            )
+        Q, R = torch.linalg.qr(self.m)
+        U, S, V = torch.linalg.svd(R @ self.n, full_matrices=False)
+        largest = (Q @ U).abs().argmax(0)
+        signs = (Q @ U).gather(0, largest[None])[0].sign()
+        U, V = U * signs, V * signs[:, None]
+        T = U.mT @ R
+        back = torch.linalg.inv(T)
+        moved = type(self)(**{**self.config, "noise": "full"}).to(self.m)
+        moved.load_state_dict(
+            {
+                **self.state_dict(),
+                "m": Q @ U,
+                "n": S[:, None] * V,
+                "start_mean": T @ self.start_mean,
+                "raw_noise": _raw_of(T @ self._covariance(self.raw_noise).matrix @ T.mT),
+                "raw_start_noise": _raw_of(
+                    T @ self._covariance(self.raw_start_noise).matrix @ T.mT
+                ),
+                **({"loading": self.loading @ back} if self._reads_latents else {}),
+                **(
+                    {"proposal.basis": self.proposal.basis @ back}
+                    if isinstance(self.proposal, EncoderFactor)
+                    else {}
+                ),
+            }
+        )
+        moved.record = {**self.record}
+        return moved.train(self.training)
+
+
+def log_softplus(y: Float[Tensor, "*left"]) -> Float[Tensor, "*left"]:
+    """Log log(1 + e^y), which is y itself far below 0, where softplus loses its digits."""
+    low = y < -15
+    return torch.where(low, y, functional.softplus(torch.where(low, 0.0, y)).log())
+
+
+def _raw_noise(kind: str, dim: int, scale: float) -> Tensor:
+    """The unconstrained form of scale^2 I."""
+    log_scale = torch.tensor(scale - NOISE_FLOOR).log()
+    if kind == "scalar":
+        return log_scale[None].clone()
+    diagonal = log_scale.expand(dim).clone()
+    return diagonal if kind == "diagonal" else torch.diag(diagonal)
+
+
+def _raw_of(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
+    """The unconstrained form of a full covariance."""
+    factor = torch.linalg.cholesky(covariance)
+    return factor.tril(-1) + torch.diag((factor.diagonal() - NOISE_FLOOR).clamp_min(1e-12).log())
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Refuse sizes and options that make no model, in a sentence each."""
+    for name in ("num_neurons", "latent_dim", "num_units"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]}; a network needs at least 1")
+    if config["input_dim"] < 0:
+        raise ValueError(f"input_dim={config['input_dim']} must be at least 0")
+    for name, allowed in {
+        "activation": ACTIVATIONS,
+        "noise": NOISES,
+        "readout": READOUTS,
+        "proposal": PROPOSALS,
+        "link": ("canonical", "softplus"),
+    }.items():
+        if config[name] not in allowed:
+            raise ValueError(
+                f"{name}={config[name]!r} is unknown; it is one of {', '.join(allowed)}"
+            )
+    if config["noise_df"] is not None and config["noise_df"] <= 2:
+        raise ValueError(f"noise_df={config['noise_df']} must exceed 2, or noise has no variance")
+    one_to_one = config["readout"] in ("currents", "rates")
+    if one_to_one and config["num_units"] != config["num_neurons"]:
+        raise ValueError(
+            f"readout={config['readout']!r} gives every neuron a unit of its own, but there are"
+            f" {config['num_units']} units and {config['num_neurons']} neurons"
+        )
+    if not config["is_full_rank"] and config["latent_dim"] > config["num_units"]:
+        raise ValueError(
+            f"latent_dim={config['latent_dim']} is the rank of {config['num_units']} units and"
+            " cannot exceed them"
+        )
+    if config["link"] == "softplus" and config["observation"] not in LOG_MEAN_OBSERVATIONS:
+        raise ValueError(
+            f"link='softplus' is for observations by their log mean, not for"
+            f" {config['observation']!r}"
+        )
+    linear = config["observation"] == "gaussian" and config["readout"] != "rates"
+    if config["proposal"] == "optimal" and not (linear and config["noise_df"] is None):
+        raise ValueError(
+            "the optimal proposal needs a gaussian observation read from latents or currents, and"
+            " gaussian process noise; take proposal='encoder' or 'bootstrap'"
+        )

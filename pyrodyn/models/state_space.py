@@ -1,0 +1,340 @@
+"""State-space models: four densities said once, from which all inference derives::
+
+    s ~ p(start)                          where the model has a start site
+    z_1 ~ initial(start, i_1)
+    z_t ~ transition(state_{t-1}, i_t)    the stochastic part of the state
+    state_t = advance(state_{t-1}, z_t, i_t)     its deterministic part moves along
+    x_t ~ emission(state_t)
+
+The Pyro program `StateSpaceModel.model` follows from these, and with a `Proposal`, q(z_t |
+state_{t-1}, data), so does the guide. The same pair trains by the ELBO (one particle), by the
+importance-weighted bound (K particles, never resampled) and by VSMC (K particles, resampled), and
+runs in the particle filter and smoother.
+
+A state is a NamedTuple of tensors ``(*left, dim)``. All methods broadcast over left dims, among
+which may be particles and, where all bins are scored at once, time.
+"""
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.paths import StatePath
+from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.observations import Observation, observe
+
+State = Any
+"""A NamedTuple of tensors."""
+
+Law: TypeAlias = TorchDistributionMixin  # noqa: UP040 (a lazy alias hides that it is untyped)
+"""A distribution of vectors, or of the entries of an observation."""
+
+
+class StateSpaceModel(LatentDynamics):
+    """Abstract state-space model.
+
+    Attributes:
+        path_site: name of the site that holds z_1 ... z_T.
+        start_site: name of the random variable before the first bin, where there is one.
+        path_is_markov: whether (z_t, inputs) is the whole state, so that z_{t+1} depends on the
+            past through z_t alone: what backward simulation needs.
+        observation: the observation model.
+        proposal: q of the guide.
+    """
+
+    path_site: ClassVar[str] = "z"
+    start_site: ClassVar[str | None] = None
+    path_is_markov: ClassVar[bool]
+    observation: Observation
+    proposal: "Proposal"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hoisted: dict[str, Any] | None = None
+
+    @contextlib.contextmanager
+    def hoisting(self) -> Iterator[None]:
+        """Inside, what depends on the weights alone is worked out once and not at every bin.
+
+        The weights must not change inside.
+        """
+        outer = self._hoisted
+        self._hoisted = {} if outer is None else outer
+        try:
+            yield
+        finally:
+            self._hoisted = outer
+
+    def hoisted[T](self, name: str, work: Callable[[], T]) -> T:
+        """The result of ``work``, kept under a name while `hoisting`."""
+        if self._hoisted is None:
+            return work()
+        if name not in self._hoisted:
+            self._hoisted[name] = work()
+        kept: T = self._hoisted[name]
+        return kept
+
+    def start(self) -> Law:
+        """The law of the start site."""
+        raise NotImplementedError(f"{type(self).__name__} has no start site")
+
+    @abstractmethod
+    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Law:
+        """The law of z_1, event shape ``(dim,)``."""
+
+    @abstractmethod
+    def transition(self, state: State, inputs: Float[Tensor, "*left input"]) -> Law:
+        """The law of z_t given the state before it and the inputs of bin t."""
+
+    @abstractmethod
+    def enter(
+        self,
+        start: Tensor | None,
+        z: Float[Tensor, "*left dim"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> State:
+        """The state of the first bin."""
+
+    @abstractmethod
+    def advance(
+        self, state: State, z: Float[Tensor, "*left dim"], inputs: Float[Tensor, "*shared input"]
+    ) -> State:
+        """The state of a later bin."""
+
+    @abstractmethod
+    def states(
+        self,
+        start: Tensor | None,
+        path: Float[Tensor, "*left time dim"],
+        inputs: Float[Tensor, "trial time input"],
+    ) -> State:
+        """The states of all bins along a path, each field ``(*left, time, dim)``."""
+
+    @abstractmethod
+    def emission(self, state: State) -> Law:
+        """The law of every entry of x_t, batch shape ``(*left, neuron)``."""
+
+    def known(self, batch: Batch) -> Float[Tensor, "trial time input"]:
+        """Known inputs of the bins that the model generates."""
+        return batch.inputs[:, self.first_bin :]
+
+    def log_likelihood(
+        self,
+        state: State,
+        x: Float[Tensor, "trial neuron"],
+        scored: Tensor,
+        scored_weight: float = 1.0,
+    ) -> Float[Tensor, "*left"]:
+        """Log p of the scored entries of one bin, weighted as the batch asks for."""
+        counted = torch.where(scored, x, self.observation.filler)
+        terms = self.emission(state).log_prob(counted)
+        return torch.where(scored, terms, 0.0).sum(-1) * scored_weight
+
+    # ------------------------------------------------------------------ derived programs
+
+    def model(self, batch: Batch) -> None:
+        """The generative program: the start site, the path, ``rates`` and ``x``."""
+        inputs = self.known(batch)
+        with self.hoisting(), self.trials(batch):
+            start = pyro.sample(self.start_site, self.start()) if self.start_site else None
+            path = pyro.sample(self.path_site, PriorPath(self, start, inputs))
+            states = self.states(start, path, inputs)
+            with poutine.scale(scale=batch.scored_weight):
+                observe(
+                    self.emission(states),
+                    None if batch.x is None else batch.x[:, self.first_bin :],
+                    batch.scored[:, self.first_bin :],
+                    self.observation.filler,
+                )
+
+    def guide(self, batch: Batch) -> None:
+        """The inference program, drawn from the proposal bin by bin."""
+        with self.hoisting(), self.trials(batch):
+            encoding = self.proposal.encode(self, batch)
+            start = (
+                pyro.sample(self.start_site, self.proposal.start(encoding))
+                if self.start_site
+                else None
+            )
+            pyro.sample(self.path_site, ProposalPath(self, encoding, start, self.known(batch)))
+
+
+class Proposal(nn.Module):
+    """Abstract q(z_t | state_{t-1}, data) of a state-space model.
+
+    What depends on the data alone is worked out once per batch (`encode`), whatever the number of
+    particles. A proposal may carry a memory of its own along the path (`remember`), and may say how
+    well a particle will explain the next bin before it moves there (`lookahead`).
+
+    The model is passed to every method instead of being kept: it owns the proposal.
+    """
+
+    @abstractmethod
+    def encode(self, model: Any, batch: Batch) -> Any:
+        """What the data say, once per batch."""
+
+    def start(self, encoding: Any) -> Law:
+        """The law of the start site given the data."""
+        raise NotImplementedError(f"{type(self).__name__} has no law for a start site")
+
+    def remember(self, model: Any, before: State, memory: Any, encoding: Any, t: int) -> Any:
+        """The memory with which bin t is entered; None for a proposal without one. ``before`` is
+        the state of the bin before, at the first bin the value of the start site.
+        """
+        return None
+
+    @abstractmethod
+    def propose(self, prior: Law, memory: Any, encoding: Any, t: int) -> Law:
+        """The law q(z_t | ...), from the model's own law of z_t."""
+
+    def lookahead(self, prior: Law, encoding: Any, t: int) -> Float[Tensor, "*left"] | None:
+        """Log of how well x_t is expected to be explained, before z_t is drawn; None without."""
+        return None
+
+    def is_exact(self, encoding: Any) -> bool:
+        """Whether `propose` is p(z_t | state_{t-1}, x_t) and `lookahead` log p(x_t |
+        state_{t-1}), so that a particle's weight does not depend on its draw.
+        """
+        return False
+
+
+class Bootstrap(Proposal):
+    """q is the model's own law: it looks at no data.
+
+    The place to start, and to fall back to; many particles are needed where observations are
+    sharp.
+    """
+
+    def encode(self, model: Any, batch: Batch) -> None:
+        """Nothing."""
+
+    def propose(self, prior: Law, memory: Any, encoding: Any, t: int) -> Law:
+        """The prior itself."""
+        return prior
+
+
+class _ModelPath(StatePath):
+    """What paths of a state-space model share: their shapes."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        start: Tensor | None,
+        inputs: Float[Tensor, "trial time input"],
+        batch_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.path_start, self.inputs = model, start, inputs
+        left = inputs.shape[:1] if start is None else start.shape[:-1]
+        first = model.initial(start, inputs[:, 0])
+        super().__init__(
+            torch.Size(left if batch_shape is None else batch_shape),
+            torch.Size((inputs.shape[1], *first.event_shape)),
+            validate_args=False,
+        )
+
+    def _prior(self, state: State | None, t: int) -> Law:
+        if state is None:
+            return self.model.initial(self.path_start, self.inputs[:, t])
+        return self.model.transition(state, self.inputs[:, t])
+
+    def _move(self, state: State | None, z: Tensor, t: int) -> State:
+        if state is None:
+            return self.model.enter(self.path_start, z, self.inputs[:, t])
+        return self.model.advance(state, z, self.inputs[:, t])
+
+
+class PriorPath(_ModelPath):
+    """p(z_{1:T} | start, inputs) of a state-space model."""
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PriorPath":
+        """The same law for more particles."""
+        return PriorPath(self.model, self.path_start, self.inputs, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time dim"]:
+        """Roll the chain."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        state, path = None, []
+        with self.model.hoisting():
+            for t in range(self.event_shape[0]):
+                law = self._prior(state, t)
+                z = law.expand(shape).rsample()
+                state = self._move(state, z, t)
+                path.append(z)
+        return torch.stack(path, -2)
+
+    def log_prob_steps(self, path: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*all time"]:
+        """Log p(z_t | z_<t) of all bins at once."""
+        model, inputs = self.model, self.inputs
+        states = model.states(self.path_start, path, inputs)
+        before = type(states)(*(field[..., :-1, :] for field in states))
+        first = model.initial(self.path_start, inputs[:, 0]).log_prob(path[..., 0, :])
+        later = model.transition(before, inputs[:, 1:]).log_prob(path[..., 1:, :])
+        return torch.cat([first[..., None].expand(*later.shape[:-1], 1), later], -1)
+
+
+class ProposalPath(_ModelPath):
+    """q(z_{1:T} | start, data): the chain of a proposal."""
+
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        encoding: Any,
+        start: Tensor | None,
+        inputs: Float[Tensor, "trial time input"],
+        batch_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.encoding = encoding
+        super().__init__(model, start, inputs, batch_shape)
+        self._drawn: tuple[Tensor, Tensor] | None = None
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ProposalPath":
+        """The same law for more particles."""
+        return ProposalPath(self.model, self.encoding, self.path_start, self.inputs, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time dim"]:
+        """Roll the chain; the densities on the way are kept for `log_prob_steps` of this draw."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        path, log_q = [], []
+        for law, state_of in self._laws():
+            law = law.expand(shape)
+            z = law.rsample()
+            state_of(z)
+            path.append(z)
+            log_q.append(law.log_prob(z))
+        drawn = torch.stack(path, -2)
+        self._drawn = (drawn, torch.stack(log_q, -1))
+        return drawn
+
+    def log_prob_steps(self, path: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*all time"]:
+        """Log q(z_t | z_<t), right for any path."""
+        if self._drawn is not None and path is self._drawn[0]:
+            return self._drawn[1]
+        log_q = []
+        for t, (law, state_of) in enumerate(self._laws()):
+            z = path[..., t, :]
+            state_of(z)
+            log_q.append(law.log_prob(z).expand(path.shape[:-2]))
+        return torch.stack(log_q, -1)
+
+    def _laws(self) -> Any:
+        """Per bin its law, and what to call with the value it takes."""
+        proposal, state, memory = self.model.proposal, None, None
+        with self.model.hoisting():
+            for t in range(self.event_shape[0]):
+                before = self.path_start if state is None else state
+                memory = proposal.remember(self.model, before, memory, self.encoding, t)
+                law = proposal.propose(self._prior(state, t), memory, self.encoding, t)
+                taken: list[Tensor] = []
+                yield law, taken.append
+                state = self._move(state, taken[0], t)
