@@ -1,7 +1,25 @@
-"""Objectives and `fit`."""
+"""Objectives, sequential Monte Carlo and `fit`."""
 
 from pyrodyn.infer.fit import Fit, fit
+from pyrodyn.infer.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives import ELBO, Ramp
+from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
+from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.vsmc import VSMC
 
-__all__ = ["ELBO", "Fit", "NonFiniteLossError", "Ramp", "Schedule", "fit"]
+__all__ = [
+    "ELBO",
+    "IWELBO",
+    "RESAMPLING",
+    "RWS",
+    "VSMC",
+    "Filtered",
+    "Fit",
+    "NonFiniteLossError",
+    "Ramp",
+    "Schedule",
+    "SequentialMonteCarlo",
+    "fit",
+    "particle_filter",
+]

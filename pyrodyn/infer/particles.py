@@ -13,7 +13,7 @@ objective, `particle_filter` a filter over a whole batch, and anyone an online f
 new bin at a time.
 
 Sources: Gordon et al. 1993 (bootstrap), Pitt & Shephard 1999 (lookahead), Doucet & Johansen 2011;
-the variance of a single run: Chan & Lai, Ann. Statist. 41:2877 (2013).
+the variance of a single run: Lee & Whiteley, Biometrika 105:609 (2018).
 """
 
 import dataclasses
@@ -69,6 +69,7 @@ class Particles(NamedTuple):
         memory: the proposal's own memory.
         log_weights: log of weights whose mean estimates the evidence so far.
         eve: which of the first particles each descends from.
+        num_resampled: how often each trial was resampled.
     """
 
     start: Tensor | None
@@ -76,22 +77,29 @@ class Particles(NamedTuple):
     memory: Any
     log_weights: Float[Tensor, "particle trial"]
     eve: Int[Tensor, "particle trial"]
+    num_resampled: Int[Tensor, " trial"]
 
     def log_evidence(self) -> Float[Tensor, " trial"]:
         """Estimate of log p(x_{1:t}) of every trial."""
         return self.log_weights.logsumexp(0) - math.log(len(self.log_weights))
 
     def log_evidence_variance(self) -> Float[Tensor, " trial"]:
-        """Variance of `log_evidence` as this one run can tell it (Chan & Lai 2013)::
+        """Variance of `log_evidence` as this one run can tell it::
 
-            sum_i (sum of W_k over the descendants k of the first particle i - 1/K)^2
+            1 - (K / (K - 1))^n (1 - sum_i S_i^2)
 
-        Consistent for multinomial resampling, too large for schemes that vary less. It cannot tell
-        more than that the estimate is poor once few first particles have descendants.
+        with n one more than the number of times a trial was resampled, and S_i the weights of all
+        descendants of the first particle i. Unbiased (relative to the squared evidence) for
+        multinomial resampling, too large for schemes that vary less; nearly 1 once few first
+        particles have descendants, which tells no more than that the estimate is poor.
         """
+        num_particles = len(self.log_weights)
+        if num_particles == 1:
+            return torch.full_like(self.log_weights[0], torch.nan)
         weights = torch.softmax(self.log_weights, 0)
         by_eve = torch.zeros_like(weights).scatter_add_(0, self.eve, weights)
-        return (by_eve - 1 / len(weights)).square().sum(0)
+        factor = (num_particles / (num_particles - 1)) ** (self.num_resampled + 1)
+        return (1 - factor * (1 - by_eve.square().sum(0))).clamp_min(0.0)
 
 
 class StepRecord(NamedTuple):
@@ -157,7 +165,7 @@ class SequentialMonteCarlo:
             start = law.rsample()
             log_weights = self.model.start().log_prob(start) - law.log_prob(start)
         eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
-        return Particles(start, None, None, log_weights, eve)
+        return Particles(start, None, None, log_weights, eve, torch.zeros_like(eve[0]))
 
     def step(
         self, particles: Particles, observed: Observed, t: int
@@ -166,7 +174,8 @@ class SequentialMonteCarlo:
         model, proposal, encoding = self.model, self.model.proposal, observed.encoding
         before = particles.log_evidence()
         prior = self._prior(particles, observed.inputs[:, t])
-        ahead = proposal.lookahead(prior, encoding, t)
+        is_first = particles.state is None
+        ahead = proposal.lookahead(prior, encoding, t, is_first)
         is_exact = proposal.is_exact(encoding)
 
         due, ancestors, survivors, ancestor_log_prob, ess = self._resample(particles, ahead)
@@ -193,7 +202,7 @@ class SequentialMonteCarlo:
             t,
         )
         shape = log_weights.shape
-        law = proposal.propose(prior, memory, encoding, t)
+        law = proposal.propose(prior, memory, encoding, t, is_first)
         law_of_draw = law if law.batch_shape == shape else law.expand(shape)
         z = law_of_draw.rsample()
         if particles.state is None:
@@ -210,7 +219,9 @@ class SequentialMonteCarlo:
             )
             if law is not prior:
                 log_weights = log_weights + prior.log_prob(z) - law_of_draw.log_prob(z)
-        particles = Particles(None, state, memory, log_weights, particles.eve)
+        particles = Particles(
+            None, state, memory, log_weights, particles.eve, particles.num_resampled + due
+        )
         record = StepRecord(
             ancestors, due, ess, particles.log_evidence() - before, z, ancestor_log_prob
         )
@@ -263,6 +274,7 @@ def _selected(particles: Particles, ancestors: Int[Tensor, "particle trial"]) ->
         memory=_select(particles.memory, ancestors),
         log_weights=particles.log_weights.gather(0, ancestors),
         eve=particles.eve.gather(0, ancestors),
+        num_resampled=particles.num_resampled,
     )
 
 

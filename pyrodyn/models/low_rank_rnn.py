@@ -20,7 +20,7 @@ latent, the noise may have heavy tails (Student-t), readouts are those of the wh
 """
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import xarray as xr
@@ -114,7 +114,7 @@ class LowRankRNN(StateSpaceModel):
         is_full_rank: bool = False,
         readout: str = "latents",
         observation: str = "poisson",
-        link: Literal["canonical", "softplus"] = "canonical",
+        link: str = "canonical",
         proposal: str = "encoder",
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}

@@ -77,10 +77,10 @@ class Factor(NamedTuple):
         later = Covariance.of_precision(noises[1].precision + J)
         return cls(h, J, first, later, *noises, log_scale, is_exact)
 
-    def at(self, t: int) -> tuple[Tensor, Tensor, Covariance, Covariance]:
+    def at(self, t: int, is_first: bool) -> tuple[Tensor, Tensor, Covariance, Covariance]:
         """h, J, P and Q of bin t."""
         J = self.J if self.J.ndim == 2 else self.J[:, t]
-        if t == 0:
+        if is_first:
             return self.h[:, t], J, self.first.at(0), self.first_noise
         return self.h[:, t], J, self.later.at(t), self.later_noise
 
@@ -88,11 +88,11 @@ class Factor(NamedTuple):
 class FactorProposal(Proposal):
     """Abstract proposal by a Gaussian factor."""
 
-    def propose(self, prior: Law, memory: Any, encoding: Factor, t: int) -> Law:
+    def propose(self, prior: Law, memory: Any, encoding: Factor, t: int, is_first: bool) -> Law:
         """N(P (Q^-1 m + h), P), or a Student-t law with that mean and scale where the prior is one:
         its tails must be as heavy.
         """
-        h, _, posterior, noise = encoding.at(t)
+        h, _, posterior, noise = encoding.at(t, is_first)
         information = times(prior.mean, noise.precision) + h
         return prior.around(times(information, posterior.matrix), posterior)
 
@@ -121,9 +121,11 @@ class OptimalFactor(FactorProposal):
         is_exact = batch.scored_weight == 1 and torch.equal(visible, batch.scored[:, bins])
         return Factor.combined(h, J, model.process_noise(), log_scale, bool(is_exact))
 
-    def lookahead(self, prior: Law, encoding: Factor, t: int) -> Float[Tensor, "*left"]:
+    def lookahead(
+        self, prior: Law, encoding: Factor, t: int, is_first: bool
+    ) -> Float[Tensor, "*left"]:
         """Log p(x_t | state_{t-1}) over the visible entries."""
-        h, J, posterior, noise = encoding.at(t)
+        h, J, posterior, noise = encoding.at(t, is_first)
         assert encoding.log_scale is not None
         mean = prior.mean
         pulled = times(mean, J)

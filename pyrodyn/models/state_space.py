@@ -193,10 +193,14 @@ class Proposal(nn.Module):
         return None
 
     @abstractmethod
-    def propose(self, prior: Law, memory: Any, encoding: Any, t: int) -> Law:
-        """The law q(z_t | ...), from the model's own law of z_t."""
+    def propose(self, prior: Law, memory: Any, encoding: Any, t: int, is_first: bool) -> Law:
+        """The law q(z_t | ...), from the model's own law of z_t; t counts the bins of the batch
+        encoded, whose first bin need not be the trial's.
+        """
 
-    def lookahead(self, prior: Law, encoding: Any, t: int) -> Float[Tensor, "*left"] | None:
+    def lookahead(
+        self, prior: Law, encoding: Any, t: int, is_first: bool
+    ) -> Float[Tensor, "*left"] | None:
         """Log of how well x_t is expected to be explained, before z_t is drawn; None without."""
         return None
 
@@ -217,7 +221,7 @@ class Bootstrap(Proposal):
     def encode(self, model: Any, batch: Batch) -> None:
         """Nothing."""
 
-    def propose(self, prior: Law, memory: Any, encoding: Any, t: int) -> Law:
+    def propose(self, prior: Law, memory: Any, encoding: Any, t: int, is_first: bool) -> Law:
         """The prior itself."""
         return prior
 
@@ -334,7 +338,9 @@ class ProposalPath(_ModelPath):
             for t in range(self.event_shape[0]):
                 before = self.path_start if state is None else state
                 memory = proposal.remember(self.model, before, memory, self.encoding, t)
-                law = proposal.propose(self._prior(state, t), memory, self.encoding, t)
+                law = proposal.propose(
+                    self._prior(state, t), memory, self.encoding, t, state is None
+                )
                 taken: list[Tensor] = []
                 yield law, taken.append
                 state = self._move(state, taken[0], t)

@@ -94,14 +94,16 @@ def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfa
         losses, kls = [], {"g0": [], "u": []}
         for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
             torch.manual_seed(mixed(7, step))
-            value = loss(CoordinatedDropout(0.3)(batch), step) / 12
+            evaluation = loss.evaluate(CoordinatedDropout(0.3)(batch), step)
+            value = evaluation.loss / 12
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
             losses += [value.item()] * batch.num_trials
-            for site, kl in terms.kl.items():
+            for site in kls:
+                kl = evaluation.shown[f"kl_{site}"]
                 kls[site] += [kl.item() / 12] * batch.num_trials
         model.eval()
         torch.manual_seed(mixed(7, -1))
@@ -616,7 +618,7 @@ def test_minutes_count_those_before_a_resume(train, valid, make_lfads, tmp_path)
     stopped = fit(model, train, valid, max_minutes=0.02, **options)
     again = fit(model, train, valid, max_minutes=0.02, resume=True, **options)
     longer = fit(model, train, valid, max_minutes=0.04, resume=True, **options)
-    assert 0 < stopped.num_steps
+    assert stopped.num_steps > 0
     # Time was up already: at most the step at which that is noticed.
     assert again.num_steps <= stopped.num_steps + 1
     assert longer.num_steps > again.num_steps + 1

@@ -58,9 +58,7 @@ def test_every_scheme_varies_less_than_multinomial(tighter):
 def test_multinomial_offspring_have_the_multinomial_variance():
     weights = torch.softmax(uneven()[:, 0], 0)
     found = counts("multinomial", uneven(), 20_000).var(0)
-    torch.testing.assert_close(
-        found, NUM_PARTICLES * weights * (1 - weights), rtol=0.05, atol=0.01
-    )
+    torch.testing.assert_close(found, NUM_PARTICLES * weights * (1 - weights), rtol=0.05, atol=0.01)
 
 
 def test_residual_offspring_are_at_least_their_whole_part():
@@ -111,9 +109,7 @@ def test_only_soft_weights_carry_a_gradient(scheme):
 
 def test_effective_sample_size_of_known_weights():
     log_weights = torch.log(torch.tensor([[1.0, 1.0], [1.0, 0.0], [2.0, 0.0]]))
-    torch.testing.assert_close(
-        effective_sample_size(log_weights), torch.tensor([16 / 6, 1.0])
-    )
+    torch.testing.assert_close(effective_sample_size(log_weights), torch.tensor([16 / 6, 1.0]))
 
 
 def test_an_unknown_scheme_is_named():

@@ -1,0 +1,128 @@
+"""Variational sequential Monte Carlo (FIVO): the evidence estimate of a particle filter as a
+bound::
+
+    VSMC_K = E[ sum_t log (1/K sum_k w_t^k) ]  <=  log p(x)
+
+One family: with one particle it is the ELBO, without resampling the importance-weighted bound. The
+path's gradient flows through the reparameterised particles; resampling is a discrete choice, whose
+own share of the gradient is
+
+* left out (``gradient="biased"``): small variance, the choice of the papers and the place to start;
+* estimated by the score of the ancestors (``gradient="unbiased"``), which needs multinomial
+  resampling, whose law is known, and has much variance;
+* sidestepped by ``resampling="soft"``, whose weights carry a gradient.
+
+Sources: Maddison et al. 2017, Naesseth et al. 2018, Le et al. 2018.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.objectives import Evaluation, Loss, Objective
+from pyrodyn.infer.particles import Observed, SequentialMonteCarlo
+from pyrodyn.infer.resampling import scheme_named
+from pyrodyn.infer.traces import Program
+from pyrodyn.models.state_space import StateSpaceModel
+
+
+class VSMC(Objective):
+    """The variational SMC bound of a state-space model and its proposal.
+
+    Args:
+        num_particles: K.
+        resampling: a name in `pyrodyn.infer.resampling.RESAMPLING`.
+        ess_threshold: resample a trial when its effective sample size is below this share of K;
+            1 at every bin, 0 never (the importance-weighted bound).
+        gradient: ``"biased"`` or ``"unbiased"``, see the module's docstring.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        resampling: str = "systematic",
+        ess_threshold: float = 1.0,
+        gradient: str = "biased",
+    ) -> None:
+        super().__init__(num_particles)
+        scheme_named(resampling)
+        if gradient not in ("biased", "unbiased"):
+            raise ValueError(f"gradient={gradient!r} is unknown; it is 'biased' or 'unbiased'")
+        if gradient == "unbiased" and resampling != "multinomial":
+            raise ValueError(
+                "the unbiased gradient needs the law of the ancestors, known for"
+                " resampling='multinomial' alone"
+            )
+        self.resampling, self.ess_threshold, self.gradient = resampling, ess_threshold, gradient
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of this objective."""
+        return {
+            "name": "VSMC",
+            "num_particles": self.num_particles,
+            "resampling": self.resampling,
+            "ess_threshold": self.ess_threshold,
+            "gradient": self.gradient,
+        }
+
+    def __call__(self, model: Program, guide: Program) -> "VSMCLoss":
+        """The loss of a state-space model and its own guide.
+
+        Raises:
+            ValueError: for a guide that is not the model's own: replace ``model.proposal`` instead.
+        """
+        if not isinstance(model, StateSpaceModel):
+            raise ValueError(f"VSMC needs a StateSpaceModel; {type(model).__name__} is none")
+        algorithm = SequentialMonteCarlo(
+            model, self.num_particles, self.resampling, self.ess_threshold
+        )
+        if getattr(guide, "__self__", None) is not model:
+            raise ValueError(
+                "VSMC draws from model.proposal and takes model.guide alone; to guide it"
+                " otherwise, set another Proposal as model.proposal"
+            )
+        return VSMCLoss(self, algorithm, guide)
+
+
+class VSMCLoss(Loss):
+    """Negative VSMC bound."""
+
+    objective: VSMC
+
+    def __init__(self, objective: VSMC, algorithm: SequentialMonteCarlo, guide: Program) -> None:
+        super().__init__(algorithm.model, guide)
+        self.objective, self.algorithm = objective, algorithm
+
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """Negative bound; shown is the mean share of particles that count (``ess``, per trial)."""
+        model = self.algorithm.model
+        shares, scores = [], []
+        with model.hoisting():
+            observed = Observed.of(model, batch)
+            particles = self.algorithm.init(observed)
+            for t in range(observed.x.shape[1]):
+                evidence_before = particles.log_evidence()
+                particles, record = self.algorithm.step(particles, observed, t)
+                shares.append(record.effective_sample_size)
+                scores.append((record.ancestor_log_prob, evidence_before.detach()))
+            evidence = particles.log_evidence()
+        bound = evidence
+        if self.objective.gradient == "unbiased":
+            score = _score_term(scores, evidence.detach())
+            bound = evidence + score - score.detach()
+        share = torch.stack(shares).mean(0) / self.objective.num_particles
+        return Evaluation(
+            loss=-batch.weight * bound.sum(),
+            shown={"ess": batch.weight * share.sum()},
+            factors=(),
+        )
+
+
+def _score_term(scores: list[tuple[Tensor, Tensor]], evidence: Tensor) -> Tensor:
+    """A term with the gradient sum_t score_t (log Z - log Z_{t-1}): ancestors chosen at a bin do
+    not change what was found before it, which therefore is left out.
+    """
+    terms = [log_prob * (evidence - before) for log_prob, before in scores]
+    return torch.stack(terms).sum(0)

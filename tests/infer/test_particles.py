@@ -1,0 +1,218 @@
+"""The particle filter against the Kalman filter."""
+
+import numpy as np
+import pytest
+import torch
+from linear_gaussian import (
+    NUM_BINS,
+    NUM_TRIALS,
+    batch_of,
+    by_joint_gaussian,
+    by_recursion,
+    data,
+    exact_of,
+    linear_network,
+)
+
+from pyrodyn.infer import RESAMPLING, particle_filter
+from pyrodyn.models.proposals import OptimalFactor
+from pyrodyn.models.state_space import Bootstrap
+
+VARIANTS = {
+    "plain": {},
+    "scalar": {"noise": "scalar"},
+    "diagonal": {"noise": "diagonal", "decay_per_latent": True},
+    "inputs": {"readout": "latents_and_inputs", "filters_inputs": True},
+    "currents": {"readout": "currents", "num_units": 4},
+    "full_rank": {"is_full_rank": True, "latent_dim": 1, "num_units": 3},
+}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_both_oracles_agree(variant, missing):
+    recorded = data(missing)
+    exact = exact_of(linear_network(recorded, **VARIANTS[variant]), batch_of(recorded))
+    for trial in range(NUM_TRIALS):
+        one, other = by_recursion(exact, trial), by_joint_gaussian(exact, trial)
+        for field in ("log_evidence", "mean", "covariance", "lag_one"):
+            np.testing.assert_allclose(getattr(one, field), getattr(other, field), atol=1e-10)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("proposal", [Bootstrap, OptimalFactor])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_evidence_and_means_are_those_of_kalman(variant, proposal, missing):
+    recorded = data(missing)
+    model, batch = linear_network(recorded, **VARIANTS[variant]), batch_of(recorded)
+    model.proposal = proposal()
+    torch.manual_seed(0)
+    filtered = particle_filter(model, batch, 20_000)
+    exact = exact_of(model, batch)
+    for trial in range(NUM_TRIALS):
+        kalman = by_recursion(exact, trial)
+        error = float(filtered.log_evidence_variance[trial]) ** 0.5
+        assert abs(float(filtered.log_evidence[:, trial].sum()) - kalman.log_evidence) < 5 * error
+        increments = filtered.log_evidence[:, trial].numpy()
+        assert (np.abs(increments - kalman.increments) < 5 * error).all()
+        spread = (
+            filtered.log_weights[:, :, trial].exp()[..., None]
+            * (filtered.paths[:, :, trial] - filtered.mean()[:, None, trial]).square()
+        ).sum(1)
+        # Particles that descend from few do not err independently: hence the evidence's error.
+        error_of_mean = spread.sqrt().numpy() * max(error, 20_000**-0.5)
+        assert (
+            np.abs(filtered.mean()[:, trial].numpy() - kalman.filtered) < 5 * error_of_mean
+        ).all()
+
+
+@pytest.mark.parametrize("proposal", [Bootstrap, OptimalFactor])
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+@pytest.mark.parametrize("resampling", list(RESAMPLING))
+def test_the_evidence_is_unbiased(resampling, threshold, proposal):
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    model.proposal = proposal()
+    exact = exact_of(model, batch)
+    truth = torch.tensor([by_recursion(exact, trial).log_evidence for trial in range(NUM_TRIALS)])
+    # Runs side by side, as copies of the trials.
+    copies = 3000
+    many = batch.replace(
+        **{
+            name: getattr(batch, name).repeat(copies, *[1] * (getattr(batch, name).ndim - 1))
+            for name in ("x", "seen", "visible", "scored", "inputs", "trial")
+        }
+    )
+    torch.manual_seed(1)
+    filtered = particle_filter(model, many, 10, resampling=resampling, ess_threshold=threshold)
+    ratio = (filtered.log_evidence.sum(0).view(copies, NUM_TRIALS) - truth).exp()
+    error = ratio.std(0) / copies**0.5
+    assert ((ratio.mean(0) - 1).abs() < 4 * error).all()
+    # A filter that had found nothing out would be unbiased too: its spread would be enormous.
+    assert (ratio.std(0) < 8).all()
+
+
+def test_the_variance_of_one_run_is_that_of_many():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    model.proposal = Bootstrap()
+    torch.manual_seed(0)
+    runs = [
+        particle_filter(model, batch, 500, resampling="multinomial", ess_threshold=1.0)
+        for _ in range(300)
+    ]
+    spread = torch.stack([run.log_evidence.sum(0) for run in runs]).var(0)
+    told = torch.stack([run.log_evidence_variance for run in runs]).mean(0)
+    torch.testing.assert_close(told, spread, rtol=0.3, atol=0.0)
+
+
+def test_optimal_weights_do_not_depend_on_the_draw():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    first = particle_filter(model, batch, 1)
+    second = particle_filter(model, batch, 1)
+    assert not torch.equal(first.paths[0], second.paths[0])
+    # The first bin's weight is p(x_1), whatever was drawn.
+    torch.testing.assert_close(first.log_evidence[0], second.log_evidence[0])
+    exact = exact_of(model, batch)
+    for trial in range(NUM_TRIALS):
+        kalman = by_recursion(exact, trial).increments[0]
+        np.testing.assert_allclose(float(first.log_evidence[0, trial]), kalman)
+
+
+def test_weighing_by_lookahead_is_weighing_by_densities():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+
+    class Plain(OptimalFactor):
+        """The same proposal, weighed by p(z) p(x | z) / q(z)."""
+
+        def is_exact(self, encoding):
+            return False
+
+    results = []
+    for proposal in (OptimalFactor(), Plain()):
+        model.proposal = proposal
+        torch.manual_seed(0)
+        results.append(particle_filter(model, batch, 8, ess_threshold=1.0))
+    torch.testing.assert_close(results[0].log_evidence, results[1].log_evidence)
+    torch.testing.assert_close(results[0].paths, results[1].paths)
+
+
+def test_held_out_neurons_enter_the_weight_alone():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    visible = batch.visible.clone()
+    visible[:, :, 1] = False
+    hidden = batch.replace(visible=visible, seen=batch.seen * visible)
+    torch.manual_seed(0)
+    filtered = particle_filter(model, hidden, 20_000)
+    exact = exact_of(model, batch)
+    for trial in range(NUM_TRIALS):
+        error = float(filtered.log_evidence_variance[trial]) ** 0.5
+        assert error > 0
+        truth = by_recursion(exact, trial).log_evidence
+        assert abs(float(filtered.log_evidence[:, trial].sum()) - truth) < 5 * error
+
+
+def test_trials_are_filtered_as_if_alone():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    model.proposal = Bootstrap()
+    together = batch.replace(x=torch.cat([batch.x[:1], 1e3 * batch.x[1:]]))
+    torch.manual_seed(0)
+    one = particle_filter(model, batch, 64)
+    torch.manual_seed(0)
+    other = particle_filter(model, together, 64)
+    torch.testing.assert_close(one.paths[:, :, 0], other.paths[:, :, 0])
+    torch.testing.assert_close(one.log_evidence[:, 0], other.log_evidence[:, 0])
+
+
+def test_bins_come_one_at_a_time():
+    from pyrodyn.infer.particles import Observed, SequentialMonteCarlo
+
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    torch.manual_seed(0)
+    whole = particle_filter(model, batch, 32)
+    algorithm = SequentialMonteCarlo(model, 32)
+    torch.manual_seed(0)
+    particles, increments = None, []
+    with torch.no_grad():
+        for t in range(NUM_BINS):
+            bin_ = batch.replace(
+                **{
+                    name: getattr(batch, name)[:, t : t + 1]
+                    for name in ("x", "seen", "visible", "scored", "inputs")
+                },
+                horizon=1,
+            )
+            observed = Observed.of(model, bin_)
+            particles = algorithm.init(observed) if particles is None else particles
+            particles, record = algorithm.step(particles, observed, 0)
+            increments.append(record.log_evidence)
+    torch.testing.assert_close(torch.stack(increments), whole.log_evidence)
+
+
+def test_all_weights_zero_names_trial_and_bin():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    model.proposal = Bootstrap()
+    batch.x[1, 3] = 1e200
+    with pytest.raises(ArithmeticError, match="bin 3 of trial 1: all weights are 0"):
+        particle_filter(model, batch, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_particles": 0}, "num_particles=0; a run needs at least one"),
+        ({"resampling": "killing"}, "resampling='killing' is unknown"),
+        ({"ess_threshold": 1.5}, "ess_threshold=1.5 is a share"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(settings, said):
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    with pytest.raises(ValueError, match=said):
+        particle_filter(model, batch, **{"num_particles": 4, **settings})
