@@ -1,11 +1,13 @@
 """Objectives, sequential Monte Carlo and `fit`."""
 
 from pyrodyn.infer.fit import Fit, fit
+from pyrodyn.infer.importance import ImportanceSample, importance_sample
 from pyrodyn.infer.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives import ELBO, Ramp
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.vsmc import VSMC
 
 __all__ = [
@@ -16,10 +18,13 @@ __all__ = [
     "VSMC",
     "Filtered",
     "Fit",
+    "ImportanceSample",
     "NonFiniteLossError",
     "Ramp",
     "Schedule",
     "SequentialMonteCarlo",
     "fit",
+    "importance_sample",
     "particle_filter",
+    "particle_smoother",
 ]

@@ -44,9 +44,7 @@ class IWELBO(Objective):
         gradient: ``"iwae"``, ``"stl"`` or ``"dreg"``, see the module's docstring.
     """
 
-    def __init__(
-        self, num_particles: int, gradient: str = "iwae"
-    ) -> None:
+    def __init__(self, num_particles: int, gradient: str = "iwae") -> None:
         super().__init__(num_particles)
         if gradient not in GRADIENTS:
             raise ValueError(

@@ -1,0 +1,61 @@
+"""Importance sampling against the exact evidence and posterior."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
+
+from pyrodyn.infer import importance_sample
+
+
+def test_evidence_and_moments_are_exact():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    torch.manual_seed(0)
+    sample = importance_sample(model, model.guide, batch, 20_000)
+    exact = exact_of(model, batch)
+    for trial in range(NUM_TRIALS):
+        truth = by_recursion(exact, trial)
+        error = float(sample.log_evidence_error[trial])
+        assert abs(float(sample.log_evidence[trial]) - truth.log_evidence) < 4 * error
+        chosen = sample.resampled(20_000)[:, trial]
+        paths = sample.sites["z"][chosen, trial].numpy()
+        spread = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
+        tolerance = 5 * spread / float(sample.effective_sample_size[trial]) ** 0.5
+        assert (np.abs(paths.mean(0) - truth.mean) < tolerance).all()
+
+
+def test_the_error_is_that_of_many_runs():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    torch.manual_seed(0)
+    runs = [importance_sample(model, model.guide, batch, 1000) for _ in range(100)]
+    spread = torch.stack([run.log_evidence for run in runs]).std(0)
+    told = torch.stack([run.log_evidence_error for run in runs]).mean(0)
+    torch.testing.assert_close(told, spread, rtol=0.3, atol=0.0)
+
+
+def test_k_hat_tells_a_good_guide_from_a_bad_one():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+
+    def narrow(given):
+        with model.trials(given):
+            mean = model.start_mean.expand(given.num_trials, given.num_bins, -1)
+            pyro.sample("z", dist.Normal(mean, 0.05).to_event(2))
+
+    torch.manual_seed(0)
+    good = importance_sample(model, model.guide, batch, 1000)
+    bad = importance_sample(model, narrow, batch, 1000)
+    assert (good.pareto_k < 0.7).all()
+    assert (bad.pareto_k > 0.7).all()
+    assert (good.effective_sample_size > bad.effective_sample_size).all()
+
+
+def test_requests_that_make_no_weights_are_refused():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    with pytest.raises(ValueError, match="num_particles=1; weights need at least 2"):
+        importance_sample(model, model.guide, batch, 1)
