@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 
 from pyrodyn.data import Trials, recording
 from pyrodyn.infer import ELBO
-from pyrodyn.models import LFADS, OBSERVATIONS
+from pyrodyn.models import LFADS, OBSERVATIONS, LowRankRNN
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 4, 8, 3
 TINY_LFADS = {
@@ -33,8 +33,28 @@ ZOO = {
             "recurrent_precision": 1.0,
         },
     ),
+    "low_rank": (LowRankRNN, {"latent_dim": 2, "num_units": 5, "proposal": "encoder"}),
+    "low_rank_other_options": (
+        LowRankRNN,
+        {
+            "latent_dim": 2,
+            "num_units": 5,
+            "activation": "clipped_relu",
+            "noise": "full",
+            "noise_df": 5.0,
+            "filters_inputs": True,
+            "readout": "latents_and_inputs",
+            "proposal": "causal_encoder",
+        },
+    ),
 }
-LATENT = {"lfads": {"g0"}, "lfads_inputs": {"g0", "u"}, "lfads_heavy_tails": {"g0", "u"}}
+LATENT = {
+    "lfads": {"g0"},
+    "lfads_inputs": {"g0", "u"},
+    "lfads_heavy_tails": {"g0", "u"},
+    "low_rank": {"z"},
+    "low_rank_other_options": {"z"},
+}
 
 
 def data(observation: str = "poisson"):
@@ -141,11 +161,12 @@ def test_nuts_samples_the_posterior(kind, batch):
 
 def test_conditioning_fixes_sites(kind, batch):
     model = build(kind)
-    g0 = torch.zeros(NUM_TRIALS, 2)
+    site = min(LATENT[kind])
     with torch.no_grad():
-        trace = poutine.trace(poutine.condition(model, {"g0": g0})).get_trace(batch)
-    assert trace.nodes["g0"]["is_observed"]
-    assert trace.nodes["g0"]["value"] is g0
+        value = torch.zeros_like(poutine.trace(model).get_trace(batch).nodes[site]["value"])
+        trace = poutine.trace(poutine.condition(model, {site: value})).get_trace(batch)
+    assert trace.nodes[site]["is_observed"]
+    assert trace.nodes[site]["value"] is value
 
 
 def test_model_renders(kind, batch):

@@ -1,0 +1,267 @@
+"""Stochastic low-rank RNNs: every pair of options, densities against the equations, gauge."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from pyro import poutine
+from scipy import stats
+from torch.distributions import StudentT
+
+from pyrodyn.data import Trials, recording
+from pyrodyn.infer import ELBO, VSMC, particle_filter
+from pyrodyn.models import LowRankRNN, load, save
+from pyrodyn.models.low_rank_rnn import (
+    ACTIVATIONS,
+    NOISES,
+    PROPOSALS,
+    READOUTS,
+    LowRankState,
+    log_softplus,
+)
+
+NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_INPUTS = 3, 6, 4, 2
+
+OPTIONS = {
+    "activation": ACTIVATIONS,
+    "noise": NOISES,
+    "noise_df": (None, 4.0),
+    "decay_per_latent": (False, True),
+    "filters_inputs": (False, True),
+    "is_full_rank": (False, True),
+    "readout": READOUTS,
+    "observation": ("gaussian", "poisson", "zero_inflated_poisson"),
+    "link": ("canonical", "softplus"),
+    "proposal": PROPOSALS,
+}
+PAIRS = [
+    ((one, value), (other, its))
+    for one, other in itertools.combinations(OPTIONS, 2)
+    for value, its in itertools.product(OPTIONS[one], OPTIONS[other])
+]
+
+
+def data(observation: str = "gaussian"):
+    rng = np.random.default_rng(0)
+    shape = (NUM_TRIALS, NUM_BINS, NUM_NEURONS)
+    arrays = (
+        {"signal": rng.normal(size=shape)}
+        if observation == "gaussian"
+        else {"counts": rng.poisson(1.0, shape)}
+    )
+    inputs = rng.normal(size=(NUM_TRIALS, NUM_BINS, NUM_INPUTS))
+    return recording(**arrays, bin_width=0.01, inputs=inputs)
+
+
+def build(**options) -> tuple[LowRankRNN, object]:
+    observation = options.get("observation", "gaussian")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"latent_dim": 2, "num_units": 4, "observation": observation}
+        model = LowRankRNN.for_recording(data(observation), **{**sizes, **options})
+    return model, Trials(data(observation)).batch()
+
+
+def makes_no_model(options: dict) -> bool:
+    """What the class refuses: an optimal proposal or a softplus link where there is none."""
+    observation = options.get("observation", "gaussian")
+    linear = observation == "gaussian" and options.get("readout") != "rates"
+    optimal = options.get("proposal") == "optimal"
+    return (optimal and (not linear or options.get("noise_df") is not None)) or (
+        options.get("link") == "softplus" and observation == "gaussian"
+    )
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(f"{k}={v}" for k, v in pair))
+def test_every_pair_of_options_runs(pair):
+    options = dict(pair)
+    if makes_no_model(options):
+        with pytest.raises(ValueError, match=r"optimal proposal needs|link='softplus' is for"):
+            build(**options)
+        return
+    model, batch = build(**options)
+    for objective in (ELBO(2), VSMC(3)):
+        model.zero_grad()
+        loss = objective(model, model.guide)(batch)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.raw_noise.grad.abs().sum() > 0
+
+
+def test_a_step_is_that_of_the_equation():
+    model, batch = build(activation="clipped_relu", noise="full", filters_inputs=True)
+    z = torch.randn(NUM_TRIALS, 2)
+    i = batch.inputs
+    a, a_v = (
+        float(torch.exp(-torch.exp(p.detach()))) for p in (model.log_rate, model.input_log_rate)
+    )
+    v = a_v * i[:, 0] + (1 - a_v) * i[:, 0]
+    y = z @ model.m.T + v @ model.input_weights.T
+    phi = torch.relu(y + model.threshold) - torch.relu(y)
+    first = model.enter(None, z, i[:, 0])
+    law = model.transition(first, i[:, 1])
+    torch.testing.assert_close(law.mean, a * z + phi @ model.n.T)
+    second = model.advance(first, z, i[:, 1])
+    torch.testing.assert_close(second.v, a_v * v + (1 - a_v) * i[:, 0])
+    # Along a path the same states, all bins at once.
+    path = torch.randn(NUM_TRIALS, NUM_BINS, 2)
+    states = model.states(None, path, i)
+    state = model.enter(None, path[:, 0], i[:, 0])
+    for t in range(1, NUM_BINS):
+        state = model.advance(state, path[:, t], i[:, t])
+        torch.testing.assert_close(states.v[:, t], state.v)
+
+
+@pytest.mark.parametrize("df", [None, 4.0])
+def test_the_path_scores_as_the_product_of_its_steps(df):
+    model, batch = build(noise="full", noise_df=df)
+    trace = poutine.trace(model).get_trace(batch)
+    path, law = trace.nodes["z"]["value"], trace.nodes["z"]["fn"]
+    expected = model.initial(None, batch.inputs[:, 0]).log_prob(path[:, 0])
+    state = model.enter(None, path[:, 0], batch.inputs[:, 0])
+    for t in range(1, NUM_BINS):
+        expected = expected + model.transition(state, batch.inputs[:, t]).log_prob(path[:, t])
+        state = model.advance(state, path[:, t], batch.inputs[:, t])
+    torch.testing.assert_close(law.log_prob(path), expected)
+
+
+@pytest.mark.parametrize("df", [None, 4.0])
+@pytest.mark.parametrize("proposal", ["encoder", "causal_encoder", "bootstrap"])
+def test_the_guide_scores_any_path(proposal, df):
+    model, batch = build(proposal=proposal, noise_df=df, noise="full")
+    law = poutine.trace(model.guide).get_trace(batch).nodes["z"]["fn"]
+    drawn = law.rsample()
+    kept = law.log_prob(drawn)
+    torch.testing.assert_close(law.log_prob(drawn.clone()), kept)
+
+
+def test_noise_is_student_t_where_asked_for():
+    model, _ = build(noise="scalar", noise_df=4.0, latent_dim=1)
+    state = LowRankState(torch.zeros(1, 1), torch.zeros(1, 2), torch.zeros(1, 2))
+    law = model.transition(state, torch.zeros(1, 2))
+    grid = torch.linspace(-3, 3, 50)[:, None, None]
+    scale = float(model.process_noise()[1].factor.detach())
+    expected = StudentT(4.0, law.mean.detach()[0, 0], scale).log_prob(grid[:, 0, 0])
+    torch.testing.assert_close(law.log_prob(grid)[:, 0].detach(), expected)
+    torch.manual_seed(0)
+    draws = law.rsample((200_000,)).detach()[:, 0, 0] - law.mean.detach()[0, 0]
+    share = float((draws.abs() > 3 * scale).float().mean())
+    exact = 2 * stats.t.sf(3.0, 4)
+    assert abs(share - exact) < 4 * math.sqrt(exact / 200_000)
+
+
+@pytest.mark.parametrize("proposal", ["optimal", "bootstrap", "encoder"])
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_gauge_leaves_the_likelihood(noise, proposal):
+    model, batch = build(noise=noise, proposal=proposal, activation="relu", num_units=7)
+    model, batch = (
+        model.double(),
+        batch.replace(x=batch.x.double(), seen=batch.seen.double(), inputs=batch.inputs.double()),
+    )
+    moved = model.orthonormal()
+    gram = moved.m.T @ moved.m
+    torch.testing.assert_close(gram, torch.eye(2).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(moved.m @ moved.n, model.m @ model.n)
+    singular = torch.linalg.svdvals(model.m.detach() @ model.n.detach())[:2]
+    torch.testing.assert_close(moved.n.detach().norm(dim=1), singular)
+    torch.manual_seed(0)
+    one = particle_filter(model, batch, 4000)
+    other = particle_filter(moved, batch, 4000)
+    error = (one.log_evidence_variance + other.log_evidence_variance).sqrt()
+    assert ((one.log_evidence.sum(0) - other.log_evidence.sum(0)).abs() < 5 * error + 1e-9).all()
+
+
+def test_the_gauge_moves_densities_exactly():
+    model, batch = build(noise="full", num_units=7, filters_inputs=True)
+    model = model.double()
+    inputs = batch.inputs.double()
+    moved = model.orthonormal()
+    T = moved.m.T @ model.m
+    path = torch.randn(NUM_TRIALS, NUM_BINS, 2, dtype=torch.float64)
+    path_moved = path @ T.T
+    one, other = model.states(None, path, inputs), moved.states(None, path_moved, inputs)
+    volume = float(torch.linalg.slogdet(T.detach())[1])
+    torch.testing.assert_close(
+        model.transition(one, inputs).log_prob(path),
+        moved.transition(other, inputs).log_prob(path_moved) + volume,
+        atol=1e-5,
+        rtol=0,
+    )
+    torch.testing.assert_close(
+        model.initial(None, inputs[:, 0]).log_prob(path[:, 0]),
+        moved.initial(None, inputs[:, 0]).log_prob(path_moved[:, 0]) + volume,
+        atol=1e-5,
+        rtol=0,
+    )
+    torch.testing.assert_close(model.emission(one).mean, moved.emission(other).mean)
+
+
+def test_a_model_without_that_gauge_says_so():
+    for options in ({"is_full_rank": True}, {"decay_per_latent": True}):
+        model, _ = build(**options)
+        with pytest.raises(ValueError, match="whose latents share one decay"):
+            model.orthonormal()
+
+
+def test_the_softplus_link():
+    y = torch.tensor([-100.0, -20.0, -1.0, 0.0, 5.0, 100.0], dtype=torch.float64)
+    expected = torch.log(torch.log1p(torch.exp(y.clamp_max(50)))).where(y < 50, y.abs().log())
+    torch.testing.assert_close(log_softplus(y), expected.where(y > -30, y))
+    assert torch.autograd.gradcheck(log_softplus, y[1:].clone().requires_grad_())
+    model, batch = build(observation="poisson", link="softplus")
+    with torch.no_grad():
+        model.loading.zero_()
+        states = model.states(None, torch.zeros(NUM_TRIALS, NUM_BINS, 2), batch.inputs)
+        rates = model.emission(states).mean
+    torch.testing.assert_close(rates[0, 0], batch.x.mean((0, 1)))
+
+
+def test_a_causal_encoder_sees_no_future():
+    model, batch = build(proposal="causal_encoder")
+    changed = batch.replace(seen=batch.seen.clone())
+    changed.seen[:, 4:] += 10.0
+    one, other = (model.proposal.encode(model, each) for each in (batch, changed))
+    torch.testing.assert_close(one.h[:, :4], other.h[:, :4])
+    assert not torch.allclose(one.h[:, 4:], other.h[:, 4:])
+
+
+def test_forecast_bins_follow_the_model():
+    model, batch = build(proposal="encoder")
+    forecast = batch.replace(horizon=4, seen=batch.seen.clone())
+    forecast.seen[:, 4:] = 0
+    encoding = model.proposal.encode(model, forecast)
+    assert (encoding.h[:, 4:] == 0).all()
+    assert (encoding.J[:, 4:] == 0).all()
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    model, batch = build(noise="full")
+    save(model, tmp_path / "model")
+    again = load(tmp_path / "model")
+    torch.manual_seed(0)
+    one = ELBO()(model, model.guide)(batch)
+    torch.manual_seed(0)
+    assert torch.equal(one, ELBO()(again, again.guide)(batch))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"activation": "gelu"}, "activation='gelu' is unknown; it is one of relu"),
+        ({"noise": "coloured"}, "noise='coloured' is unknown"),
+        ({"noise_df": 2.0}, "noise_df=2.0 must exceed 2"),
+        ({"latent_dim": 0}, "latent_dim=0; a network needs at least 1"),
+        ({"latent_dim": 5}, "latent_dim=5 is the rank of 4 units"),
+        ({"readout": "currents", "num_units": 5}, "but there are 5 units and 4 neurons"),
+        ({"proposal": "magic"}, "proposal='magic' is unknown"),
+        ({"proposal": "optimal", "noise_df": 5.0}, "and gaussian process noise"),
+        ({"observation": "poisson", "proposal": "optimal"}, "the optimal proposal needs"),
+        ({"link": "softplus"}, "not for 'gaussian'"),
+    ],
+)
+def test_options_that_make_no_model_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        build(**options)
