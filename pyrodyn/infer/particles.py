@@ -161,7 +161,7 @@ class SequentialMonteCarlo:
         like = observed.x
         start, log_weights = None, like.new_zeros(shape)
         if self.model.start_site:
-            law = self.model.proposal.start(observed.encoding).expand(torch.Size(shape))
+            law = self.model.proposal.start(self.model, observed.encoding).expand(torch.Size(shape))
             start = law.rsample()
             log_weights = self.model.start().log_prob(start) - law.log_prob(start)
         eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)

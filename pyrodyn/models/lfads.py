@@ -42,12 +42,12 @@ from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.recording import observed_name
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.observations import observe
+from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel
 from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.nn.gru_steps import GRUWeights
-from pyrodyn.nn.recurrence import roll, roll_both_ways
+from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
@@ -56,7 +56,19 @@ MAY_BE_ZERO = ("input_dim", "inferred_input_dim", "initial_condition_bins", "lag
 """Sizes that switch a part off."""
 
 
-class LFADS(LatentDynamics):
+class LFADSState(NamedTuple):
+    """State of LFADS: what is drawn, and what moves along with it.
+
+    Attributes:
+        u: inferred inputs.
+        g: the generator's state.
+    """
+
+    u: Float[Tensor, "*left inferred_input"]
+    g: Float[Tensor, "*left generator"]
+
+
+class LFADS(StateSpaceModel):
     """LFADS for one recording. Equations in the module's docstring.
 
     Args:
@@ -83,6 +95,9 @@ class LFADS(LatentDynamics):
             generator and controller, which is what an L2 penalty is; 0 for none.
     """
 
+    path_site: ClassVar[str] = "u"
+    start_site: ClassVar[str | None] = "g0"
+    path_is_markov: ClassVar[bool] = False
     site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
         "g0": ("initial_condition",),
         "u": ("time", "inferred_input"),
@@ -153,6 +168,7 @@ class LFADS(LatentDynamics):
             self.controller_start = nn.Parameter(torch.zeros(controller_dim))
             self.u_posterior = nn.Linear(controller_dim, 2 * inferred_input_dim)
         self._start_guide_near_prior()
+        self.proposal = ControllerProposal()
         self._rolled: _Rolled | None = None
 
     @classmethod
@@ -178,6 +194,78 @@ class LFADS(LatentDynamics):
             model.readout.bias.copy_(model.observation.initialise(everything.x, everything.scored))
         return model
 
+    # ------------------------------------------------------------------ the densities, bin by bin
+
+    def start(self) -> Law:
+        """p(g0)."""
+        return dist.Normal(self.g0_mean, self.g0_scale, validate_args=False).to_event(1)
+
+    def initial(
+        self,
+        start: Tensor | None,
+        inputs: Float[Tensor, "*shared input"],
+    ) -> Law:
+        """p(u_1), the stationary spread; nothing without inferred inputs."""
+        assert start is not None
+        if not self.inferred_input_dim:
+            return _nothing(start)
+        return self.input_prior.first()
+
+    def transition(self, state: LFADSState, inputs: Float[Tensor, "*shared input"]) -> Law:
+        """p(u_t | u_{t-1})."""
+        if not self.inferred_input_dim:
+            return _nothing(state.g)
+        return self.input_prior.next(state.u)
+
+    def enter(
+        self,
+        start: Tensor | None,
+        z: Float[Tensor, "*left inferred_input"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> LFADSState:
+        """(u_1, g_1), from the clipped g_0."""
+        assert start is not None
+        return LFADSState(z, self._generator_step(self.first_generator_state(start), z, inputs))
+
+    def advance(
+        self,
+        state: LFADSState,
+        z: Float[Tensor, "*left inferred_input"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> LFADSState:
+        """(u_t, g_t)."""
+        return LFADSState(z, self._generator_step(state.g, z, inputs))
+
+    def states(
+        self,
+        start: Tensor | None,
+        path: Float[Tensor, "*left time inferred_input"],
+        inputs: Float[Tensor, "trial time input"],
+    ) -> LFADSState:
+        """The states along a path of inferred inputs."""
+        assert start is not None
+        u = path if self.inferred_input_dim else None
+        return LFADSState(path, self.generate(start, u, inputs))
+
+    def emission(self, state: LFADSState) -> Law:
+        """p(x_t | f_t)."""
+        return self.observation(self.readout(self.factors(state.g)))
+
+    def _generator_step(
+        self,
+        g: Float[Tensor, "*left generator"],
+        u: Float[Tensor, "*left inferred_input"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> Float[Tensor, "*left generator"]:
+        weights = GRUWeights.of(self.generator)
+        known = inputs.expand(*g.shape[:-1], inputs.shape[-1])
+        driven = torch.cat([u, known], -1)
+        if driven.shape[-1] == 0:  # it reads zeros
+            driven = g.new_zeros(*g.shape[:-1], 1)
+        drive = functional.linear(driven, weights.drive, weights.bias)
+        product = functional.linear(g, weights.recurrent, weights.recurrent_bias)
+        return gru_step(drive, product, g)
+
     # ------------------------------------------------------------------ generative program
 
     def model(self, batch: Batch) -> None:
@@ -185,7 +273,7 @@ class LFADS(LatentDynamics):
         self._weight_prior()
         num_bins = batch.num_bins - self.first_bin
         with self.trials(batch):
-            g0 = pyro.sample("g0", dist.Normal(self.g0_mean, self.g0_scale).to_event(1))
+            g0 = pyro.sample("g0", self.start())
             u = pyro.sample("u", self.input_prior(num_bins)) if self.inferred_input_dim else None
             states = self.generate(g0, u, batch.inputs[:, self.first_bin :])
             factors = pyro.deterministic("factors", self.factors(states), event_dim=2)
@@ -254,16 +342,20 @@ class LFADS(LatentDynamics):
 
     def guide(self, batch: Batch) -> None:
         """Sites ``g0`` and, if there are inferred inputs, ``u``."""
+        seen = self.visible_to_encoders(batch)
+        with self.trials(batch):
+            g0 = pyro.sample("g0", self.posterior_g0(seen))
+            if self.inferred_input_dim:
+                pyro.sample("u", self.posterior_u(seen, g0, batch))
+
+    def visible_to_encoders(self, batch: Batch) -> Float[Tensor, "trial seen neuron"]:
+        """What the encoders read: the bins before the horizon, under dropout."""
         if batch.horizon <= self.first_bin:
             raise ValueError(
                 f"the encoder may see {batch.horizon} bins, of which the first {self.first_bin}"
                 " only set the initial condition; show it more bins or shorten that window"
             )
-        seen = self.dropout(batch.seen[:, : batch.horizon])
-        with self.trials(batch):
-            g0 = pyro.sample("g0", self.posterior_g0(seen))
-            if self.inferred_input_dim:
-                pyro.sample("u", self.posterior_u(seen, g0, batch))
+        return self.dropout(batch.seen[:, : batch.horizon])
 
     def posterior_g0(self, seen: Float[Tensor, "trial time neuron"]) -> TorchDistributionMixin:
         """q(g0), from the initial-condition bins where there are some, else from all seen bins."""
@@ -280,14 +372,20 @@ class LFADS(LatentDynamics):
         batch: Batch,
     ) -> "ControllerPath":
         """q(u | g0), the controller in closed loop with the generator."""
+        encoded = self.encode_inputs(seen)
+        return ControllerPath(self, encoded, batch.inputs[:, self.first_bin :], g0)
+
+    def encode_inputs(
+        self, seen: Float[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, "trial seen encoder"]:
+        """What the controller reads of the data, e."""
         forward, backward = map(
             self.dropout, roll_both_ways(self.controller_encoder, seen[:, self.first_bin :])
         )
         # Both directions keep `lag` bins of distance, so that u_t cannot be copied from x_t.
         forward = functional.pad(forward, (0, 0, self.lag, -self.lag))
         backward = functional.pad(backward, (0, 0, -self.lag, self.lag))
-        encoded = torch.cat([forward, backward], -1)
-        return ControllerPath(self, encoded, batch.inputs[:, self.first_bin :], g0)
+        return torch.cat([forward, backward], -1)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without a kept path, whose graph belongs to this instance's last draw."""
@@ -342,9 +440,27 @@ class InferredInputPrior(nn.Module):
         """sqrt(nvar / (1 - alpha^2))."""
         return (0.5 * self.log_nvar).exp() / (1 - self.alpha() ** 2).sqrt()
 
+    def first(self) -> Law:
+        """The law of u_1."""
+        return self._increment(torch.zeros_like(self.log_nvar), self.stationary_scale())
+
+    def next(self, u: Float[Tensor, "*left dim"]) -> Law:
+        """The law of u_t given u_{t-1}."""
+        return self._increment(self.alpha() * u, (0.5 * self.log_nvar).exp())
+
+    def _increment(self, mean: Float[Tensor, "*left dim"], scale: Float[Tensor, " dim"]) -> Law:
+        df = self.degrees_of_freedom()
+        if df is None:
+            return dist.Normal(mean, scale, validate_args=False).to_event(1)
+        return dist.StudentT(df, mean, scale, validate_args=False).to_event(1)
+
+    def degrees_of_freedom(self) -> Float[Tensor, " dim"] | None:
+        """Those of the increments, None for Gaussian ones."""
+        return None if self.log_df is None else 2 + self.log_df.exp()
+
     def forward(self, num_bins: int) -> Autoregressive:
         """The law of ``num_bins`` bins, from the stationary start."""
-        df = None if self.log_df is None else 2 + self.log_df.exp()
+        df = self.degrees_of_freedom()
         return Autoregressive(self.alpha(), (0.5 * self.log_nvar).exp(), num_bins, df=df)
 
 
@@ -460,6 +576,91 @@ class ControllerPath(StatePath):
             generator=generator._replace(drive=from_known),
             inferred=from_u,
         )
+
+
+class ControllerEncoding(NamedTuple):
+    """What LFADS' encoders say of a batch.
+
+    Attributes:
+        g0: q(g0).
+        controller: e of the bins seen; None without inferred inputs.
+    """
+
+    g0: Law
+    controller: Float[Tensor, "trial seen encoder"] | None
+
+
+class ControllerMemory(NamedTuple):
+    """The controller's state and what it says about u_t.
+
+    Attributes:
+        c: its state.
+        mean: of u_t.
+        scale: of u_t.
+    """
+
+    c: Float[Tensor, "*left controller"]
+    mean: Float[Tensor, "*left inferred_input"]
+    scale: Float[Tensor, "*left inferred_input"]
+
+
+class ControllerProposal(Proposal):
+    """LFADS' guide bin by bin, for particles: q(g0) and the controller's q(u_t | u_<t).
+
+    The same law as `ControllerPath`, which rolls it in one go where nothing is resampled.
+    """
+
+    def encode(self, model: LFADS, batch: Batch) -> ControllerEncoding:
+        """Run both encoders."""
+        seen = model.visible_to_encoders(batch)
+        encoded = model.encode_inputs(seen) if model.inferred_input_dim else None
+        return ControllerEncoding(model.posterior_g0(seen), encoded)
+
+    def start(self, model: LFADS, encoding: ControllerEncoding) -> Law:
+        """q(g0)."""
+        return encoding.g0
+
+    def remember(
+        self,
+        model: LFADS,
+        before: Any,
+        memory: ControllerMemory | None,
+        encoding: ControllerEncoding,
+        t: int,
+    ) -> ControllerMemory | None:
+        """c_t and what it says; nothing in forecast bins."""
+        if encoding.controller is None or t >= encoding.controller.shape[1]:
+            return None
+        g = before.g if isinstance(before, LFADSState) else model.first_generator_state(before)
+        left = g.shape[:-1]
+        weights = GRUWeights.of(model.controller)
+        e = encoding.controller[:, t].expand(*left, encoding.controller.shape[-1])
+        read = torch.cat([e, model.factors(g)], -1)
+        c = model.controller_start.expand(*left, -1) if memory is None else memory.c
+        drive = functional.linear(read, weights.drive, weights.bias)
+        product = functional.linear(c, weights.recurrent, weights.recurrent_bias)
+        c = gru_step(drive, product, c)
+        mean, log_scale = model.u_posterior(c).chunk(2, -1)
+        return ControllerMemory(c, mean, log_scale.exp() + SCALE_FLOOR)
+
+    def propose(
+        self,
+        prior: Law,
+        memory: ControllerMemory | None,
+        encoding: ControllerEncoding,
+        t: int,
+        is_first: bool,
+    ) -> Law:
+        """The controller's law of u_t; the prior where it says nothing."""
+        if memory is None:
+            return prior
+        return dist.Normal(memory.mean, memory.scale, validate_args=False).to_event(1)
+
+
+def _nothing(like: Float[Tensor, "*left dim"]) -> Law:
+    """The law of a vector without entries."""
+    empty = like.new_zeros(*like.shape[:-1], 0)
+    return dist.Normal(empty, torch.ones_like(empty), validate_args=False).to_event(1)
 
 
 def _side_by_side(

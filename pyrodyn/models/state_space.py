@@ -161,7 +161,7 @@ class StateSpaceModel(LatentDynamics):
         with self.hoisting(), self.trials(batch):
             encoding = self.proposal.encode(self, batch)
             start = (
-                pyro.sample(self.start_site, self.proposal.start(encoding))
+                pyro.sample(self.start_site, self.proposal.start(self, encoding))
                 if self.start_site
                 else None
             )
@@ -182,9 +182,10 @@ class Proposal(nn.Module):
     def encode(self, model: Any, batch: Batch) -> Any:
         """What the data say, once per batch."""
 
-    def start(self, encoding: Any) -> Law:
-        """The law of the start site given the data."""
-        raise NotImplementedError(f"{type(self).__name__} has no law for a start site")
+    def start(self, model: Any, encoding: Any) -> Law:
+        """The law of the start site given the data; by default the model's own."""
+        law: Law = model.start()
+        return law
 
     def remember(self, model: Any, before: State, memory: Any, encoding: Any, t: int) -> Any:
         """The memory with which bin t is entered; None for a proposal without one. ``before`` is
