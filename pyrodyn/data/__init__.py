@@ -18,6 +18,7 @@ from pyrodyn.data.schema import validate
 from pyrodyn.data.simulate import simulate, trajectory
 from pyrodyn.data.split import folds, split
 from pyrodyn.data.systems import SYSTEMS
+from pyrodyn.data.tasks import teacher
 
 __all__ = [
     "SYSTEMS",
@@ -39,6 +40,7 @@ __all__ = [
     "recording",
     "simulate",
     "split",
+    "teacher",
     "trajectory",
     "validate",
     "write",

@@ -22,14 +22,33 @@ from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
 
 
+FEWEST_PARTICLES = 25
+"""Of which a fifth, the tail, are the five that arviz fits a Pareto law to at least."""
+
+
+class Smoothed(NamedTuple):
+    """Pareto-smoothed weights.
+
+    Attributes:
+        log_weights: normalised over particles.
+        pareto_k: k-hat per trial.
+    """
+
+    log_weights: Float[Tensor, "particle trial"]
+    pareto_k: Float[Tensor, " trial"]
+
+    def resampled(self, num_draws: int) -> Int[Tensor, "draw trial"]:
+        """Which particles to take as ``num_draws`` draws of every trial's posterior."""
+        return torch.multinomial(self.log_weights.exp().T, num_draws, replacement=True).T
+
+
 class ImportanceSample(NamedTuple):
     """Weighed draws of a guide.
 
     Attributes:
         sites: latent sites by name, ``(particle, trial, *event)``.
         log_weights: log w, unnormalised.
-        smoothed: log of the Pareto-smoothed weights, normalised over particles.
-        pareto_k: k-hat per trial.
+        smoothed: the same, Pareto-smoothed, with k-hat.
         effective_sample_size: of the smoothed weights.
         log_evidence: log p(x) per trial, from the unsmoothed weights, whose mean is unbiased.
         log_evidence_error: its standard error (that of the mean weight, relative to the mean).
@@ -37,16 +56,41 @@ class ImportanceSample(NamedTuple):
 
     sites: dict[str, Tensor]
     log_weights: Float[Tensor, "particle trial"]
-    smoothed: Float[Tensor, "particle trial"]
-    pareto_k: Float[Tensor, " trial"]
+    smoothed: Smoothed
     effective_sample_size: Float[Tensor, " trial"]
     log_evidence: Float[Tensor, " trial"]
     log_evidence_error: Float[Tensor, " trial"]
 
-    def resampled(self, num_draws: int) -> Int[Tensor, "draw trial"]:
-        """Which particles to take as ``num_draws`` draws of every trial's posterior."""
-        weights = self.smoothed.exp().T
-        return torch.multinomial(weights, num_draws, replacement=True).T
+
+def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
+    """Smooth the largest weights of every trial.
+
+    Raises:
+        ValueError: for fewer particles than a tail can be told from.
+    """
+    if len(log_weights) < FEWEST_PARTICLES:
+        raise ValueError(
+            f"num_particles={len(log_weights)}; smoothing the largest weights needs at least"
+            f" {FEWEST_PARTICLES}, and some hundreds to be worth while"
+        )
+    by_trial = log_weights.T.double().cpu().contiguous().numpy()
+    # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
+    smoothed, pareto_k = array_stats.psislw(-by_trial, axis=-1)
+    weights = torch.from_numpy(np.asarray(smoothed).T.copy()).to(log_weights)
+    k = torch.from_numpy(np.asarray(pareto_k)).to(log_weights)
+    return Smoothed(torch.log_softmax(weights, 0), k)
+
+
+def log_evidence(
+    log_weights: Float[Tensor, "particle trial"],
+) -> tuple[Float[Tensor, " trial"], Float[Tensor, " trial"]]:
+    """Log of the mean weight and its standard error (that of the mean, relative to it)."""
+    num_particles = len(log_weights)
+    relative_variance = torch.softmax(log_weights, 0).square().sum(0) - 1 / num_particles
+    return (
+        log_weights.logsumexp(0) - math.log(num_particles),
+        relative_variance.clamp_min(0).sqrt(),
+    )
 
 
 @torch.no_grad()
@@ -64,8 +108,6 @@ def importance_sample(
     Raises:
         ValueError: for too few particles, or a guide with sites that all trials share.
     """
-    if num_particles < 2:
-        raise ValueError(f"num_particles={num_particles}; weights need at least 2 to be compared")
     drawn = local_draws(guide, batch, num_particles)
     weighed = weigh(model, drawn, drawn, batch, num_particles)
     shape = weighed.log_weights.shape
@@ -79,18 +121,13 @@ def importance_sample(
             )
         value = site["value"]
         sites[name] = value.expand(*shape, *value.shape[value.ndim - site["fn"].event_dim :])
-    log_weights = weighed.log_weights
-    by_trial = log_weights.T.double().cpu().contiguous().numpy()
-    # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
-    smoothed, pareto_k = array_stats.psislw(-by_trial, axis=-1)
-    smoothed_weights = torch.from_numpy(np.asarray(smoothed).T.copy()).to(log_weights)
-    weights = torch.softmax(log_weights, 0)
+    smoothed = pareto_smoothed(weighed.log_weights)
+    evidence, error = log_evidence(weighed.log_weights)
     return ImportanceSample(
         sites=sites,
-        log_weights=log_weights,
-        smoothed=torch.log_softmax(smoothed_weights, 0),
-        pareto_k=torch.from_numpy(np.asarray(pareto_k)).to(log_weights),
-        effective_sample_size=effective_sample_size(smoothed_weights),
-        log_evidence=log_weights.logsumexp(0) - math.log(num_particles),
-        log_evidence_error=(weights.square().sum(0) - 1 / num_particles).clamp_min(0).sqrt(),
+        log_weights=weighed.log_weights,
+        smoothed=smoothed,
+        effective_sample_size=effective_sample_size(smoothed.log_weights),
+        log_evidence=evidence,
+        log_evidence_error=error,
     )

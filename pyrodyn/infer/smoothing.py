@@ -18,6 +18,8 @@ particle of one bin with the k-th of the next is no path at all.)
   drawn for itself: right bin by bin, not as paths.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +27,19 @@ from torch import Tensor
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.particles import Filtered, particle_filter
 from pyrodyn.models.state_space import State, StateSpaceModel
+
+
+class Paths(NamedTuple):
+    """Draws of whole paths.
+
+    Attributes:
+        starts: of the start site, None for a model without one.
+        paths: z.
+    """
+
+    starts: Float[Tensor, "draw trial start"] | None
+    paths: Float[Tensor, "draw trial time dim"]
+
 
 METHODS = ("ffbsi", "mcmc", "ancestral", "fixed_lag")
 
@@ -40,7 +55,7 @@ def particle_smoother(
     num_particles: int = 256,
     num_moves: int = 10,
     lag: int = 20,
-) -> Float[Tensor, "draw trial time dim"]:
+) -> Paths:
     """Draw whole paths given all bins.
 
     Args:
@@ -76,11 +91,15 @@ def particle_smoother(
             case "fixed_lag":
                 chosen = _fixed_lag(filtered, num_draws, lag)
             case "ffbsi":
-                return _backward(model, batch, filtered, num_draws, num_moves=None)
+                return Paths(None, _backward(model, batch, filtered, num_draws, None))
             case _:
-                return _backward(model, batch, filtered, num_draws, num_moves)
-    paths = torch.take_along_dim(filtered.paths, chosen[..., None], 1)
-    return paths.permute(1, 2, 0, 3)
+                return Paths(None, _backward(model, batch, filtered, num_draws, num_moves))
+    paths = torch.take_along_dim(filtered.paths, chosen[..., None], 1).permute(1, 2, 0, 3)
+    if filtered.starts is None:
+        return Paths(None, paths)
+    # The start may have been resampled before the first bin.
+    started = filtered.ancestors[0].gather(0, chosen[0])
+    return Paths(_rows(filtered.starts, started), paths)
 
 
 def _last(filtered: Filtered, t: int, num_draws: int) -> Int[Tensor, "draw trial"]:

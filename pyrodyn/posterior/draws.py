@@ -11,8 +11,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.infer.importance import log_evidence, pareto_smoothed
+from pyrodyn.infer.particles import Filtered, particle_filter
+from pyrodyn.infer.resampling import effective_sample_size
+from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
 from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.state_space import StateSpaceModel
 
 
 class Draws(NamedTuple):
@@ -24,14 +29,16 @@ class Draws(NamedTuple):
         log_likelihood: log p(x | latents) over scored entries, ``(draw, trial)``.
         log_p: log p(x, latents), ``(draw, trial)``.
         log_q: log q(latents | x), ``(draw, trial)``; NaN for a guide that draws all trials jointly
-            and so has no density per trial.
+            and so has no density per trial, None for draws that no guide made.
+        diagnostics: what the method tells of itself, ``(trial,)`` or ``(trial, time)``.
     """
 
     sites: dict[str, Tensor]
     predictive: Tensor
     log_likelihood: Tensor
     log_p: Tensor
-    log_q: Tensor
+    log_q: Tensor | None
+    diagnostics: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -57,7 +64,95 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
         log_likelihood=x["log_prob"].expand(shape),
         log_p=total(model_trace, [*latent, "x"]),
         log_q=total(guide_trace, drawn_sites(guide_trace)),
+        diagnostics={},
     )
+
+
+@torch.no_grad()
+def importance_draws(
+    model: LatentDynamics, guide: Program, batch: Batch, num_draws: int, num_particles: int
+) -> Draws:
+    """Draw more from the guide and keep draws by their Pareto-smoothed weights."""
+    drawn = posterior_draws(model, guide, batch, num_particles)
+    assert drawn.log_q is not None
+    if drawn.log_q.isnan().any():
+        raise ValueError(
+            "this guide draws all trials jointly, so no trial has importance weights of its own"
+        )
+    log_weights = drawn.log_p - drawn.log_q
+    smoothed = pareto_smoothed(log_weights)
+    chosen = smoothed.resampled(num_draws)
+    evidence, error = log_evidence(log_weights)
+
+    def kept(values: Tensor) -> Tensor:
+        return torch.take_along_dim(
+            values, chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)), 0
+        )
+
+    return Draws(
+        sites={name: kept(value) for name, value in drawn.sites.items()},
+        predictive=kept(drawn.predictive),
+        log_likelihood=kept(drawn.log_likelihood),
+        log_p=kept(drawn.log_p),
+        log_q=kept(drawn.log_q),
+        diagnostics={
+            "pareto_k": smoothed.pareto_k,
+            "effective_sample_size": effective_sample_size(smoothed.log_weights),
+            "log_evidence": evidence,
+            "log_evidence_error": error,
+        },
+    )
+
+
+@torch.no_grad()
+def smoother_draws(
+    model: LatentDynamics, batch: Batch, num_draws: int, num_particles: int
+) -> Draws:
+    """Draw paths by the particle smoother and replay the model on them."""
+    if not isinstance(model, StateSpaceModel):
+        raise ValueError(
+            f"the particle smoother needs a StateSpaceModel; {type(model).__name__} is none"
+        )
+    filtered = particle_filter(model, batch, num_particles)
+    method = "ffbsi" if model.path_is_markov else "ancestral"
+    starts, paths = particle_smoother(model, batch, num_draws, method=method, filtered=filtered)
+    values = {} if starts is None else {str(model.start_site): starts}
+    if paths.shape[-1]:
+        values[model.path_site] = paths
+    particles = pyro.plate("particles", num_draws, dim=-2)
+    conditioned = particles(poutine.condition(model, data=values))
+    trace = poutine.trace(conditioned).get_trace(batch)
+    trace.compute_log_prob()
+    shape = (num_draws, batch.num_trials)
+    x = trace.nodes["x"]
+    eves = _eves(filtered).T
+    num_first = torch.tensor([trial.unique().numel() for trial in eves])
+    return Draws(
+        sites={
+            name: _value(trace.nodes[name], shape)
+            for name in [*values, *_deterministic_sites(trace)]
+        },
+        predictive=x["fn"].sample(),
+        log_likelihood=x["log_prob"].expand(shape),
+        log_p=torch.stack(
+            [trace.nodes[name]["log_prob"].expand(shape) for name in [*values, "x"]]
+        ).sum(0),
+        log_q=None,
+        diagnostics={
+            "log_evidence": filtered.log_evidence.sum(0),
+            "log_evidence_error": filtered.log_evidence_variance.sqrt(),
+            "effective_sample_size_by_bin": filtered.effective_sample_size.T,
+            "first_particles_with_descendants": num_first,
+        },
+    )
+
+
+def _eves(filtered: Filtered) -> Tensor:
+    """Which of the first particles the last ones descend from, ``(particle, trial)``."""
+    eves = filtered.ancestors[-1]
+    for ancestors in filtered.ancestors[:-1].flip(0):
+        eves = ancestors.gather(0, eves)
+    return eves
 
 
 @torch.no_grad()

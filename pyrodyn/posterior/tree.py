@@ -6,7 +6,9 @@
 ``log_likelihood``                  ``x``: log p(x | latents) summed within each trial, so that
                                     `arviz_stats.loo` leaves out whole trials
 ``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and ``log_q``,
-                                    log q(latents | x)
+                                    log q(latents | x) (where a guide drew); and what the method
+                                    tells of itself per trial: ``log_evidence`` with its error,
+                                    ``pareto_k``, effective sample sizes
 ``prior``, ``prior_predictive``     the same sites drawn from the prior, where asked for
 ``observed_data``                   ``x``
 ``constant_data``                   the recording's other variables, the truth of simulations too
@@ -19,7 +21,7 @@ Where nothing was measured ``x`` is 0 in the observed and in the predicted data 
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,15 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.data.recording import observed_name, unit_dim, validate
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
-from pyrodyn.posterior.draws import posterior_draws, prior_draws
+from pyrodyn.posterior.draws import (
+    Draws,
+    importance_draws,
+    posterior_draws,
+    prior_draws,
+    smoother_draws,
+)
+
+METHODS = ("guide", "importance", "smoother")
 
 
 def to_datatree(
@@ -45,6 +55,8 @@ def to_datatree(
     num_draws: int = 100,
     num_prior_draws: int = 0,
     guide: Program | None = None,
+    method: str = "guide",
+    num_particles: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
     path: str | Path | None = None,
@@ -57,6 +69,11 @@ def to_datatree(
         num_draws: draws per trial.
         num_prior_draws: draws per trial from the prior; 0 leaves the prior's groups out.
         guide: the guide the model was fitted with, if not its own.
+        method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws kept by
+            their Pareto-smoothed weights; or ``"smoother"``, paths of the particle smoother, for
+            state-space models (by backward simulation, or along ancestors where the state has a
+            deterministic part).
+        num_particles: draws that are weighed, or particles of the filter.
         batch_size: trials drawn at once.
         seed: seeds the draws.
         path: a new ``.zarr`` folder to which the tree is streamed, ``batch_size`` trials at a
@@ -77,10 +94,24 @@ def to_datatree(
             f"num_draws={num_draws} and batch_size={batch_size} must be at least 1,"
             f" num_prior_draws={num_prior_draws} at least 0"
         )
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
+    if num_particles < 2:
+        raise ValueError(f"num_particles={num_particles} must be at least 2")
     target = None if path is None else _new_zarr(path)
-    parts = _parts(
-        model, guide or model.guide, recording, num_draws, num_prior_draws, batch_size, seed
-    )
+
+    def draw(batch: Batch) -> Draws:
+        match method:
+            case "guide":
+                return posterior_draws(model, guide or model.guide, batch, num_draws)
+            case "importance":
+                return importance_draws(
+                    model, guide or model.guide, batch, num_draws, num_particles
+                )
+            case _:
+                return smoother_draws(model, batch, num_draws, num_particles)
+
+    parts = _parts(model, draw, recording, num_prior_draws, batch_size, seed)
     data = _data_groups(model, recording)
     attrs = _attrs(model)
     if target is not None:
@@ -95,9 +126,8 @@ def to_datatree(
 
 def _parts(
     model: LatentDynamics,
-    guide: Program,
+    draw: Callable[[Batch], Draws],
     recording: xr.Dataset,
-    num_draws: int,
     num_prior_draws: int,
     batch_size: int,
     seed: int,
@@ -108,18 +138,21 @@ def _parts(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in model.trials_of(recording).batches(batch_size):
-            draws = posterior_draws(model, guide, batch, num_draws)
+            draws = draw(batch)
+            stats = {"lp": draws.log_p}
+            if draws.log_q is not None:
+                stats["log_q"] = draws.log_q
             groups = {
                 "posterior": draws.sites,
                 "posterior_predictive": {"x": _measured(draws.predictive, model, batch)},
                 "log_likelihood": {"x": draws.log_likelihood},
-                "sample_stats": {"lp": draws.log_p, "log_q": draws.log_q},
+                "sample_stats": stats,
             }
             if num_prior_draws:
                 prior = prior_draws(model, batch, num_prior_draws)
                 groups["prior_predictive"] = {"x": _measured(prior.pop("x"), model, batch)}
                 groups["prior"] = prior
-            yield _tree(groups, model, recording, batch)
+            yield _tree(groups, draws.diagnostics, model, recording, batch)
     model.train(was_training)
 
 
@@ -129,6 +162,7 @@ def _measured(x: Tensor, model: LatentDynamics, batch: Batch) -> Tensor:
 
 def _tree(
     groups: dict[str, dict[str, Tensor]],
+    diagnostics: dict[str, Tensor],
     model: LatentDynamics,
     recording: xr.Dataset,
     batch: Batch,
@@ -159,6 +193,11 @@ def _tree(
         )[group].to_dataset()
         for group, values in groups.items()
     }
+    for name, values in diagnostics.items():
+        dims_of = ("trial", "time")[: values.ndim]
+        if "time" in dims_of:
+            trees["sample_stats"].coords["time"] = coords["time"]
+        trees["sample_stats"][name] = (dims_of, values.cpu().numpy())
     return xr.DataTree.from_dict(trees)
 
 

@@ -20,7 +20,7 @@ def test_evidence_and_moments_are_exact():
         truth = by_recursion(exact, trial)
         error = float(sample.log_evidence_error[trial])
         assert abs(float(sample.log_evidence[trial]) - truth.log_evidence) < 4 * error
-        chosen = sample.resampled(20_000)[:, trial]
+        chosen = sample.smoothed.resampled(20_000)[:, trial]
         paths = sample.sites["z"][chosen, trial].numpy()
         spread = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
         tolerance = 5 * spread / float(sample.effective_sample_size[trial]) ** 0.5
@@ -49,13 +49,13 @@ def test_k_hat_tells_a_good_guide_from_a_bad_one():
     torch.manual_seed(0)
     good = importance_sample(model, model.guide, batch, 1000)
     bad = importance_sample(model, narrow, batch, 1000)
-    assert (good.pareto_k < 0.7).all()
-    assert (bad.pareto_k > 0.7).all()
+    assert (good.smoothed.pareto_k < 0.7).all()
+    assert (bad.smoothed.pareto_k > 0.7).all()
     assert (good.effective_sample_size > bad.effective_sample_size).all()
 
 
 def test_requests_that_make_no_weights_are_refused():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
-    with pytest.raises(ValueError, match="num_particles=1; weights need at least 2"):
-        importance_sample(model, model.guide, batch, 1)
+    with pytest.raises(ValueError, match="num_particles=24; smoothing"):
+        importance_sample(model, model.guide, batch, 24)

@@ -118,7 +118,8 @@ def test_paths_are_ancestral_or_none(setting):
     model, batch = setting
     with pytest.raises(ValueError, match="LFADS carries a deterministic state"):
         particle_smoother(model, batch, 3)
-    paths = particle_smoother(model, batch, 3, method="ancestral", num_particles=20)
+    starts, paths = particle_smoother(model, batch, 3, method="ancestral", num_particles=20)
+    assert starts.shape == (3, 3, 4)
     assert paths.shape == (3, 3, 9 - model.first_bin, model.inferred_input_dim)
 
 

@@ -66,7 +66,7 @@ def test_a_filter_already_run_is_taken():
     model, batch = linear_network(recorded), batch_of(recorded)
     torch.manual_seed(0)
     filtered = particle_filter(model, batch, 64)
-    paths = particle_smoother(model, batch, 5, filtered=filtered)
+    paths = particle_smoother(model, batch, 5, filtered=filtered).paths
     assert paths.shape == (5, NUM_TRIALS, batch.num_bins, 2)
     # Every bin of every path is one of the filter's particles.
     there = (paths.permute(2, 0, 1, 3)[:, :, None] == filtered.paths[:, None]).all(-1).any(2)

@@ -1,0 +1,93 @@
+"""Draws by importance weights and by the particle smoother, in the DataTree."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
+
+from pyrodyn import to_datatree
+from pyrodyn.models import LowRankRNN
+
+
+@pytest.fixture
+def recorded() -> xr.Dataset:
+    return data()
+
+
+@pytest.fixture
+def model(recorded) -> LowRankRNN:
+    return linear_network(recorded).float()
+
+
+@pytest.mark.parametrize("method", ["importance", "smoother"])
+def test_the_posterior_is_exact(model, recorded, method):
+    tree = to_datatree(model, recorded, num_draws=4000, method=method, num_particles=4000)
+    exact = exact_of(model.double(), batch_of(recorded))
+    stats = tree["sample_stats"]
+    for trial in range(NUM_TRIALS):
+        truth = by_recursion(exact, trial)
+        z = tree["posterior"]["z"].values[0, :, trial]
+        spread = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
+        relative_error = max(float(stats["log_evidence_error"][trial]), 4000**-0.5)
+        assert (np.abs(z.mean(0) - truth.mean) < 5 * spread * relative_error).all()
+        evidence = float(stats["log_evidence"][trial])
+        assert abs(evidence - truth.log_evidence) < 5 * float(stats["log_evidence_error"][trial])
+
+
+@pytest.mark.parametrize("method", ["guide", "importance", "smoother"])
+@pytest.mark.parametrize("kind", ["low_rank", "lfads"])
+def test_every_method_fills_every_group(kind, method, make_lfads, make_recording, tmp_path):
+    counts = make_recording(5)
+    model = (
+        LowRankRNN.for_recording(counts, latent_dim=2, num_units=5)
+        if kind == "low_rank"
+        else make_lfads(counts, inferred_input_dim=1)
+    )
+    options = {"num_draws": 40, "method": method, "num_particles": 40, "batch_size": 3}
+    tree = to_datatree(model, counts, **options)
+    for group in ("posterior", "posterior_predictive", "log_likelihood", "sample_stats"):
+        for name, values in tree[group].data_vars.items():
+            assert np.isfinite(values).all(), name
+            assert values.sizes["trial"] == 5, name
+    assert tree["posterior"]["rates"].dims == ("chain", "draw", "trial", "time", "neuron")
+    stats = set(tree["sample_stats"].data_vars)
+    expected = {
+        "guide": {"lp", "log_q"},
+        "importance": {
+            "lp",
+            "log_q",
+            "pareto_k",
+            "effective_sample_size",
+            "log_evidence",
+            "log_evidence_error",
+        },
+        "smoother": {
+            "lp",
+            "log_evidence",
+            "log_evidence_error",
+            "effective_sample_size_by_bin",
+            "first_particles_with_descendants",
+        },
+    }
+    assert stats == expected[method]
+    streamed = to_datatree(model, counts, **options, path=tmp_path / "tree.zarr")
+    xr.testing.assert_allclose(streamed.load(), tree)
+
+
+def test_the_replayed_rates_belong_to_the_paths(model, recorded):
+    tree = to_datatree(model, recorded, num_draws=3, method="smoother", num_particles=50)
+    z = torch.from_numpy(tree["posterior"]["z"].values[0])
+    with torch.no_grad():
+        states = model.states(None, z, torch.from_numpy(recorded["inputs"].values).float())
+        rates = model.emission(states).mean
+    np.testing.assert_allclose(tree["posterior"]["rates"].values[0], rates, rtol=1e-5, atol=1e-6)
+
+
+def test_requests_that_make_no_draws_are_refused(model, recorded):
+    with pytest.raises(ValueError, match="method='mcmc' is unknown; it is one of guide"):
+        to_datatree(model, recorded, method="mcmc")
+    with pytest.raises(ValueError, match="num_particles=1 must be at least 2"):
+        to_datatree(model, recorded, method="smoother", num_particles=1)
+    with pytest.raises(ValueError, match="num_particles=24; smoothing"):
+        to_datatree(model, recorded, method="importance", num_particles=24)
