@@ -1,7 +1,9 @@
-"""Scores of a fit and pictures of what it inferred."""
+"""Scores of a fit, the dynamics that it learned, and pictures of both."""
 
 from pyrodyn.analysis.decoding import decode
 from pyrodyn.analysis.figures import plot_factors, plot_inferred_inputs, plot_rates
+from pyrodyn.analysis.fixed_points import fixed_points
+from pyrodyn.analysis.free_run import free_run
 from pyrodyn.analysis.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores import (
     bits_per_spike,
@@ -14,6 +16,8 @@ __all__ = [
     "bits_per_spike",
     "condition_psth",
     "decode",
+    "fixed_points",
+    "free_run",
     "latent_r2",
     "plot_factors",
     "plot_inferred_inputs",

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pyrodyn.data.recording import recording
 from pyrodyn.data.systems import Array
@@ -97,7 +97,7 @@ class TeacherNetwork(NamedTuple):
     start_sd: float | None = None
     decay: float = DECAY
 
-    def mean_step(self, z: Array, inputs: Array | float = 0.0) -> Array:
+    def mean_step(self, z: Array, inputs: ArrayLike = 0.0) -> Array:
         """Where ``(..., latent)`` goes in one bin without noise.
 
         Args:

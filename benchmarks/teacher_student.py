@@ -1,0 +1,295 @@
+"""Low-rank RNNs fitted to a low-rank RNN: is the teacher found, and its noise with it?
+
+`pyrodyn.data.teacher` makes a noisy limit cycle (a .9, process noise .2); students of the same
+family are fitted by VSMC to 400 trials, 100 more set the learning rate and are what is printed.
+
+Gaussian (20 channels, 75 bins, observation noise .1), goal 2 %, the period 5 %:
+
+    sigma_z     Latents are known up to an affine map. z_teacher = A z + c is fitted by least
+                squares of the teacher's true latents on the student's filtered means over all bins
+                but the first five of the validation trials (a posterior mean is what truth
+                regresses on with slope 1, so that this map is not shrunk by what is uncertain);
+                sigma_z is the root mean eigenvalue of A S A', S the student's process covariance.
+    sigma_x     root mean of the channels' variances
+    a           needs no map; the student starts from ``--decay``, not from the truth
+    slope       mean eigenvalue of the student's Jacobian along the teacher's cycle, real part:
+                unlike a, which relu units can make up for, a property of the map alone
+    period      first peak of the autocorrelation of free runs, 40 of 2000 bins, of the mapped
+                latents; the teacher's is measured in the same way
+
+Poisson (40 neurons, 200 bins, softplus link), where the student is run freely for as many trials as
+the data have, and beside it what one half of the data tells of the other:
+
+    inferred    correlation of filtered and true rates on validation trials, over all entries
+    mean rate   correlation over neurons of mean counts, student's and data's
+    pairwise    correlation over pairs of neurons of their correlations
+    autocorr    RMS difference of the mean autocorrelation of counts, lags 1 to 60 bins
+
+    uv run python benchmarks/teacher_student.py --task gaussian --seeds 0 1 2 --minutes 3
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from pyrodyn import data, fit, models
+from pyrodyn.data.tasks import teacher_network
+from pyrodyn.infer import VSMC, Schedule, particle_filter
+from pyrodyn.models.state_space import PriorPath
+
+Array = NDArray[np.float64]
+
+NUM_TRAIN, NUM_VALID = 400, 100
+
+
+class Student(NamedTuple):
+    """How a student is fitted."""
+
+    proposal: str
+    particles: int
+
+
+STUDENTS = {
+    "gaussian": {
+        "optimal 64": Student("optimal", 64),
+        "bootstrap 64": Student("bootstrap", 64),
+        "optimal 1": Student("optimal", 1),
+    },
+    "poisson": {"encoder 64": Student("causal_encoder", 64)},
+}
+
+
+def fitted(
+    recording: xr.Dataset, student: Student, seed: int, minutes: float, decay: float
+) -> tuple[models.LowRankRNN, int]:
+    """A student after so many minutes, and the steps it took."""
+    torch.manual_seed(seed)
+    is_signal = "signal" in recording
+    model = models.LowRankRNN.for_recording(
+        recording,
+        latent_dim=2,
+        num_units=recording.sizes["channel" if is_signal else "neuron"],
+        link="canonical" if is_signal else "softplus",
+        proposal=student.proposal,
+    )
+    train, valid = (
+        recording.isel(trial=slice(NUM_TRAIN)),
+        recording.isel(trial=slice(NUM_TRAIN, None)),
+    )
+    with torch.no_grad():
+        model.log_rate.fill_(float(np.log(-np.log(decay))))
+        if is_signal:
+            _start_from_components(model, train["signal"].values)
+    # Steps are bound by the number of small operations: many trials cost little more than ten.
+    # A first stage with few particles finds the dynamics, the second the bound that is wanted.
+    steps = 0
+    stages = [(4, 0.6, 1e-2), (student.particles, 0.4, 2e-3)]
+    for particles, share, learning_rate in stages:
+        num_particles = min(particles, student.particles) if is_signal else particles
+        stage = fit(
+            model,
+            train,
+            valid,
+            objective=VSMC(num_particles),
+            max_epochs=100_000,
+            max_minutes=share * minutes,
+            batch_size=50,
+            schedule=Schedule(learning_rate=learning_rate, patience=8, stop_patience=50),
+            seed=seed,
+            progress=False,
+        )
+        steps += stage.num_steps
+    return model, steps
+
+
+def _start_from_components(model: models.LowRankRNN, signal: NDArray[np.float32]) -> None:
+    """Loading from principal components with latents of unit variance; noise from what is left."""
+    flat = signal.reshape(-1, signal.shape[-1]) - signal.mean((0, 1))
+    _, scales, directions = np.linalg.svd(flat, full_matrices=False)
+    sd = scales[:2] / np.sqrt(len(flat))
+    loading = directions[:2].T * sd
+    left = flat - (flat @ directions[:2].T) @ directions[:2]
+    model.loading.copy_(torch.tensor(loading))
+    model.observation.log_scale.copy_(torch.tensor(left.std(0) * 1.2).log())
+
+
+# --- what is measured ---------------------------------------------------------------------------
+
+
+def affine(source: Array, target: Array) -> tuple[Array, Array]:
+    """A and c of the least-squares map ``target = source A' + c``."""
+    design = np.column_stack([source, np.ones(len(source))])
+    solution = np.linalg.lstsq(design, target, rcond=None)[0]
+    return solution[:-1].T, solution[-1]
+
+
+@torch.no_grad()
+def filtered_means(model: models.LowRankRNN, recording: xr.Dataset) -> Array:
+    """E[z_t | x_{1:t}] ``(trial, time, latent)``, by 1000 particles."""
+    torch.manual_seed(0)
+    batch = model.trials_of(recording).batch()
+    return particle_filter(model, batch, 1000).mean().transpose(0, 1).double().numpy()
+
+
+@torch.no_grad()
+def free_run(model: models.LowRankRNN, num_trials: int, num_bins: int, seed: int = 0) -> Array:
+    """Latents of a model left alone, ``(trial, time, latent)``."""
+    torch.manual_seed(seed)
+    path = PriorPath(model, None, torch.zeros(num_trials, num_bins, 0)).rsample()
+    return path.double().numpy()
+
+
+def period(path: Array) -> float:
+    """Lag of the first peak of the autocorrelation after its first trough, between bins."""
+    centred = path[:, 200:] - path[:, 200:].mean((0, 1))
+    num_bins = centred.shape[1]
+    power = np.abs(np.fft.rfft(centred, 2 * num_bins, axis=1)) ** 2
+    lags = np.fft.irfft(power.sum((0, 2)))[:num_bins] / np.arange(num_bins, 0, -1)
+    trough = int(np.argmax(np.diff(lags) > 0))
+    peak = trough + int(np.argmax(lags[trough : trough + num_bins // 4]))
+    left, top, right = lags[peak - 1 : peak + 2]
+    return peak + 0.5 * (left - right) / (left - 2 * top + right)
+
+
+def slope(step: Callable[[Array], Array], around: Array) -> float:
+    """Half the trace of the Jacobian of a map of the plane, averaged over points."""
+    epsilon = 1e-3
+    total = 0.0
+    for axis, shift in enumerate(epsilon * np.eye(2)):
+        total += ((step(around + shift) - step(around - shift))[:, axis] / (2 * epsilon)).mean()
+    return total / 2
+
+
+def gaussian_row(model: models.LowRankRNN, valid: xr.Dataset) -> dict[str, float]:
+    """Noise, decay, slope and period of a student, each with its relative error in %."""
+    means = filtered_means(model, valid)[:, 5:].reshape(-1, 2)
+    truth = valid["latents"].values[:, 5:].reshape(-1, 2).astype(float)
+    A, c = affine(means, truth)
+    with torch.no_grad():
+        covariance = model.process_noise()[1].matrix.double().numpy()
+        sigma_x = float(model.observation.scale().square().mean().sqrt())
+        decay = float(model.decay().mean())
+
+    @torch.no_grad()
+    def step(z: Array) -> Array:
+        """The student's map in the teacher's coordinates."""
+        own = np.linalg.solve(A, (z - c).T).T
+        state = models.low_rank_rnn.LowRankState(
+            torch.tensor(own, dtype=torch.float32), torch.zeros(len(z), 0), torch.zeros(len(z), 0)
+        )
+        return model.mean_step(state).double().numpy() @ A.T + c
+
+    network = teacher_network("limit_cycle", 20)
+    long = data.teacher("limit_cycle", 40, 2200, 20, seed=99)["latents"].values.astype(float)
+    found = {
+        "sigma_z": float(np.sqrt(np.linalg.eigvalsh(A @ covariance @ A.T).mean())),
+        "sigma_x": sigma_x,
+        "a": decay,
+        "slope": slope(step, truth),
+        "period": period(free_run(model, 40, 2200) @ A.T + c),
+    }
+    wanted = {
+        "sigma_z": valid.attrs["process_noise"],
+        "sigma_x": valid.attrs["observation_noise"],
+        "a": valid.attrs["decay"],
+        "slope": slope(network.mean_step, truth),
+        "period": period(long),
+    }
+    row: dict[str, float] = {}
+    for name, value in found.items():
+        row[name] = value
+        row[f"{name} %"] = 100 * (value / wanted[name] - 1)
+    return row
+
+
+def _correlation(first: Array, second: Array) -> float:
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
+def _statistics(counts: Array) -> tuple[Array, Array, Array]:
+    """Mean counts, correlations of pairs, mean autocorrelation at lags 1 to 60."""
+    pairs = np.corrcoef(counts.reshape(-1, counts.shape[-1]).T)
+    centred = (counts - counts.mean((0, 1))) / counts.std((0, 1))
+    num_bins = counts.shape[1]
+    lags = [(centred[:, lag:] * centred[:, : num_bins - lag]).mean() for lag in range(1, 61)]
+    return counts.mean((0, 1)), pairs[np.triu_indices(len(pairs), 1)], np.array(lags)
+
+
+def _compared(counts: Array, others: Array, suffix: str = "") -> dict[str, float]:
+    (mean, pairs, lags), (mean_, pairs_, lags_) = _statistics(counts), _statistics(others)
+    return {
+        f"mean rate{suffix}": _correlation(mean, mean_),
+        f"pairwise{suffix}": _correlation(pairs, pairs_),
+        f"autocorr{suffix}": float(np.sqrt(np.square(lags - lags_).mean())),
+    }
+
+
+def poisson_row(model: models.LowRankRNN, recording: xr.Dataset) -> dict[str, float]:
+    """Inferred rates, and statistics of free runs beside those of half the data."""
+    valid = recording.isel(trial=slice(NUM_TRAIN, None))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        ran = particle_filter(model, model.trials_of(valid).batch(), 256)
+        rates = torch.stack(
+            [
+                (weights.exp()[..., None] * model.emission(type(ran.states)(*state)).mean).sum(0)
+                for weights, *state in zip(ran.log_weights, *ran.states, strict=True)
+            ],
+            1,
+        )
+        counts = recording["counts"].values.astype(float)
+        path = PriorPath(model, None, torch.zeros(*counts.shape[:2], 0)).rsample()
+        states = model.states(None, path, torch.zeros(*counts.shape[:2], 0))
+        drawn = model.emission(states).sample().double().numpy()
+    return {
+        "inferred": _correlation(rates.numpy(), valid["rates"].values),
+        **_compared(drawn, counts),
+        **_compared(counts[::2], counts[1::2], " half"),
+    }
+
+
+def run(task: str, name: str, seed: int, minutes: float, decay: float) -> dict[str, Any]:
+    num_trials = NUM_TRAIN + NUM_VALID
+    if task == "gaussian":
+        recording = data.teacher("limit_cycle", num_trials, 75, 20, seed=seed)
+    else:
+        recording = data.teacher(
+            "limit_cycle", num_trials, 200, 40, observation="poisson", seed=seed
+        )
+    started = time.monotonic()
+    model, steps = fitted(recording, STUDENTS[task][name], seed, minutes, decay)
+    about = {"student": name, "seed": seed, "seconds": time.monotonic() - started, "steps": steps}
+    if task == "gaussian":
+        return {**about, **gaussian_row(model, recording.isel(trial=slice(NUM_TRAIN, None)))}
+    return {**about, **poisson_row(model, recording)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", default="gaussian", choices=list(STUDENTS))
+    parser.add_argument("--students", nargs="+", help="such as 'optimal 64'; default all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--decay", type=float, default=0.8, help="where a starts")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    names = arguments.students or list(STUDENTS[arguments.task])
+    for position, (name, seed) in enumerate((n, s) for n in names for s in arguments.seeds):
+        row = run(arguments.task, name, seed, arguments.minutes, arguments.decay)
+        if position == 0:
+            print("  ".join(f"{column:>12}" for column in row))
+        cells = (value if isinstance(value, str) else f"{value:.4g}" for value in row.values())
+        print("  ".join(f"{cell:>12}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Free runs: what a state-space model generates when nothing is observed."""
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from pyrodyn.models.state_space import State, StateSpaceModel
+
+
+@torch.no_grad()
+def free_run(
+    model: StateSpaceModel,
+    num_trials: int,
+    num_bins: int,
+    *,
+    inputs: ArrayLike | None = None,
+    start: ArrayLike | None = None,
+    burn_in: int = 0,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Let a model run with its process noise.
+
+    Args:
+        model: a state-space model.
+        num_trials: independent runs.
+        num_bins: bins kept of each.
+        inputs: known inputs, ``(num_trials, burn_in + num_bins, input)``: conditional generation
+            with inputs of any kind. May be left out by a model without inputs alone.
+        start: value of the start site (LFADS' ``g0``) or else of the first bin's latents, one per
+            run, such as posterior draws; drawn from the prior if left out.
+        burn_in: first bins that are not kept.
+        seed: seeds the run.
+
+    Returns:
+        ``latents (trial, time, latent)``, ``rates`` and ``x`` ``(trial, time, neuron)``.
+
+    Raises:
+        ValueError: for lengths below 1, inputs that are missing or of the wrong shape, and starts
+            of the wrong shape.
+    """
+    if num_trials < 1 or num_bins < 1 or burn_in < 0:
+        raise ValueError(
+            f"num_trials={num_trials} and num_bins={num_bins} must be at least 1, and"
+            f" burn_in={burn_in} at least 0"
+        )
+    like = next(model.parameters())
+    total = burn_in + num_bins
+    driven = _inputs(model, inputs, (num_trials, total), like)
+    given = None if start is None else torch.as_tensor(np.asarray(start)).to(like)
+    path: list[Tensor] = []
+    states: list[State] = []
+    with torch.random.fork_rng(), model.hoisting():
+        torch.manual_seed(seed)
+        begun = None
+        if model.start_site:
+            begun = model.start().expand(torch.Size((num_trials,))).rsample()
+            if given is not None:
+                begun, given = _checked(given, begun), None
+        state: State = None
+        for t in range(total):
+            i = driven[:, t]
+            law = model.initial(begun, i) if state is None else model.transition(state, i)
+            z = law.expand(torch.Size((num_trials,))).rsample()
+            if state is None and given is not None:
+                z = _checked(given, z)
+            state = model.enter(begun, z, i) if state is None else model.advance(state, z, i)
+            path.append(z)
+            states.append(state)
+        kept = type(state)(
+            *(torch.stack(field[burn_in:], 1) for field in zip(*states, strict=True))
+        )
+        emission = model.emission(kept)
+        x = emission.sample()
+    return xr.Dataset(
+        {
+            "latents": (("trial", "time", "latent"), torch.stack(path[burn_in:], 1).cpu().numpy()),
+            "rates": (("trial", "time", "neuron"), emission.mean.cpu().numpy()),
+            "x": (("trial", "time", "neuron"), x.cpu().numpy()),
+        }
+    )
+
+
+def _checked(given: Tensor, drawn: Tensor) -> Tensor:
+    if given.shape != drawn.shape:
+        raise ValueError(
+            f"start must be {tuple(drawn.shape)}, one row per run, not {tuple(given.shape)}"
+        )
+    return given
+
+
+def _inputs(
+    model: StateSpaceModel, inputs: ArrayLike | None, shape: tuple[int, int], like: Tensor
+) -> Tensor:
+    wanted = (*shape, int(model.config["input_dim"]))
+    if inputs is None:
+        if wanted[-1]:
+            raise ValueError(
+                f"this model was made for {wanted[-1]} inputs; give inputs of shape {wanted}"
+            )
+        return like.new_zeros(wanted)
+    array = np.asarray(inputs, float)
+    if array.shape != wanted or not np.isfinite(array).all():
+        raise ValueError(f"inputs must be finite and of shape {wanted}, not {array.shape}")
+    return torch.from_numpy(array).to(like)
