@@ -66,18 +66,18 @@ def theirs(recording: xr.Dataset, num_trials: int, num_particles: int) -> tuple[
     constant = -0.5 * NUM_UNITS * np.log(2 * np.pi * OBSERVATION_NOISE**2)
     rng = np.random.default_rng(0)
 
-    class Bootstrap(particles.FeynmanKac):  # type: ignore[misc, name-defined]
+    class Bootstrap(particles.FeynmanKac):
         def __init__(self, signal: NDArray[np.float64]) -> None:
             super().__init__(T=len(signal))
             self.signal = signal
 
-        def M0(self, N: int) -> NDArray[np.float64]:
+        def M0(self, N: int) -> NDArray[np.float64]:  # noqa: N802 (theirs)
             return recording.attrs["start_noise"] * rng.standard_normal((N, 2))
 
-        def M(self, t: int, xp: NDArray[np.float64]) -> NDArray[np.float64]:
+        def M(self, t: int, xp: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N802
             return network.mean_step(xp) + PROCESS_NOISE * rng.standard_normal(xp.shape)
 
-        def logG(self, t: int, xp: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        def logG(self, t: int, xp: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N802
             wrong = (self.signal[t] - x @ loading.T - bias) / OBSERVATION_NOISE
             return constant - 0.5 * np.square(wrong).sum(-1)
 

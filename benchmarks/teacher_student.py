@@ -37,10 +37,12 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 
 from pyrodyn import data, fit, models
 from pyrodyn.data.tasks import teacher_network
 from pyrodyn.infer import VSMC, Schedule, particle_filter
+from pyrodyn.models.observations import Gaussian
 from pyrodyn.models.state_space import PriorPath
 
 Array = NDArray[np.float64]
@@ -84,14 +86,12 @@ def fitted(
     )
     with torch.no_grad():
         model.log_rate.fill_(float(np.log(-np.log(decay))))
-        if is_signal:
-            _start_from_components(model, train["signal"].values)
+        _start_from_components(model, train)
     # Steps are bound by the number of small operations: many trials cost little more than ten.
     # A first stage with few particles finds the dynamics, the second the bound that is wanted.
     steps = 0
-    stages = [(4, 0.6, 1e-2), (student.particles, 0.4, 2e-3)]
-    for particles, share, learning_rate in stages:
-        num_particles = min(particles, student.particles) if is_signal else particles
+    stages = [(min(4, student.particles), 50, 0.6, 1e-2), (student.particles, 25, 0.4, 2e-3)]
+    for num_particles, batch_size, share, learning_rate in stages:
         stage = fit(
             model,
             train,
@@ -99,7 +99,7 @@ def fitted(
             objective=VSMC(num_particles),
             max_epochs=100_000,
             max_minutes=share * minutes,
-            batch_size=50,
+            batch_size=batch_size,
             schedule=Schedule(learning_rate=learning_rate, patience=8, stop_patience=50),
             seed=seed,
             progress=False,
@@ -108,15 +108,22 @@ def fitted(
     return model, steps
 
 
-def _start_from_components(model: models.LowRankRNN, signal: NDArray[np.float32]) -> None:
-    """Loading from principal components with latents of unit variance; noise from what is left."""
-    flat = signal.reshape(-1, signal.shape[-1]) - signal.mean((0, 1))
+def _start_from_components(model: models.LowRankRNN, train: xr.Dataset) -> None:
+    """Loading from principal components, such that latents start with unit variance.
+
+    Those of counts, smoothed, are divided by a typical slope of the softplus.
+    """
+    if "signal" in train:
+        values, link_slope = train["signal"].values, 1.0
+    else:
+        values, link_slope = uniform_filter1d(train["counts"].values.astype(float), 5, 1), 0.35
+    flat = (values - values.mean((0, 1))).reshape(-1, values.shape[-1])
     _, scales, directions = np.linalg.svd(flat, full_matrices=False)
-    sd = scales[:2] / np.sqrt(len(flat))
-    loading = directions[:2].T * sd
-    left = flat - (flat @ directions[:2].T) @ directions[:2]
-    model.loading.copy_(torch.tensor(loading))
-    model.observation.log_scale.copy_(torch.tensor(left.std(0) * 1.2).log())
+    sd = scales[:2] / np.sqrt(len(flat)) / link_slope
+    model.loading.copy_(torch.tensor(directions[:2].T * sd))
+    if isinstance(model.observation, Gaussian):
+        left = flat - (flat @ directions[:2].T) @ directions[:2]
+        model.observation.log_scale.copy_(torch.tensor(left.std(0) * 1.2).log())
 
 
 # --- what is measured ---------------------------------------------------------------------------
@@ -173,6 +180,7 @@ def gaussian_row(model: models.LowRankRNN, valid: xr.Dataset) -> dict[str, float
     A, c = affine(means, truth)
     with torch.no_grad():
         covariance = model.process_noise()[1].matrix.double().numpy()
+        assert isinstance(model.observation, Gaussian)
         sigma_x = float(model.observation.scale().square().mean().sqrt())
         decay = float(model.decay().mean())
 
@@ -214,7 +222,7 @@ def _correlation(first: Array, second: Array) -> float:
 
 def _statistics(counts: Array) -> tuple[Array, Array, Array]:
     """Mean counts, correlations of pairs, mean autocorrelation at lags 1 to 60."""
-    pairs = np.corrcoef(counts.reshape(-1, counts.shape[-1]).T)
+    pairs = np.asarray(np.corrcoef(counts.reshape(-1, counts.shape[-1]).T))
     centred = (counts - counts.mean((0, 1))) / counts.std((0, 1))
     num_bins = counts.shape[1]
     lags = [(centred[:, lag:] * centred[:, : num_bins - lag]).mean() for lag in range(1, 61)]

@@ -19,7 +19,7 @@ def fixed_points(
     inputs: ArrayLike | None = None,
     region: tuple[ArrayLike, ArrayLike] | None = None,
     period: int = 1,
-    max_seconds: float | None = None,
+    max_seconds: float | None = 60.0,
     max_boxes: int = 1_000_000,
 ) -> xr.Dataset:
     """All fixed points of a model's noiseless dynamics, z = a z + n phi(m z + W_u v).
@@ -30,7 +30,7 @@ def fixed_points(
         region: lower and upper corner of the box of latents to search, ``(latent,)`` each; by
             default a box that provably holds every fixed point, where there is one.
         period: 1; 2 or 3 for cycles that close after so many bins.
-        max_seconds: stop after this time with what is certified by then.
+        max_seconds: stop after this time with what is certified by then; None for no limit.
         max_boxes: stop after so many boxes.
 
     Returns:

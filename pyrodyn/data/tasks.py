@@ -8,21 +8,21 @@ This is the generative program of `pyrodyn.models.LowRankRNN` with relu units, s
 inputs through W_u = g m, so that a student of that class can be the teacher exactly: whatever a fit
 misses is the fault of inference, not of the model.
 
-======================  ====  ======================================================================
-``limit_cycle``         R 2   a noisy oscillation of `PERIOD` bins
-``ring_attractor``      R 2   u = (cos, sin) of an angle for `CUE_BINS` bins, held ever after
-``evidence_integration``  R 1   u = coherence + N(0, 1) from the second bin on, summed up to a bound
-======================  ====  ======================================================================
+========================  ====  ====================================================================
+``limit_cycle``           R 2   a noisy oscillation of `PERIOD` bins
+``ring_attractor``        R 2   u = (cos, sin) of an angle for `CUE_BINS` bins, held ever after
+``evidence_integration``  R 1   u = coherence + N(0, 1) after the first bin, summed up to a bound
+========================  ====  ====================================================================
 
 The weights are not trained but worked out. On the plane the rows of m are N unit vectors spread
 evenly over the circle and all thresholds are -c: a unit is silent where m_i z < -c. Inside the
-circle |z| < c all units are on and their sum is linear; outside, ever fewer are. With n = k (2/N)
+circle of radius c all units are on and their sum is linear; outside, ever fewer are. With n = k (2/N)
 m', k a complex number that turns and scales the plane, and N large::
 
     z' = (a + k s(r)) z,      s = (w - sin w cos w) / pi,  cos w = -c / r       (s = 1 for r < c)
 
 s falls from 1 to 1/2, so that z grows inside and shrinks outside the radius at which
-|a + k s| = 1, and turns there by the angle of a + k s. Choosing s at that radius gives k and c::
+``|a + k s| = 1``, and turns there by the angle of a + k s. Choosing s at that radius gives k and c::
 
     k = (e^{2 pi i / period} - a) / s,         limit cycle; without an angle, k = (1 - a) / s,
     c = -radius cos w                          every point of the circle stays where it is
@@ -97,7 +97,7 @@ class TeacherNetwork(NamedTuple):
     start_sd: float | None = None
     decay: float = DECAY
 
-    def mean_step(self, z: Array, inputs: ArrayLike = 0.0) -> Array:
+    def mean_step(self, z: Array, inputs: float | ArrayLike = 0.0) -> Array:
         """Where ``(..., latent)`` goes in one bin without noise.
 
         Args:

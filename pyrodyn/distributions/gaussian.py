@@ -30,9 +30,9 @@ class Covariance(NamedTuple):
         half_log_det: log det L, ``(*left,)``.
     """
 
-    factor: Float[Tensor, "*left dim dim"]
-    inverse: Float[Tensor, "*left dim dim"]
-    half_log_det: Float[Tensor, "*left"]
+    factor: Float[Tensor, "... dim dim"]
+    inverse: Float[Tensor, "... dim dim"]
+    half_log_det: Float[Tensor, "..."]
 
     @classmethod
     def of_factor(cls, factor: Float[Tensor, "*left dim dim"]) -> "Covariance":

@@ -64,8 +64,8 @@ class LFADSState(NamedTuple):
         g: the generator's state.
     """
 
-    u: Float[Tensor, "*left inferred_input"]
-    g: Float[Tensor, "*left generator"]
+    u: Float[Tensor, "... inferred_input"]
+    g: Float[Tensor, "... generator"]
 
 
 class LFADS(StateSpaceModel):
@@ -599,9 +599,9 @@ class ControllerMemory(NamedTuple):
         scale: of u_t.
     """
 
-    c: Float[Tensor, "*left controller"]
-    mean: Float[Tensor, "*left inferred_input"]
-    scale: Float[Tensor, "*left inferred_input"]
+    c: Float[Tensor, "... controller"]
+    mean: Float[Tensor, "... inferred_input"]
+    scale: Float[Tensor, "... inferred_input"]
 
 
 class ControllerProposal(Proposal):

@@ -64,9 +64,9 @@ class LowRankState(NamedTuple):
         i: the raw inputs of this bin.
     """
 
-    z: Float[Tensor, "*left latent"]
-    v: Float[Tensor, "*shared input"]
-    i: Float[Tensor, "*shared input"]
+    z: Float[Tensor, "... latent"]
+    v: Float[Tensor, "... input"]
+    i: Float[Tensor, "... input"]
 
 
 class LowRankRNN(StateSpaceModel):

@@ -34,7 +34,7 @@ class LinearEmission(NamedTuple):
     """
 
     matrix: Float[Tensor, "neuron dim"]
-    offset: Float[Tensor, "*trial_time neuron"]
+    offset: Float[Tensor, "... neuron"]
     variance: Float[Tensor, " neuron"]
 
 
@@ -54,7 +54,7 @@ class Factor(NamedTuple):
     """
 
     h: Float[Tensor, "trial time dim"]
-    J: Float[Tensor, "*trial_time dim dim"]
+    J: Float[Tensor, "... dim dim"]
     first: Covariance
     later: Covariance
     first_noise: Covariance

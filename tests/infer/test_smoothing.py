@@ -19,7 +19,9 @@ def test_moments_are_those_of_rts(method, proposal, missing):
     torch.manual_seed(0)
     # Several filters: draws from one of them share its error.
     runs = [
-        particle_smoother(model, batch, 150, method=method, num_particles=800, num_moves=15, lag=10)
+        particle_smoother(
+            model, batch, 150, method=method, num_particles=800, num_moves=15, lag=10
+        ).paths
         for _ in range(12)
     ]
     exact = exact_of(model, batch)
