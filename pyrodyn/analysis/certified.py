@@ -6,9 +6,9 @@ The noiseless dynamics of a low-rank network with N units and rank R are::
 
 With a piecewise-linear phi, F is linear in each of the regions that the units' kinks cut out of
 latent space, at most one isolated fixed point z = F(z) lies in each, and it solves an R x R system.
-There are of the order of N^R regions. Descending on the length of z - F(z) from many starts is quick, and never
-knows what it missed; a list that is complete is what a statement such as "this network holds three
-memories" or "no other attractor exists" rests on.
+There are of the order of N^R regions. Descending on the length of z - F(z) from many starts is
+quick, and never knows what it missed; a list that is complete is what a statement such as "this
+network holds three memories" or "no other attractor exists" rests on.
 
 Branch and bound supplies it. In a box of latent space most units stay on one piece and are linear;
 each other unit is its chord plus a remainder in an interval, so that all z = F(z) of the box obey::
@@ -187,10 +187,11 @@ def fixed_points_of(
         ``point (fixed_point, latent)``, ``eigenvalues (fixed_point, mode)`` of the Jacobian
         a + n phi' m, largest modulus first, ``stability (fixed_point)`` ("stable" if all are inside
         the unit circle, "unstable" if all outside, else "saddle"; "marginal" if one is on it),
-        ``residual (fixed_point)``, the largest entry of F(z) - z, and ``region (fixed_point, neuron)``, the piece of
-        each unit. For a period above 1 the dims are ``cycle`` and, for point and region, ``phase``;
-        the Jacobian is that of the whole cycle and each cycle appears once, rotated so that its
-        first latent starts at its maximum. Attributes:
+        ``residual (fixed_point)``, the largest entry of F(z) - z, and
+        ``region (fixed_point, neuron)``, the piece of each unit. For a period above 1 the dims are
+        ``cycle`` and, for point and region, ``phase``; the Jacobian is that of the whole cycle and
+        each cycle appears once, rotated so that its first latent starts at its maximum.
+        Attributes:
 
         - ``complete``: 1 if it is certified that there is no other in all of latent space;
         - ``num_boxes``, ``num_boxes_left``: boxes examined, and boxes that remain undecided. If

@@ -16,13 +16,13 @@ misses is the fault of inference, not of the model.
 
 The weights are not trained but worked out. On the plane the rows of m are N unit vectors spread
 evenly over the circle and all thresholds are -c: a unit is silent where m_i z < -c. Inside the
-circle of radius c all units are on and their sum is linear; outside, ever fewer are. With n = k (2/N)
-m', k a complex number that turns and scales the plane, and N large::
+circle of radius c all units are on and their sum is linear; outside, ever fewer are. With
+n = k (2/N) m', k a complex number that turns and scales the plane, and N large::
 
     z' = (a + k s(r)) z,      s = (w - sin w cos w) / pi,  cos w = -c / r       (s = 1 for r < c)
 
 s falls from 1 to 1/2, so that z grows inside and shrinks outside the radius at which
-``|a + k s| = 1``, and turns there by the angle of a + k s. Choosing s at that radius gives k and c::
+``|a + k s| = 1``, and turns there by the angle of a + k s. Choosing s at that radius gives k, c::
 
     k = (e^{2 pi i / period} - a) / s,         limit cycle; without an angle, k = (1 - a) / s,
     c = -radius cos w                          every point of the circle stays where it is

@@ -21,7 +21,6 @@ from pyrodyn.infer.importance_weighted import local_draws, weigh
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
 
-
 FEWEST_PARTICLES = 25
 """Of which a fifth, the tail, are the five that arviz fits a Pareto law to at least."""
 
