@@ -190,8 +190,8 @@ def fixed_points_of(
         ``residual (fixed_point)``, the largest entry of F(z) - z, and
         ``region (fixed_point, neuron)``, the piece of each unit. For a period above 1 the dims are
         ``cycle`` and, for point and region, ``phase``; the Jacobian is that of the whole cycle and
-        each cycle appears once, rotated so that its first latent starts at its maximum.
-        Attributes:
+        each cycle appears once, rotated so that its first latent starts at its maximum. In
+        the attributes:
 
         - ``complete``: 1 if it is certified that there is no other in all of latent space;
         - ``num_boxes``, ``num_boxes_left``: boxes examined, and boxes that remain undecided. If
