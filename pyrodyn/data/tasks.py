@@ -65,6 +65,7 @@ OPENING = 2.0
 
 CUE_BINS = 10
 CUE_GAIN = 1.0
+"""g of the ring: the cue places z_1 at this radius and pushes it outwards while it lasts."""
 
 BOUND = 4.0
 OUTSIDE_SLOPE = 0.2
@@ -72,9 +73,11 @@ EVIDENCE_GAIN = 1.0
 COHERENCES = (-0.8, -0.4, -0.2, 0.2, 0.4, 0.8)
 """Means of the evidence, one per trial; its standard deviation is 1."""
 
-SIGNAL_BIAS, SIGNAL_SCALE = 0.0, 1.0
-COUNT_BIAS, COUNT_SCALE = -1.0, 0.5
-"""Of the readout: b, and the length of every row of B (the standard deviation for R 1)."""
+SIGNAL_SCALE, COUNT_SCALE = 1.0, 0.5
+"""Length of every row of B (the standard deviation where R is 1)."""
+
+COUNT_BIAS, COUNT_BIAS_SD = -1.0, 0.5
+"""b of counts is normal, so that neurons differ in their mean rates; that of a signal is 0."""
 
 
 class TeacherNetwork(NamedTuple):
@@ -200,7 +203,9 @@ def teacher(
     is_signal = observation == "gaussian"
     loading = _directions(num_neurons, latent_dim, readout_rng)
     loading *= SIGNAL_SCALE if is_signal else COUNT_SCALE
-    bias = np.full(num_neurons, SIGNAL_BIAS if is_signal else COUNT_BIAS)
+    bias = COUNT_BIAS + COUNT_BIAS_SD * readout_rng.standard_normal(num_neurons)
+    if is_signal:
+        bias = np.zeros(num_neurons)
     read = latents @ loading.T + bias
     rates = read if is_signal else np.logaddexp(0.0, read)
     shown: dict[str, Any] = {} if network.input_gain == 0 else {"inputs": inputs}

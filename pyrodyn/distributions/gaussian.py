@@ -28,18 +28,23 @@ class Covariance(NamedTuple):
         factor: L, lower triangular, ``(*left, dim, dim)``.
         inverse: L^-1.
         half_log_det: log det L, ``(*left,)``.
+        precision: C^-1.
+        matrix: C.
     """
 
     factor: Float[Tensor, "... dim dim"]
     inverse: Float[Tensor, "... dim dim"]
     half_log_det: Float[Tensor, "..."]
+    precision: Float[Tensor, "... dim dim"]
+    matrix: Float[Tensor, "... dim dim"]
 
     @classmethod
     def of_factor(cls, factor: Float[Tensor, "*left dim dim"]) -> "Covariance":
         """From L."""
         eye = torch.eye(factor.shape[-1], device=factor.device, dtype=factor.dtype)
         inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        return cls(factor, inverse, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+        half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return cls(factor, inverse, half_log_det, inverse.mT @ inverse, factor @ factor.mT)
 
     @classmethod
     def of_precision(cls, precision: Float[Tensor, "*left dim dim"]) -> "Covariance":
@@ -51,21 +56,11 @@ class Covariance(NamedTuple):
         covariance = torch.cholesky_solve(eye.expand_as(precision), root)
         return cls.of_factor(torch.linalg.cholesky(covariance))
 
-    @property
-    def precision(self) -> Float[Tensor, "*left dim dim"]:
-        """C^-1."""
-        return self.inverse.mT @ self.inverse
-
-    @property
-    def matrix(self) -> Float[Tensor, "*left dim dim"]:
-        """C."""
-        return self.factor @ self.factor.mT
-
     def at(self, t: int) -> "Covariance":
         """That of bin t, where there is one per ``(trial, time)``; else the one that all share."""
         if self.half_log_det.ndim == 0:
             return self
-        return Covariance(self.factor[:, t], self.inverse[:, t], self.half_log_det[:, t])
+        return Covariance(*(field[:, t] for field in self))
 
 
 def times(

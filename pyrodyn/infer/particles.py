@@ -173,27 +173,25 @@ class SequentialMonteCarlo:
         """Move over bin t of what is observed."""
         model, proposal, encoding = self.model, self.model.proposal, observed.encoding
         before = particles.log_evidence()
-        prior = self._prior(particles, observed.inputs[:, t])
-        is_first = particles.state is None
-        ahead = proposal.lookahead(prior, encoding, t, is_first)
+        inputs, is_first = observed.inputs[:, t], particles.state is None
+        ahead = None
+        if proposal.looks_ahead:
+            ahead = proposal.lookahead(self._prior(particles, inputs), encoding, t, is_first)
         is_exact = proposal.is_exact(encoding)
 
         due, ancestors, survivors, ancestor_log_prob, ess = self._resample(particles, ahead)
-        if ancestors is not None:
-            particles = _selected(particles, ancestors)
-            if ahead is not None:
-                prior = self._prior(particles, observed.inputs[:, t])
-                ahead = ahead.expand(survivors.shape).gather(0, ancestors)
-            elif particles.state is not None or particles.start is not None:
-                prior = self._prior(particles, observed.inputs[:, t])
-            log_weights = torch.where(
-                due, survivors if ahead is None else survivors - ahead, particles.log_weights
-            )
-        else:
+        if ancestors is None:
             ancestors = torch.arange(self.num_particles, device=observed.x.device)
             ancestors = ancestors[:, None].expand(particles.log_weights.shape)
             log_weights = particles.log_weights
+        else:
+            particles = _selected(particles, ancestors)
+            if ahead is not None:
+                ahead = ahead.expand(survivors.shape).gather(0, ancestors)
+                survivors = survivors - ahead
+            log_weights = torch.where(due, survivors, particles.log_weights)
 
+        prior = self._prior(particles, inputs)
         memory = proposal.remember(
             model,
             particles.start if particles.state is None else particles.state,
@@ -206,9 +204,9 @@ class SequentialMonteCarlo:
         law_of_draw = law if law.batch_shape == shape else law.expand(shape)
         z = law_of_draw.rsample()
         if particles.state is None:
-            state = model.enter(particles.start, z, observed.inputs[:, t])
+            state = model.enter(particles.start, z, inputs)
         else:
-            state = model.advance(particles.state, z, observed.inputs[:, t])
+            state = model.advance(particles.state, z, inputs)
 
         if is_exact:
             assert ahead is not None
@@ -254,7 +252,9 @@ class SequentialMonteCarlo:
         else:
             due = ess < self.ess_threshold * self.num_particles
         ancestors, survivors = scheme_named(self.resampling)(log_weights)
-        chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)
+        chosen = nothing
+        if self.resampling == "multinomial":
+            chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)
         identity = torch.arange(self.num_particles, device=ess.device)[:, None]
         evidence = log_weights.logsumexp(0) - math.log(self.num_particles)
         return (

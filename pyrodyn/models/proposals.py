@@ -12,7 +12,7 @@ batch.
 Source: Pals et al., NeurIPS 2024; the adapted filter: Pitt & Shephard 1999.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -103,6 +103,8 @@ class OptimalFactor(FactorProposal):
     A particle's weight is p(x_t | state_{t-1}), known before z_t is drawn; it is worked out in the
     dimensions of z, not of x. Entries that the encoder may not see enter the weight alone.
     """
+
+    looks_ahead: ClassVar[bool] = True
 
     def encode(self, model: Any, batch: Batch) -> Factor:
         """The likelihood of the visible entries as a factor of z."""

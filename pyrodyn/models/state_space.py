@@ -176,7 +176,12 @@ class Proposal(nn.Module):
     well a particle will explain the next bin before it moves there (`lookahead`).
 
     The model is passed to every method instead of being kept: it owns the proposal.
+
+    Attributes:
+        looks_ahead: whether `lookahead` says anything.
     """
+
+    looks_ahead: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, model: Any, batch: Batch) -> Any:
@@ -201,9 +206,9 @@ class Proposal(nn.Module):
 
     def lookahead(
         self, prior: Law, encoding: Any, t: int, is_first: bool
-    ) -> Float[Tensor, "*left"] | None:
-        """Log of how well x_t is expected to be explained, before z_t is drawn; None without."""
-        return None
+    ) -> Float[Tensor, "*left"]:
+        """Log of how well x_t is expected to be explained, before z_t is drawn."""
+        raise NotImplementedError(f"{type(self).__name__} does not look ahead")
 
     def is_exact(self, encoding: Any) -> bool:
         """Whether `propose` is p(z_t | state_{t-1}, x_t) and `lookahead` log p(x_t |
