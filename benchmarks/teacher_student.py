@@ -149,17 +149,24 @@ def free_run(model: models.LowRankRNN, num_trials: int, num_bins: int, seed: int
     """Latents of a model left alone, ``(trial, time, latent)``."""
     torch.manual_seed(seed)
     path = PriorPath(model, None, torch.zeros(num_trials, num_bins, 0)).rsample()
-    return path.double().numpy()
+    # Relu networks may run to infinity: to NaN, before a change of coordinates multiplies them.
+    return torch.where(path.isfinite(), path, torch.nan).double().numpy()
 
 
 def period(path: Array) -> float:
-    """Lag of the first peak of the autocorrelation after its first trough, between bins."""
+    """Lag of the first peak of the autocorrelation after its first trough, between bins; NaN for
+    runs that end at infinity or never turn.
+    """
+    if not np.isfinite(path).all():
+        return float("nan")
     centred = path[:, 200:] - path[:, 200:].mean((0, 1))
     num_bins = centred.shape[1]
     power = np.abs(np.fft.rfft(centred, 2 * num_bins, axis=1)) ** 2
     lags = np.fft.irfft(power.sum((0, 2)))[:num_bins] / np.arange(num_bins, 0, -1)
     trough = int(np.argmax(np.diff(lags) > 0))
     peak = trough + int(np.argmax(lags[trough : trough + num_bins // 4]))
+    if peak == 0:
+        return float("nan")
     left, top, right = lags[peak - 1 : peak + 2]
     return peak + 0.5 * (left - right) / (left - 2 * top + right)
 
