@@ -39,11 +39,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
-from pyrodyn import data, fit, models
+from pyrodyn import analysis, data, fit, models
 from pyrodyn.data.tasks import teacher_network
 from pyrodyn.infer import VSMC, Schedule, particle_filter
 from pyrodyn.models.observations import Gaussian
-from pyrodyn.models.state_space import PriorPath
 
 Array = NDArray[np.float64]
 
@@ -144,13 +143,11 @@ def filtered_means(model: models.LowRankRNN, recording: xr.Dataset) -> Array:
     return particle_filter(model, batch, 1000).mean().transpose(0, 1).double().numpy()
 
 
-@torch.no_grad()
-def free_run(model: models.LowRankRNN, num_trials: int, num_bins: int, seed: int = 0) -> Array:
+def free_latents(model: models.LowRankRNN, num_trials: int, num_bins: int) -> Array:
     """Latents of a model left alone, ``(trial, time, latent)``."""
-    torch.manual_seed(seed)
-    path = PriorPath(model, None, torch.zeros(num_trials, num_bins, 0)).rsample()
+    path = analysis.free_run(model, num_trials, num_bins)["latents"].values.astype(float)
     # Relu networks may run to infinity: to NaN, before a change of coordinates multiplies them.
-    return torch.where(path.isfinite(), path, torch.nan).double().numpy()
+    return np.where(np.isfinite(path), path, np.nan)
 
 
 def period(path: Array) -> float:
@@ -207,7 +204,7 @@ def gaussian_row(model: models.LowRankRNN, valid: xr.Dataset) -> dict[str, float
         "sigma_x": sigma_x,
         "a": decay,
         "slope": slope(step, truth),
-        "period": period(free_run(model, 40, 2200) @ A.T + c),
+        "period": period(free_latents(model, 40, 2200) @ A.T + c),
     }
     wanted = {
         "sigma_z": valid.attrs["process_noise"],
@@ -259,9 +256,7 @@ def poisson_row(model: models.LowRankRNN, recording: xr.Dataset) -> dict[str, fl
             1,
         )
         counts = recording["counts"].values.astype(float)
-        path = PriorPath(model, None, torch.zeros(*counts.shape[:2], 0)).rsample()
-        states = model.states(None, path, torch.zeros(*counts.shape[:2], 0))
-        drawn = model.emission(states).sample().double().numpy()
+        drawn = analysis.free_run(model, *counts.shape[:2])["x"].values.astype(float)
     return {
         "inferred": _correlation(rates.numpy(), valid["rates"].values),
         **_compared(drawn, counts),
