@@ -1,6 +1,7 @@
 """The zoo: one file per model, each a generative program with its default guide."""
 
 from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.files import MODELS, load, save
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
@@ -11,6 +12,7 @@ __all__ = [
     "LFADS",
     "MODELS",
     "OBSERVATIONS",
+    "Dynamics",
     "LatentDynamics",
     "LowRankRNN",
     "StateSpaceModel",

@@ -21,6 +21,7 @@ from torch import nn
 
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.recording import unit_dim
+from pyrodyn.models.dynamics import Dynamics
 
 
 class LatentDynamics(nn.Module):
@@ -69,6 +70,21 @@ class LatentDynamics(nn.Module):
         """The plate over trials, with the scale by which a minibatch stands for its recording."""
         with pyro.plate("trials", batch.num_trials, dim=-1), poutine.scale(scale=batch.weight):
             yield
+
+    def dynamics(self) -> Dynamics:
+        """The noiseless dynamics, for the analysis of what was learned.
+
+        Raises:
+            ValueError: for a model that has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no dynamics of its own to analyse")
+
+    @property
+    def bin_width(self) -> float:
+        """Seconds per bin of the recording that the model was fitted to; 1, so that times are
+        counted in bins, before any fit.
+        """
+        return float(self.record.get("data", {}).get("bin_width", 1.0))
 
     def check(self, recording: xr.Dataset) -> None:
         """Refuse a recording that this model cannot read.

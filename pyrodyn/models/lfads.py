@@ -42,6 +42,7 @@ from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.recording import observed_name
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
+from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.observations import observe
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel
@@ -265,6 +266,15 @@ class LFADS(StateSpaceModel):
         drive = functional.linear(driven, weights.drive, weights.bias)
         product = functional.linear(g, weights.recurrent, weights.recurrent_bias)
         return gru_step(drive, product, g)
+
+    def dynamics(self) -> Dynamics:
+        """The generator, driven by inferred and known inputs [u, i]."""
+        return Dynamics(
+            step=lambda g, driven: self._generator_step(g, driven, driven[..., :0]),
+            state_dim=self.config["generator_dim"],
+            input_dim=self.inferred_input_dim + self.config["input_dim"],
+            bin_width=self.bin_width,
+        )
 
     # ------------------------------------------------------------------ generative program
 

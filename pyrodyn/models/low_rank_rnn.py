@@ -31,6 +31,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.recording import observed_name
 from pyrodyn.distributions.gaussian import Covariance, SharedNormal, SharedStudentT
+from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Gaussian
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.proposals import EncoderFactor, LinearEmission, OptimalFactor
@@ -378,6 +379,17 @@ class LowRankRNN(StateSpaceModel):
                 return EncoderFactor(num_neurons, dim, is_causal=kind == "causal_encoder")
 
     # ------------------------------------------------------------------ what networks are for
+
+    def dynamics(self) -> Dynamics:
+        """The map a z + n phi(m z + W_u v), driven by v: the inputs as the network meets them,
+        filtered where it filters them.
+        """
+        return Dynamics(
+            step=lambda z, v: self.mean_step(LowRankState(z, v, v)),
+            state_dim=len(self.start_mean),
+            input_dim=self.input_weights.shape[1],
+            bin_width=self.bin_width,
+        )
 
     @torch.no_grad()
     def orthonormal(self) -> "LowRankRNN":

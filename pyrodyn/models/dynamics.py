@@ -1,0 +1,89 @@
+"""The face that a model's dynamics show to analysis: a map over one bin, on plain tensors::
+
+    state_{t+1} = step(state_t, inputs_t)              noise left out
+    d state / d time = vector_field(state, inputs)     where the model is one of continuous time
+
+Fixed points, Lyapunov spectra, free runs and portraits are written once against this face, for
+trained models and for known systems alike.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Field = Callable[[Float[Tensor, "*left state"], Float[Tensor, "*left input"]], Tensor]
+"""From states and inputs to something of the states' shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """Deterministic dynamics.
+
+    Attributes:
+        step: the state one bin later; states ``(*left, state)`` and inputs ``(*left, input)`` to
+            states.
+        state_dim: dimension of the state.
+        input_dim: dimension of what drives it.
+        bin_width: time that a step covers, in seconds (or a known system's own unit).
+        vector_field: derivative of the state per unit of that time, for continuous time; None for a
+            map.
+    """
+
+    step: Field
+    state_dim: int
+    input_dim: int = 0
+    bin_width: float = 1.0
+    vector_field: Field | None = None
+
+    def jacobian(
+        self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
+    ) -> Float[Tensor, "*left state state"]:
+        """Derivative of `step` by the state."""
+        return derivative(self.step, state, inputs)
+
+    def field_jacobian(
+        self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
+    ) -> Float[Tensor, "*left state state"]:
+        """Derivative of `vector_field` by the state.
+
+        Raises:
+            ValueError: for a map, which has no vector field.
+        """
+        if self.vector_field is None:
+            raise ValueError("these dynamics are a map over one bin; they have no vector field")
+        return derivative(self.vector_field, state, inputs)
+
+    def no_inputs(self, state: Float[Tensor, "*left state"]) -> Float[Tensor, "*left input"]:
+        """Inputs of 0 for some states."""
+        return state.new_zeros(*state.shape[:-1], self.input_dim)
+
+
+def pushed(
+    function: Callable[[Tensor], Tensor], at: Tensor, tangent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A function's value and how it moves along a tangent (one forward derivative)."""
+    with warnings.catch_warnings():
+        # Torch scripts its own decompositions, which it deprecates, on its first forward derivative.
+        warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+        value, moved = torch.func.jvp(function, (at,), (tangent,))
+    return value, moved
+
+
+def derivative(
+    function: Field, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
+) -> Float[Tensor, "*left row state"]:
+    """Jacobians by the state, of all states at once.
+
+    One forward derivative per state dimension, each of the whole batch: the rows of a batch do not
+    meet inside ``function``.
+    """
+    eye = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
+    columns = [
+        pushed(lambda at: function(at, inputs), state, direction.expand(state.shape))[1]
+        for direction in eye
+    ]
+    return torch.stack(columns, -1)
