@@ -67,10 +67,10 @@ def pushed(
 ) -> tuple[Tensor, Tensor]:
     """A function's value and how it moves along a tangent (one forward derivative)."""
     with warnings.catch_warnings():
-        # Torch scripts its own decompositions, which it deprecates, on its first forward derivative.
+        # On its first forward derivative torch scripts decompositions, which it itself deprecates.
         warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
-        value, moved = torch.func.jvp(function, (at,), (tangent,))
-    return value, moved
+        moved = torch.func.jvp(function, (at,), (tangent,))
+    return moved[0], moved[1]
 
 
 def derivative(
