@@ -6,6 +6,7 @@ from pyrodyn.models.files import MODELS, load, save
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.observations import OBSERVATIONS
+from pyrodyn.models.sae import NodeSAE, RnnSAE
 from pyrodyn.models.state_space import StateSpaceModel
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Dynamics",
     "LatentDynamics",
     "LowRankRNN",
+    "NodeSAE",
+    "RnnSAE",
     "StateSpaceModel",
     "load",
     "save",

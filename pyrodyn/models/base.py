@@ -11,23 +11,29 @@ empty, and a guide can be replaced by any Pyro callable with the same latent sit
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro
 import torch
 import xarray as xr
+from jaxtyping import Float
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 
-from pyrodyn.data.batch import Batch, Trials
-from pyrodyn.data.recording import unit_dim
+from pyrodyn.data.batch import Batch, Trials, num_units
+from pyrodyn.data.recording import observed_name, unit_dim
 from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.observations import Observation
+
+# A bound in brackets would name the class before it exists, which shape checks at run time refuse.
+Model = TypeVar("Model", bound="LatentDynamics")
 
 
 class LatentDynamics(nn.Module):
     """Abstract latent dynamical system.
 
-    A subclass takes only JSON-serialisable keyword arguments and keeps them as ``config``, from
+    A subclass takes only JSON-serialisable arguments (``num_neurons``, ``input_dim`` and
+    ``observation`` among them) and keeps them as ``config``, from
     which `save` writes the card beside the weights. Its sites are ``x`` (observed), ``rates`` (the
     expected observation per bin, deterministic), and latent ones; ``site_dims`` names the event
     dims of each for the DataTree.
@@ -43,15 +49,44 @@ class LatentDynamics(nn.Module):
     site_dims: ClassVar[dict[str, tuple[str, ...]]]
     config: dict[str, Any]
     first_bin: int = 0
+    observation: Observation
 
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
 
     @classmethod
+    def for_recording(cls: type[Model], recording: xr.Dataset, **sizes: Any) -> Model:
+        """A model sized for a recording, whose readout starts at each neuron's mean.
+
+        Args:
+            recording: a validated recording.
+            sizes: any argument of the class; the observation model defaults to ``"poisson"`` for
+                counts and ``"gaussian"`` for a signal.
+
+        Raises:
+            ValueError: for sizes that make no model, and observations that the observation model
+                gives no density to.
+        """
+        default = "poisson" if observed_name(recording) == "counts" else "gaussian"
+        everything = Trials(recording).batch()
+        assert everything.x is not None  # a recording always has observations
+        sizes = cls.sizes_for(recording, {"observation": default, **sizes})
+        seen = {"num_neurons": num_units(recording), "input_dim": everything.inputs.shape[-1]}
+        model = cls(**seen, **sizes)
+        model.observation.check(everything.x, everything.scored)
+        with torch.no_grad():
+            model.start_readout(model.observation.initialise(everything.x, everything.scored))
+        return model
+
+    @classmethod
+    def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the class, completed by what a recording suggests."""
+        return sizes
+
     @abstractmethod
-    def for_recording(cls, recording: xr.Dataset, **sizes: Any) -> "LatentDynamics":
-        """A model sized for a recording, its readout starting at the recording's mean."""
+    def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
+        """Let the readout start at these linear predictors, whatever the latents."""
 
     @abstractmethod
     def model(self, batch: Batch) -> None:
@@ -78,6 +113,10 @@ class LatentDynamics(nn.Module):
             ValueError: for a model that has none.
         """
         raise ValueError(f"{type(self).__name__} has no dynamics of its own to analyse")
+
+    def doubts(self, batch: Batch) -> list[str]:
+        """What a user should be warned of after a fit, in a sentence each; by default nothing."""
+        return []
 
     @property
     def bin_width(self) -> float:

@@ -12,8 +12,11 @@ from safetensors.torch import load_file, save_file
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.sae import NodeSAE, RnnSAE
 
-MODELS: dict[str, type[LatentDynamics]] = {"LFADS": LFADS, "LowRankRNN": LowRankRNN}
+MODELS: dict[str, type[LatentDynamics]] = {
+    kind.__name__: kind for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN)
+}
 """The zoo by name."""
 
 

@@ -31,21 +31,19 @@ from typing import Any, ClassVar, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-import xarray as xr
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrodyn.data.batch import Batch, Trials, num_units
-from pyrodyn.data.recording import observed_name
+from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.observations import observe
-from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel
+from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
@@ -96,9 +94,9 @@ class LFADS(StateSpaceModel):
             generator and controller, which is what an L2 penalty is; 0 for none.
     """
 
-    path_site: ClassVar[str] = "u"
-    start_site: ClassVar[str | None] = "g0"
-    path_is_markov: ClassVar[bool] = False
+    path_site = "u"
+    start_site = "g0"
+    path_is_markov = False
     site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
         "g0": ("initial_condition",),
         "u": ("time", "inferred_input"),
@@ -172,28 +170,9 @@ class LFADS(StateSpaceModel):
         self.proposal = ControllerProposal()
         self._rolled: _Rolled | None = None
 
-    @classmethod
-    def for_recording(cls, recording: xr.Dataset, **sizes: Any) -> "LFADS":
-        """A model sized for a recording, whose readout starts at each neuron's mean.
-
-        Args:
-            recording: a validated recording.
-            sizes: any argument of the class; the observation model defaults to ``"poisson"`` for
-                counts and ``"gaussian"`` for a signal.
-        """
-        default = "poisson" if observed_name(recording) == "counts" else "gaussian"
-        trials = Trials(recording)
-        everything = trials.batch()
-        assert everything.x is not None  # a recording always has observations
-        model = cls(
-            num_units(recording),
-            input_dim=everything.inputs.shape[-1],
-            **{"observation": default, **sizes},
-        )
-        model.observation.check(everything.x, everything.scored)
-        with torch.no_grad():
-            model.readout.bias.copy_(model.observation.initialise(everything.x, everything.scored))
-        return model
+    def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
+        """The readout's bias; factors have no preferred place."""
+        self.readout.bias.copy_(predictors)
 
     # ------------------------------------------------------------------ the densities, bin by bin
 
@@ -209,13 +188,13 @@ class LFADS(StateSpaceModel):
         """p(u_1), the stationary spread; nothing without inferred inputs."""
         assert start is not None
         if not self.inferred_input_dim:
-            return _nothing(start)
+            return nothing(start)
         return self.input_prior.first()
 
     def transition(self, state: LFADSState, inputs: Float[Tensor, "*shared input"]) -> Law:
         """p(u_t | u_{t-1})."""
         if not self.inferred_input_dim:
-            return _nothing(state.g)
+            return nothing(state.g)
         return self.input_prior.next(state.u)
 
     def enter(
@@ -665,12 +644,6 @@ class ControllerProposal(Proposal):
         if memory is None:
             return prior
         return dist.Normal(memory.mean, memory.scale, validate_args=False).to_event(1)
-
-
-def _nothing(like: Float[Tensor, "*left dim"]) -> Law:
-    """The law of a vector without entries."""
-    empty = like.new_zeros(*like.shape[:-1], 0)
-    return dist.Normal(empty, torch.ones_like(empty), validate_args=False).to_event(1)
 
 
 def _side_by_side(

@@ -28,8 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrodyn.data.batch import Batch, Trials, num_units
-from pyrodyn.data.recording import observed_name
+from pyrodyn.data.batch import Batch, num_units
 from pyrodyn.distributions.gaussian import Covariance, SharedNormal, SharedStudentT
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Gaussian
@@ -98,7 +97,7 @@ class LowRankRNN(StateSpaceModel):
         "rates": ("time", "neuron"),
         "x": ("time", "neuron"),
     }
-    path_is_markov: ClassVar[bool] = True
+    path_is_markov = True
 
     def __init__(
         self,
@@ -167,33 +166,24 @@ class LowRankRNN(StateSpaceModel):
         self.proposal = self._proposal(proposal, num_neurons, dim)
 
     @classmethod
-    def for_recording(cls, recording: xr.Dataset, **sizes: Any) -> "LowRankRNN":
-        """A model sized for a recording, its readout starting at the recording's mean.
-
-        Args:
-            recording: a validated recording.
-            sizes: any argument of the class. The observation model defaults to ``"poisson"`` for
-                counts and ``"gaussian"`` for a signal, and the proposal to the best that fits it.
+    def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
+        """The best proposal that fits the observations; one unit per neuron where the readout is
+        one-to-one.
         """
-        default = "poisson" if observed_name(recording) == "counts" else "gaussian"
-        trials = Trials(recording)
-        everything = trials.batch()
-        assert everything.x is not None  # a recording always has observations
-        sizes = {"observation": default, **sizes}
+        sizes = {**sizes}
         if "proposal" not in sizes and sizes["observation"] == "gaussian":
             is_linear = sizes.get("readout", "latents") != "rates" and not sizes.get("noise_df")
             sizes["proposal"] = "optimal" if is_linear else "encoder"
         if sizes.get("readout") in ("currents", "rates"):
             sizes.setdefault("num_units", num_units(recording))
-        model = cls(num_units(recording), input_dim=everything.inputs.shape[-1], **sizes)
-        model.observation.check(everything.x, everything.scored)
-        with torch.no_grad():
-            bias = model.observation.initialise(everything.x, everything.scored)
-            if model.link == "softplus":
-                log_mean = bias[: model.observation.num_neurons]
-                log_mean.copy_(log_mean.exp().expm1().log())
-            model.bias.copy_(bias)
-        return model
+        return sizes
+
+    def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
+        """The bias, through the inverse of the link."""
+        if self.link == "softplus":
+            log_mean = predictors[: self.observation.num_neurons]
+            log_mean.copy_(log_mean.exp().expm1().log())
+        self.bias.copy_(predictors)
 
     # ------------------------------------------------------------------ the four densities
 

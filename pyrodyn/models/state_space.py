@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -43,7 +44,8 @@ class StateSpaceModel(LatentDynamics):
     """Abstract state-space model.
 
     Attributes:
-        path_site: name of the site that holds z_1 ... z_T.
+        path_site: name of the site that holds z_1 ... z_T; None where nothing is drawn after the
+            start, and z has no entries.
         start_site: name of the random variable before the first bin, where there is one.
         path_is_markov: whether (z_t, inputs) is the whole state, so that z_{t+1} depends on the
             past through z_t alone: what backward simulation needs.
@@ -51,9 +53,9 @@ class StateSpaceModel(LatentDynamics):
         proposal: q of the guide.
     """
 
-    path_site: ClassVar[str] = "z"
-    start_site: ClassVar[str | None] = None
-    path_is_markov: ClassVar[bool]
+    path_site: str | None = "z"
+    start_site: str | None = None
+    path_is_markov: bool
     observation: Observation
     proposal: "Proposal"
 
@@ -146,8 +148,9 @@ class StateSpaceModel(LatentDynamics):
         inputs = self.known(batch)
         with self.hoisting(), self.trials(batch):
             start = pyro.sample(self.start_site, self.start()) if self.start_site else None
-            path = pyro.sample(self.path_site, PriorPath(self, start, inputs))
+            path = self._drawn_path(start, inputs)
             states = self.states(start, path, inputs)
+            self.show(states)
             with poutine.scale(scale=batch.scored_weight):
                 observe(
                     self.emission(states),
@@ -165,7 +168,20 @@ class StateSpaceModel(LatentDynamics):
                 if self.start_site
                 else None
             )
-            pyro.sample(self.path_site, ProposalPath(self, encoding, start, self.known(batch)))
+            if self.path_site:
+                pyro.sample(self.path_site, ProposalPath(self, encoding, start, self.known(batch)))
+
+    def _drawn_path(
+        self, start: Tensor | None, inputs: Float[Tensor, "trial time input"]
+    ) -> Float[Tensor, "*left time dim"]:
+        if self.path_site:
+            path: Tensor = pyro.sample(self.path_site, PriorPath(self, start, inputs))
+            return path
+        assert start is not None
+        return start.new_zeros(*start.shape[:-1], inputs.shape[1], 0)
+
+    def show(self, states: State) -> None:
+        """Deterministic sites of `model` beside ``rates``; by default none."""
 
 
 class Proposal(nn.Module):
@@ -230,6 +246,12 @@ class Bootstrap(Proposal):
     def propose(self, prior: Law, memory: Any, encoding: Any, t: int, is_first: bool) -> Law:
         """The prior itself."""
         return prior
+
+
+def nothing(like: Float[Tensor, "*left dim"]) -> Law:
+    """The law of a vector without entries."""
+    empty = like.new_zeros(*like.shape[:-1], 0)
+    return dist.Normal(empty, torch.ones_like(empty), validate_args=False).to_event(1)
 
 
 class _ModelPath(StatePath):

@@ -117,7 +117,7 @@ def smoother_draws(
     method = "ffbsi" if model.path_is_markov else "ancestral"
     starts, paths = particle_smoother(model, batch, num_draws, method=method, filtered=filtered)
     values = {} if starts is None else {str(model.start_site): starts}
-    if paths.shape[-1]:
+    if model.path_site and paths.shape[-1]:
         values[model.path_site] = paths
     particles = pyro.plate("particles", num_draws, dim=-2)
     conditioned = particles(poutine.condition(model, data=values))

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 
 from pyrodyn.data import Trials, recording
 from pyrodyn.infer import ELBO
-from pyrodyn.models import LFADS, OBSERVATIONS, LowRankRNN
+from pyrodyn.models import LFADS, OBSERVATIONS, LowRankRNN, NodeSAE, RnnSAE
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 4, 8, 3
 TINY_LFADS = {
@@ -47,6 +47,25 @@ ZOO = {
             "proposal": "causal_encoder",
         },
     ),
+    "node_sae": (NodeSAE, {"latent_dim": 2, "field_width": 4, "encoder_dim": 3}),
+    "node_sae_noise": (
+        NodeSAE,
+        {
+            "latent_dim": 2,
+            "field_width": 4,
+            "field_depth": 2,
+            "is_linear_plus": True,
+            "solver": "rk4",
+            "readout_width": 4,
+            "encoder_dim": 3,
+            "process_noise": True,
+        },
+    ),
+    "rnn_sae": (RnnSAE, {"latent_dim": 2, "encoder_dim": 3}),
+    "rnn_sae_noise": (
+        RnnSAE,
+        {"latent_dim": 2, "cell": "residual", "encoder_dim": 3, "process_noise": True},
+    ),
 }
 LATENT = {
     "lfads": {"g0"},
@@ -54,6 +73,10 @@ LATENT = {
     "lfads_heavy_tails": {"g0", "u"},
     "low_rank": {"z"},
     "low_rank_other_options": {"z"},
+    "node_sae": {"z0"},
+    "node_sae_noise": {"z"},
+    "rnn_sae": {"z0"},
+    "rnn_sae_noise": {"z"},
 }
 
 

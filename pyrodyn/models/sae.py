@@ -1,0 +1,378 @@
+"""Sequential autoencoders: dynamics from an encoded first state, `NodeSAE` and `RnnSAE`.
+
+Generative program, per trial::
+
+    z_1 = z0 ~ N(mu, S_1)                          the first bin's state
+    z_t = Phi(z_{t-1}, i_t)                        dynamics; i: known external inputs
+    x_t ~ p(x | readout(z_t))                      observation, Poisson(exp(.)) by default
+
+    NodeSAE   Phi is the flow of dz/dt = f(z, i) over one bin, f a perceptron
+    RnnSAE    Phi is a recurrent cell
+
+and with process noise, which makes it a latent SDE on the grid of bins::
+
+    z_t ~ N(Phi(z_{t-1}, i_t), Q)
+
+Guide, without process noise::
+
+    q(z_1) = N(m(e), s(e))                         e: last states of a bidirectional GRU
+
+and with it, so that the path is steered bin by bin::
+
+    q(z_t | z_{t-1}) ~ N(z_t; Phi(z_{t-1}, i_t), Q) exp(h_t' z_t - z_t' J_t z_t / 2)
+
+where h and the diagonal J are read off both directions of the GRU at bin t (see `proposals`).
+
+Source: Sedler, Versteeg & Pandarinath 2023 (arXiv 2212.03771). Departures: theirs is deterministic,
+which is this model at a KL weight of 0; process noise is ours.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.gaussian import Covariance, SharedNormal
+from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.proposals import Factor, FactorProposal
+from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
+from pyrodyn.nn.cells import GRUCell, MapCell
+from pyrodyn.nn.cells import cell as recurrent_cell
+from pyrodyn.nn.fields import MLPField
+from pyrodyn.nn.recurrence import roll_both_ways
+from pyrodyn.nn.solvers import Flow, SolverCheck, solver_check
+
+SCALE_FLOOR = 1e-3
+"""Smallest standard deviation of process noise and of the guide: a density must exist."""
+
+START_NOISE = 0.1
+"""Standard deviation of process noise before training."""
+
+MAY_BE_ZERO = ("input_dim", "readout_width")
+"""Sizes that switch a part off."""
+
+
+class LatentState(NamedTuple):
+    """State of a sequential autoencoder.
+
+    Attributes:
+        z: latents.
+    """
+
+    z: Float[Tensor, "... latent"]
+
+
+class SequentialAutoencoder(StateSpaceModel):
+    """Abstract sequential autoencoder; a child brings Phi.
+
+    Attributes:
+        phi: from states and inputs to the states one bin later.
+    """
+
+    site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
+        "z0": ("latent",),
+        "z": ("time", "latent"),
+        "rates": ("time", "neuron"),
+        "x": ("time", "neuron"),
+    }
+
+    def __init__(self, phi: Flow | GRUCell | MapCell, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        num_neurons, dim = config["num_neurons"], config["latent_dim"]
+        self.process_noise: bool = config["process_noise"]
+        self.path_is_markov = self.process_noise
+        self.path_site = "z" if self.process_noise else None
+        self.start_site = None if self.process_noise else "z0"
+
+        # Generative program
+        self.phi = phi
+        self.start_mean = nn.Parameter(torch.zeros(dim))
+        self.start_log_scale = nn.Parameter(torch.zeros(dim))
+        if self.process_noise:
+            self.log_noise = nn.Parameter(torch.full((dim,), START_NOISE).log())
+        self.observation = observation_model(config["observation"], num_neurons)
+        num_predictors = self.observation.num_predictors * num_neurons
+        width = config["readout_width"]
+        hidden = [nn.Linear(dim, width), nn.Tanh()] if width else []
+        self.readout = nn.Sequential(*hidden, nn.Linear(width or dim, num_predictors))
+
+        # Guide
+        self.proposal: Proposal
+        if self.process_noise:
+            self.proposal = RecurrentFactor(num_neurons, dim, config["encoder_dim"])
+        else:
+            self.proposal = RecurrentStart(
+                num_neurons, dim, config["encoder_dim"], config["dropout"]
+            )
+
+    def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
+        """The bias of the readout's last layer."""
+        last = self.readout[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.copy_(predictors)
+
+    # ------------------------------------------------------------------ the four densities
+
+    def start(self) -> Law:
+        """p(z0), without process noise."""
+        scale = self.start_log_scale.exp() + SCALE_FLOOR
+        return dist.Normal(self.start_mean, scale, validate_args=False).to_event(1)
+
+    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Law:
+        """p(z_1) with process noise; nothing without."""
+        if start is not None:
+            return nothing(start)
+        left = inputs.shape[:-1]
+        return SharedNormal(self.start_mean.expand(*left, -1), self.noises()[0])
+
+    def transition(self, state: LatentState, inputs: Float[Tensor, "*left input"]) -> Law:
+        """N(Phi(z, i), Q) with process noise; nothing without."""
+        if not self.process_noise:
+            return nothing(state.z)
+        return SharedNormal(self.phi(state.z, inputs), self.noises()[1])
+
+    def enter(
+        self,
+        start: Tensor | None,
+        z: Float[Tensor, "*left dim"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> LatentState:
+        """The first bin's state."""
+        return LatentState(z if start is None else start)
+
+    def advance(
+        self,
+        state: LatentState,
+        z: Float[Tensor, "*left dim"],
+        inputs: Float[Tensor, "*shared input"],
+    ) -> LatentState:
+        """What was drawn, or Phi(z, i)."""
+        return LatentState(z if self.process_noise else self.phi(state.z, inputs))
+
+    def states(
+        self,
+        start: Tensor | None,
+        path: Float[Tensor, "*left time dim"],
+        inputs: Float[Tensor, "trial time input"],
+    ) -> LatentState:
+        """The path itself, or the one that Phi takes from the first state."""
+        if start is None:
+            return LatentState(path)
+        later = self.phi.roll(start, inputs[:, 1:])
+        return LatentState(torch.cat([start[..., None, :], later], -2))
+
+    def emission(self, state: LatentState) -> Law:
+        """The observation model of the readout."""
+        return self.observation(self.readout(state.z))
+
+    def show(self, states: LatentState) -> None:
+        """The path as site ``z``, where it is not drawn."""
+        if not self.process_noise:
+            pyro.deterministic("z", states.z, event_dim=2)
+
+    def noises(self) -> tuple[Covariance, Covariance]:
+        """S_1 and Q."""
+        return self.hoisted(
+            "noises",
+            lambda: (
+                Covariance.of_factor(torch.diag(self.start_log_scale.exp() + SCALE_FLOOR)),
+                Covariance.of_factor(torch.diag(self.log_noise.exp() + SCALE_FLOOR)),
+            ),
+        )
+
+
+class NodeSAE(SequentialAutoencoder):
+    """An autoencoder whose dynamics are a neural ODE. Equations in the module's docstring.
+
+    Args:
+        num_neurons: neurons or channels observed.
+        input_dim: known external inputs.
+        latent_dim: dimension of z.
+        field_width: units per hidden layer of the vector field.
+        field_depth: its hidden layers.
+        field_activation: ``"tanh"``, ``"relu"`` or ``"softplus"``.
+        is_linear_plus: add a linear part A z to the vector field.
+        solver: ``"midpoint"``, ``"rk4"``, ``"euler"`` (a residual map) or an adaptive one of
+            `pyrodyn.nn.solvers.SOLVERS`.
+        substeps: steps per bin of the first three.
+        process_noise: whether the path is stochastic.
+        readout_width: hidden units of the readout; 0 for a linear one.
+        encoder_dim: hidden units per direction of the encoder.
+        dropout: on what the encoder says of the first state, without process noise.
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+    """
+
+    phi: Flow
+
+    def __init__(
+        self,
+        num_neurons: int,
+        *,
+        input_dim: int = 0,
+        latent_dim: int = 3,
+        field_width: int = 128,
+        field_depth: int = 1,
+        field_activation: str = "tanh",
+        is_linear_plus: bool = False,
+        solver: str = "midpoint",
+        substeps: int = 1,
+        process_noise: bool = False,
+        readout_width: int = 0,
+        encoder_dim: int = 64,
+        dropout: float = 0.05,
+        observation: str = "poisson",
+    ) -> None:
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        _check(config)
+        field = MLPField(
+            latent_dim, input_dim, field_width, field_depth, field_activation, is_linear_plus
+        )
+        super().__init__(Flow(field, solver, substeps), config)
+
+    def dynamics(self) -> Dynamics:
+        """The flow over one bin and, unless the solver makes it a map, its vector field."""
+        field = self.phi.field
+        return Dynamics(
+            step=self.phi.recorded,
+            state_dim=self.config["latent_dim"],
+            input_dim=self.config["input_dim"],
+            bin_width=self.bin_width,
+            vector_field=None
+            if self.phi.is_map
+            else lambda z, inputs: field(z, inputs) / self.bin_width,
+        )
+
+    @torch.no_grad()
+    def solver_check(self, batch: Batch) -> SolverCheck:
+        """The path at the training step beside the exact one, from first states of the guide."""
+        inputs = self.known(batch)
+        encoding = self.proposal.encode(self, batch)
+        if self.process_noise:
+            prior = self.initial(None, inputs[:, 0])
+            first = self.proposal.propose(prior, None, encoding, 0, True).mean
+        else:
+            first = self.proposal.start(self, encoding).mean
+        return solver_check(self.phi, first, inputs[:, 1:])
+
+    def doubts(self, batch: Batch) -> list[str]:
+        """A solver whose step was too coarse for the field that it trained."""
+        if self.phi.is_map:
+            return []
+        check = self.solver_check(batch)
+        if check.is_fine:
+            return []
+        return [
+            f"the path of {self.phi.solver!r} with substeps={self.phi.substeps} explains only"
+            f" R2 = {check.r2:.3f} of its vector field's exact path: analyse this model as a map,"
+            " or train with more substeps"
+        ]
+
+
+class RnnSAE(SequentialAutoencoder):
+    """An autoencoder with recurrent dynamics. Equations in the module's docstring.
+
+    Args:
+        num_neurons: neurons or channels observed.
+        input_dim: known external inputs.
+        latent_dim: dimension of z.
+        cell: ``"gru"``, ``"vanilla"``, ``"residual"``, ``"next_state"`` or ``"residual_mlp"``, see
+            `pyrodyn.nn.cells`.
+        cell_width: hidden units per layer of the last two.
+        cell_depth: their hidden layers.
+        process_noise: whether the path is stochastic.
+        readout_width: hidden units of the readout; 0 for a linear one.
+        encoder_dim: hidden units per direction of the encoder.
+        dropout: on what the encoder says of the first state, without process noise.
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+    """
+
+    def __init__(
+        self,
+        num_neurons: int,
+        *,
+        input_dim: int = 0,
+        latent_dim: int = 3,
+        cell: str = "gru",
+        cell_width: int = 128,
+        cell_depth: int = 1,
+        process_noise: bool = False,
+        readout_width: int = 0,
+        encoder_dim: int = 64,
+        dropout: float = 0.05,
+        observation: str = "poisson",
+    ) -> None:
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        _check(config)
+        super().__init__(
+            recurrent_cell(cell, latent_dim, input_dim, cell_width, cell_depth), config
+        )
+
+    def dynamics(self) -> Dynamics:
+        """The cell."""
+        return Dynamics(
+            step=self.phi,
+            state_dim=self.config["latent_dim"],
+            input_dim=self.config["input_dim"],
+            bin_width=self.bin_width,
+        )
+
+
+class RecurrentStart(Proposal):
+    """q(z0) from the last states of a bidirectional GRU over the bins that it may see."""
+
+    def __init__(self, num_neurons: int, latent_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(dropout)
+        self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
+
+    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Law:
+        """q(z0)."""
+        forward, backward = roll_both_ways(self.encoder, batch.seen[:, : batch.horizon])
+        last = torch.cat([forward[:, -1], backward[:, 0]], -1)
+        mean, log_scale = self.said(self.dropout(last)).chunk(2, -1)
+        scale = log_scale.exp() + SCALE_FLOOR
+        return dist.Normal(mean, scale, validate_args=False).to_event(1)
+
+    def start(self, model: SequentialAutoencoder, encoding: Law) -> Law:
+        """q(z0)."""
+        return encoding
+
+    def propose(self, prior: Law, memory: Any, encoding: Law, t: int, is_first: bool) -> Law:
+        """Nothing is drawn after the start."""
+        return prior
+
+
+class RecurrentFactor(FactorProposal):
+    """Gaussian factors of all bins, from both directions of a GRU."""
+
+    def __init__(self, num_neurons: int, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
+        self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
+
+    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Factor:
+        """Means and precisions of the bins that may be seen; nothing about forecast bins."""
+        forward, backward = roll_both_ways(self.encoder, batch.seen[:, : batch.horizon])
+        mean, raw_precision = self.said(torch.cat([forward, backward], -1)).chunk(2, -1)
+        forecast = (0, 0, 0, batch.num_bins - batch.horizon)
+        precision = functional.pad(functional.softplus(raw_precision), forecast)
+        h = precision * functional.pad(mean, forecast)
+        return Factor.combined(h, torch.diag_embed(precision), model.noises())
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Refuse sizes that make no model."""
+    for name, size in config.items():
+        least = 0 if name in MAY_BE_ZERO else 1
+        if name.endswith(("_dim", "_neurons", "_depth", "_width")) and size < least:
+            raise ValueError(f"{name}={size}; a sequential autoencoder needs at least {least}")
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(f"dropout={config['dropout']} is a probability below 1")

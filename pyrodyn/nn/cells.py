@@ -1,0 +1,106 @@
+"""Recurrent dynamics: maps from one bin's state to the next, under one face with `Flow`::
+
+    gru            GRU(i, z)                    see `recurrence`
+    vanilla        tanh(W z + V i + b)
+    residual       z + 0.1 tanh(W z + V i + b)  the state passes through
+    next_state     MLP(z, i)                    an MLP, no pass-through
+    residual_mlp   z + 0.1 MLP(z, i)            an MLP and pass-through: an Euler step
+
+These are the comparisons and ablations of Sedler, Versteeg & Pandarinath (2023).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrodyn.nn.fields import MLPField
+from pyrodyn.nn.gru_steps import GRUWeights
+from pyrodyn.nn.recurrence import gru_step, roll
+
+RESIDUAL_SCALE = 0.1
+"""What a residual map adds of its network (Sedler et al. 2023)."""
+
+CELLS = ("gru", "vanilla", "residual", "next_state", "residual_mlp")
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent unit."""
+
+    def __init__(self, state_dim: int, input_dim: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(max(1, input_dim), state_dim, batch_first=True)
+        if input_dim == 0:  # it reads zeros, which no gradient reaches
+            self.gru.weight_ih_l0.requires_grad_(False)
+
+    def forward(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state"]:
+        """The next state."""
+        weights = GRUWeights.of(self.gru)
+        known = inputs if inputs.shape[-1] else z.new_zeros(1)
+        drive = functional.linear(known, weights.drive, weights.bias)
+        product = functional.linear(z, weights.recurrent, weights.recurrent_bias)
+        return gru_step(drive.expand(product.shape), product, z)
+
+    def roll(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared time input"]
+    ) -> Float[Tensor, "*left time state"]:
+        """The states after each bin."""
+        return roll(self.gru, inputs.expand(*z.shape[:-1], *inputs.shape[-2:]), z)
+
+
+class MapCell(nn.Module):
+    """Any of the other maps.
+
+    Args:
+        state_dim: dimension of z.
+        input_dim: dimension of i.
+        kind: one of `CELLS` but ``"gru"``.
+        width: hidden units of the MLP.
+        depth: hidden layers of the MLP.
+    """
+
+    def __init__(self, state_dim: int, input_dim: int, kind: str, width: int, depth: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind in ("next_state", "residual_mlp"):
+            self.network: nn.Module = MLPField(state_dim, input_dim, width, depth)
+        else:
+            self.network = nn.Linear(state_dim + input_dim, state_dim)
+
+    def forward(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state"]:
+        """The next state."""
+        if isinstance(self.network, MLPField):
+            said = self.network(z, inputs)
+        else:
+            driven = inputs.expand(*z.shape[:-1], inputs.shape[-1])
+            said = torch.tanh(self.network(torch.cat([z, driven], -1)))
+        if self.kind.startswith("residual"):
+            return torch.add(z, said, alpha=RESIDUAL_SCALE)
+        return torch.as_tensor(said)
+
+    def roll(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared time input"]
+    ) -> Float[Tensor, "*left time state"]:
+        """The states after each bin."""
+        states = []
+        for t in range(inputs.shape[-2]):
+            z = self(z, inputs[..., t, :])
+            states.append(z)
+        return torch.stack(states, -2)
+
+
+def cell(kind: str, state_dim: int, input_dim: int, width: int, depth: int) -> GRUCell | MapCell:
+    """Recurrent dynamics by name.
+
+    Raises:
+        ValueError: where there are none of that name.
+    """
+    if kind not in CELLS:
+        raise ValueError(f"cell={kind!r} is unknown; it is one of {', '.join(CELLS)}")
+    if kind == "gru":
+        return GRUCell(state_dim, input_dim)
+    return MapCell(state_dim, input_dim, kind, width, depth)

@@ -1,0 +1,86 @@
+"""Vector fields: what a neural ODE says about the derivative of its state::
+
+    f(z, i) = A z + W_L s(... s(W_1 z + V i + b_1) ...) + b_L        per bin; A where asked for
+
+s is tanh, relu or softplus. The linear part carries rotation and decay, which leaves the network
+what is nonlinear.
+"""
+
+import itertools
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+FIELD_ACTIVATIONS = ("tanh", "relu", "softplus")
+
+
+class MLPField(nn.Module):
+    """A multilayer perceptron as a vector field.
+
+    Args:
+        state_dim: dimension of z.
+        input_dim: dimension of i.
+        width: units per hidden layer.
+        depth: hidden layers.
+        activation: one of `FIELD_ACTIVATIONS`.
+        is_linear_plus: whether A z is added.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        input_dim: int = 0,
+        width: int = 128,
+        depth: int = 1,
+        activation: str = "tanh",
+        is_linear_plus: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in FIELD_ACTIVATIONS:
+            raise ValueError(
+                f"field_activation={activation!r} is unknown; it is one of"
+                f" {', '.join(FIELD_ACTIVATIONS)}"
+            )
+        self.activation = activation
+        sizes = [state_dim, *[width] * depth, state_dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(inside, outside) for inside, outside in itertools.pairwise(sizes)
+        )
+        self.from_inputs = nn.Parameter(
+            torch.randn(width, input_dim) / math.sqrt(max(1, input_dim))
+        )
+        self.linear = nn.Parameter(torch.zeros(state_dim, state_dim)) if is_linear_plus else None
+
+    def forward(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state"]:
+        """The derivative per bin."""
+        hidden = self.layers[0](z) + self.drive(inputs)
+        for layer in self.layers[1:]:
+            hidden = layer(self.activate(hidden))
+        return hidden if self.linear is None else hidden + functional.linear(z, self.linear)
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def first_bias(self) -> Float[Tensor, " width"]:
+        """b_1."""
+        return self.linear_layers()[0].bias
+
+    def drive(self, inputs: Float[Tensor, "*left input"]) -> Float[Tensor, "*left width"]:
+        """What the inputs add to the first layer."""
+        return functional.linear(inputs, self.from_inputs)
+
+    def activate(self, hidden: Float[Tensor, "*left width"]) -> Float[Tensor, "*left width"]:
+        """The hidden units' nonlinearity."""
+        match self.activation:
+            case "tanh":
+                return torch.tanh(hidden)
+            case "relu":
+                return torch.relu(hidden)
+            case _:
+                return functional.softplus(hidden)

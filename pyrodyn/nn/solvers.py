@@ -1,0 +1,215 @@
+"""From a vector field to a map over one bin::
+
+    Phi(z, i) = z(1),   z(0) = z,   dz/dt = f(z, i)         t in bins, the input held over the bin
+
+``"midpoint"`` (the default) and ``"rk4"`` take ``substeps`` explicit steps per bin, at a cost that
+does not depend on the batch; `solver_check` says how far their path is from the exact one.
+``"euler"`` at one step per bin is a residual map z + f(z) and should be analysed as that.
+``"dopri5"`` and the other adaptive methods of `torchdiffeq` choose their own steps;
+``"dopri5_adjoint"`` keeps no path for the gradient.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from pyrodyn.nn.field_steps import TABLEAUX, SigmoidNetwork, explicit_step, roll_network
+from pyrodyn.nn.fields import MLPField
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "dopri5_adjoint")
+SOLVERS = (*TABLEAUX, *ADAPTIVE)
+
+ADAPTIVE_TOLERANCE = 1e-4
+"""Relative and absolute tolerance of adaptive solvers in training: that of one bin's path, not of
+its statistics."""
+
+CHECK_TOLERANCE = 1e-6
+"""Tolerance of the path that a trained field's own path is checked against."""
+
+
+class Flow(nn.Module):
+    """The flow of a vector field over bins.
+
+    Args:
+        field: f.
+        solver: one of `SOLVERS`.
+        substeps: explicit steps per bin; adaptive solvers take none.
+    """
+
+    def __init__(self, field: MLPField, solver: str = "midpoint", substeps: int = 1) -> None:
+        super().__init__()
+        if solver not in SOLVERS:
+            raise ValueError(f"solver={solver!r} is unknown; it is one of {', '.join(SOLVERS)}")
+        if substeps < 1:
+            raise ValueError(f"substeps={substeps}; a bin needs at least one step")
+        self.field, self.solver, self.substeps = field, solver, substeps
+
+    def forward(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state"]:
+        """Phi: the state one bin later."""
+        return self.roll(z, inputs[..., None, :])[..., 0, :]
+
+    def roll(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared time input"]
+    ) -> Float[Tensor, "*left time state"]:
+        """The states after each bin."""
+        if self.solver in ADAPTIVE:
+            return self._adaptive(z, inputs)
+        if self.field.activation != "tanh":
+            return self._recorded_path(z, inputs)
+        num_bins, left = inputs.shape[-2], z.shape[:-1]
+        rows = z.reshape(-1, z.shape[-1])
+        network = sigmoid_network(self.field)
+        drive = 2 * (self.field.drive(inputs) + self.field.first_bias())
+        if inputs.shape[-1] == 0:  # the same for all rows
+            drive = (2 * self.field.first_bias()).expand(num_bins, 1, -1)
+        else:
+            drive = drive.expand(*left, *drive.shape[-2:]).reshape(len(rows), num_bins, -1)
+            drive = drive.transpose(0, 1)
+        states = roll_network(network, rows, drive, TABLEAUX[self.solver], self.substeps)
+        return states.transpose(0, 1).reshape(*left, num_bins, -1)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether one Euler step per bin makes this a residual map and not a flow."""
+        return self.solver == "euler" and self.substeps == 1
+
+    def recorded(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state"]:
+        """Phi in operations that every transform of torch knows, forward derivatives among them.
+
+        In place of an adaptive solver stand eight steps of RK4.
+        """
+        tableau, substeps = TABLEAUX.get(self.solver), self.substeps
+        if tableau is None:
+            tableau, substeps = TABLEAUX["rk4"], 8
+        return explicit_step(lambda at: self.field(at, inputs), z, tableau, substeps)
+
+    def _recorded_path(self, z: Tensor, inputs: Tensor) -> Tensor:
+        states = []
+        for t in range(inputs.shape[-2]):
+            z = self.recorded(z, inputs[..., t, :])
+            states.append(z)
+        return torch.stack(states, -2)
+
+    def _adaptive(self, z: Tensor, inputs: Tensor) -> Tensor:
+        """By torchdiffeq: in one go without inputs, which jump between bins, else bin by bin."""
+        num_bins = inputs.shape[-2]
+        if inputs.shape[-1] == 0:
+            times = torch.arange(num_bins + 1, device=z.device, dtype=z.dtype)
+            return self.at_times(z, times)[..., 1:, :]
+        unit, states = z.new_tensor([0.0, 1.0]), []
+        for t in range(num_bins):
+            z = self.at_times(z, unit, inputs[..., t, :])[..., 1, :]
+            states.append(z)
+        return torch.stack(states, -2)
+
+    def at_times(
+        self,
+        z: Float[Tensor, "*left state"],
+        times: Float[Tensor, " moment"],
+        inputs: Float[Tensor, "*shared input"] | None = None,
+        tolerance: float = ADAPTIVE_TOLERANCE,
+    ) -> Float[Tensor, "*left moment state"]:
+        """The path at any moments, solved adaptively (by dopri5 where the solver is explicit).
+
+        Args:
+            z: the state at the first of them.
+            times: in bins, increasing.
+            inputs: held over all of them; none by default.
+            tolerance: relative and absolute.
+
+        Raises:
+            ValueError: for times that do not increase.
+        """
+        if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
+            raise ValueError(
+                "times must be at least two moments that increase strictly; sort them and drop"
+                " duplicates"
+            )
+        held = z.new_zeros(0) if inputs is None else inputs
+        method = self.solver if self.solver in ADAPTIVE else "dopri5"
+        if method == "dopri5_adjoint":
+            path = odeint_adjoint(
+                _Held(self.field, held), z, times, rtol=tolerance, atol=tolerance, method="dopri5"
+            )
+        else:
+            path = odeint(
+                lambda _, at: self.field(at, held),
+                z,
+                times,
+                rtol=tolerance,
+                atol=tolerance,
+                method=method,
+            )
+        return path.movedim(0, -2)
+
+
+class _Held(nn.Module):
+    """A field under a held input, in the form that the adjoint method asks for."""
+
+    def __init__(self, field: MLPField, held: Tensor) -> None:
+        super().__init__()
+        self.field, self.held = field, held
+
+    def forward(self, _: Tensor, z: Tensor) -> Tensor:
+        return torch.as_tensor(self.field(z, self.held))
+
+
+def sigmoid_network(field: MLPField) -> SigmoidNetwork:
+    """A tanh field as a sigmoid network: tanh(y) = 2 sigmoid(2 y) - 1.
+
+    The drive of the first layer, with its bias, doubles too.
+    """
+    first, *later = ((layer.weight, layer.bias) for layer in field.linear_layers())
+    weights, biases = [2 * first[0]], []
+    for position, (weight, bias) in enumerate(later, 1):
+        scale = 2 if position < len(later) else 1
+        weights.append(2 * scale * weight)
+        biases.append(scale * (bias - weight.sum(-1)))
+    return SigmoidNetwork(tuple(weights), tuple(biases), field.linear)
+
+
+class SolverCheck(NamedTuple):
+    """A field's path at the step it was trained with, beside the exact one.
+
+    Attributes:
+        r2: share of the exact path's variance that it explains, all trials, bins and dims pooled.
+        largest_error: in units of the state's standard deviation along the exact path.
+        tolerance: of the exact path.
+    """
+
+    r2: float
+    largest_error: float
+    tolerance: float
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether what was trained is the flow of its vector field: R2 of .99 at least."""
+        return self.r2 >= 0.99
+
+
+@torch.no_grad()
+def solver_check(
+    flow: Flow, z: Float[Tensor, "trial state"], inputs: Float[Tensor, "trial time input"]
+) -> SolverCheck:
+    """Solve from the same states at the trained step and by dopri5 to a tolerance of 1e-6."""
+    z, inputs = z.double(), inputs.double()
+    double = copy.deepcopy(flow).double()
+    own = double.roll(z, inputs)
+    exact, states = z, []
+    unit = z.new_tensor([0.0, 1.0])
+    for t in range(inputs.shape[-2]):
+        exact = double.at_times(exact, unit, inputs[:, t], CHECK_TOLERANCE)[:, 1]
+        states.append(exact)
+    truth = torch.stack(states, 1)
+    spread = truth - truth.mean((0, 1))
+    r2 = 1 - (own - truth).square().sum() / spread.square().sum()
+    scale = spread.square().mean((0, 1)).sqrt()
+    return SolverCheck(float(r2), float(((own - truth).abs() / scale).max()), CHECK_TOLERANCE)
