@@ -1,6 +1,7 @@
 """Fitting: an objective, a recording and a Lightning Trainer."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def fit[Model: LatentDynamics](
     """Fit a model to a recording.
 
     The model is trained in place. On the CPU two runs with the same seed and arguments give the
-    same bits. From then on this process keeps up to a gigabyte of freed memory for reuse.
+    same bits. What a model doubts of itself after the fit (`LatentDynamics.doubts`; a NODE whose
+    solver was too coarse) comes as a warning. From then on this process keeps up to a gigabyte of
+    freed memory for reuse.
 
     Args:
         model: the model to fit.
@@ -143,6 +146,8 @@ def fit[Model: LatentDynamics](
             }
             if folder is not None:
                 save(model, folder / "model")
+    for doubt in model.doubts(model.trials_of(train).batch(slice(0, batch_size))):
+        warnings.warn(doubt, stacklevel=2)
     return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
 
 

@@ -17,16 +17,19 @@ Guide, without process noise::
 
     q(z_1) = N(m(e), s(e))                         e: last states of a bidirectional GRU
 
-and with it, so that the path is steered bin by bin::
+and with it, so that the path is steered bin by bin, for diagonal Q and J::
 
     q(z_t | z_{t-1}) ~ N(z_t; Phi(z_{t-1}, i_t), Q) exp(h_t' z_t - z_t' J_t z_t / 2)
+                     = N(g_t Phi(z_{t-1}, i_t) + P_t h_t, P_t)
+    P_t = 1 / (1 / Q + J_t),  g_t = P_t / Q        h, J: from both directions of the GRU at bin t
 
-where h and the diagonal J are read off both directions of the GRU at bin t (see `proposals`).
+(at the first bin mu and S_1 stand for Phi and Q). log q of a draw depends on its noise and P alone.
 
 Source: Sedler, Versteeg & Pandarinath 2023 (arXiv 2212.03771). Departures: theirs is deterministic,
 which is this model at a KL weight of 0; process noise is ours.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import pyro
@@ -37,13 +40,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import Covariance, SharedNormal
+from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
+from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.proposals import Factor, FactorProposal
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.cells import GRUCell, MapCell
 from pyrodyn.nn.cells import cell as recurrent_cell
+from pyrodyn.nn.field_steps import Steering
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.recurrence import roll_both_ways
 from pyrodyn.nn.solvers import Flow, SolverCheck, solver_check
@@ -179,13 +183,27 @@ class SequentialAutoencoder(StateSpaceModel):
 
     def noises(self) -> tuple[Covariance, Covariance]:
         """S_1 and Q."""
-        return self.hoisted(
-            "noises",
-            lambda: (
-                Covariance.of_factor(torch.diag(self.start_log_scale.exp() + SCALE_FLOOR)),
-                Covariance.of_factor(torch.diag(self.log_noise.exp() + SCALE_FLOOR)),
-            ),
-        )
+
+        def work() -> tuple[Covariance, Covariance]:
+            first, later = (Covariance.of_factor(torch.diag(s)) for s in self.noise_scales())
+            return first, later
+
+        return self.hoisted("noises", work)
+
+    def noise_scales(self) -> tuple[Float[Tensor, " latent"], Float[Tensor, " latent"]]:
+        """The standard deviations of S_1 and Q."""
+        return self.start_log_scale.exp() + SCALE_FLOOR, self.log_noise.exp() + SCALE_FLOOR
+
+    # ------------------------------------------------------------------ guide
+
+    def guide(self, batch: Batch) -> None:
+        """Site ``z0``, or with process noise ``z``, drawn in one go."""
+        if not self.process_noise:
+            return super().guide(batch)
+        with self.trials(batch):
+            pull = self.proposal.encode(self, batch)
+            pyro.sample("z", SteeredPath(self, pull, self.known(batch)))
+        return None
 
 
 class NodeSAE(SequentialAutoencoder):
@@ -350,22 +368,104 @@ class RecurrentStart(Proposal):
         return prior
 
 
-class RecurrentFactor(FactorProposal):
-    """Gaussian factors of all bins, from both directions of a GRU."""
+class Pull(NamedTuple):
+    """How the data bend a path, per trial and bin.
+
+    Attributes:
+        gain: g_t, what is left of the model's own prediction.
+        offset: P_t h_t.
+        scale: standard deviation of what is drawn, the root of P_t.
+    """
+
+    gain: Float[Tensor, "trial time latent"]
+    offset: Float[Tensor, "trial time latent"]
+    scale: Float[Tensor, "trial time latent"]
+
+
+class RecurrentFactor(Proposal):
+    """q(z_t | z_{t-1}): the model's own law times a factor from both directions of a GRU."""
 
     def __init__(self, num_neurons: int, latent_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
         self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
 
-    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Factor:
-        """Means and precisions of the bins that may be seen; nothing about forecast bins."""
+    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Pull:
+        """The pull of the bins that may be seen; none in forecast bins."""
         forward, backward = roll_both_ways(self.encoder, batch.seen[:, : batch.horizon])
         mean, raw_precision = self.said(torch.cat([forward, backward], -1)).chunk(2, -1)
         forecast = (0, 0, 0, batch.num_bins - batch.horizon)
-        precision = functional.pad(functional.softplus(raw_precision), forecast)
-        h = precision * functional.pad(mean, forecast)
-        return Factor.combined(h, torch.diag_embed(precision), model.noises())
+        J = functional.pad(functional.softplus(raw_precision), forecast)
+        h = J * functional.pad(mean, forecast)
+        first, later = model.noise_scales()
+        num_later = batch.num_bins - 1
+        prior_precision = (
+            torch.cat([first[None], later.expand(num_later, -1)]).square().reciprocal()
+        )
+        P = 1 / (prior_precision + J)
+        return Pull(P * prior_precision, P * h, P.sqrt())
+
+    def propose(self, prior: Law, memory: Any, encoding: Pull, t: int, is_first: bool) -> Law:
+        """N(g m + P h, P), m the prior's mean."""
+        mean = torch.addcmul(encoding.offset[:, t], encoding.gain[:, t], prior.mean)
+        return dist.Normal(mean, encoding.scale[:, t], validate_args=False).to_event(1)
+
+
+class SteeredPath(StatePath):
+    """q(z_{1:T}): the path of `RecurrentFactor`, rolled in one go.
+
+    Args:
+        model: the model whose dynamics are steered.
+        pull: by the data.
+        inputs: known inputs ``(trial, time, input)``.
+        batch_shape: by default one path per trial.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        model: SequentialAutoencoder,
+        pull: Pull,
+        inputs: Float[Tensor, "trial time input"],
+        batch_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.pull, self.inputs = model, pull, inputs
+        left = pull.gain.shape[:1] if batch_shape is None else torch.Size(batch_shape)
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(left, pull.gain.shape[1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SteeredPath":
+        """The same law for more particles."""
+        return SteeredPath(self.model, self.pull, self.inputs, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time latent"]:
+        """Roll the steered path; its noise tells the density of this draw."""
+        gain, offset, scale = self.pull
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        noise = torch.randn(shape, device=gain.device, dtype=gain.dtype)
+        shift = torch.addcmul(offset, scale, noise)
+        first = torch.addcmul(shift[..., 0, :], gain[:, 0], self.model.start_mean)
+        later = Steering(gain[:, 1:], shift[..., 1:, :])
+        rolled = self.model.phi.roll(first, self.inputs[:, 1:], later)
+        drawn = torch.cat([first[..., None, :], rolled], -2)
+        self._drawn = (drawn, self._log_density(noise))
+        return drawn
+
+    def log_prob_steps(
+        self, path: Float[Tensor, "*path time latent"]
+    ) -> Float[Tensor, "*all time"]:
+        """Log q(z_t | z_<t), right for any path."""
+        if self._drawn is not None and path is self._drawn[0]:
+            return self._drawn[1]
+        gain, offset, scale = self.pull
+        start = self.model.start_mean.expand(*path.shape[:-2], 1, -1)
+        predicted = torch.cat([start, self.model.phi(path[..., :-1, :], self.inputs[:, 1:])], -2)
+        return self._log_density((path - torch.addcmul(offset, gain, predicted)) / scale)
+
+    def _log_density(self, noise: Float[Tensor, "*all time latent"]) -> Float[Tensor, "*all time"]:
+        constant = 0.5 * LOG_2PI
+        return -(0.5 * noise.square() + self.pull.scale.log() + constant).sum(-1)
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyrodyn.nn.field_steps import Steering
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_step, roll
+from pyrodyn.nn.solvers import roll_by_steps
 
 RESIDUAL_SCALE = 0.1
 """What a residual map adds of its network (Sedler et al. 2023)."""
@@ -44,9 +46,14 @@ class GRUCell(nn.Module):
         return gru_step(drive.expand(product.shape), product, z)
 
     def roll(
-        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared time input"]
+        self,
+        z: Float[Tensor, "*left state"],
+        inputs: Float[Tensor, "*shared time input"],
+        steering: Steering | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states after each bin."""
+        """The states after each bin, steered where asked for."""
+        if steering is not None:
+            return roll_by_steps(self, z, inputs, steering)
         return roll(self.gru, inputs.expand(*z.shape[:-1], *inputs.shape[-2:]), z)
 
 
@@ -83,14 +90,13 @@ class MapCell(nn.Module):
         return torch.as_tensor(said)
 
     def roll(
-        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared time input"]
+        self,
+        z: Float[Tensor, "*left state"],
+        inputs: Float[Tensor, "*shared time input"],
+        steering: Steering | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states after each bin."""
-        states = []
-        for t in range(inputs.shape[-2]):
-            z = self(z, inputs[..., t, :])
-            states.append(z)
-        return torch.stack(states, -2)
+        """The states after each bin, steered where asked for."""
+        return roll_by_steps(self, z, inputs, steering)
 
 
 def cell(kind: str, state_dim: int, input_dim: int, width: int, depth: int) -> GRUCell | MapCell:

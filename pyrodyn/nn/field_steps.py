@@ -1,7 +1,10 @@
 """Explicit Runge-Kutta steps of a perceptron's vector field, forward and back by hand::
 
     k_s = f(z_t + a_s k_{s-1}),        s = 1 ... S, a_1 = 0
-    z_{t+1} = z_t + sum_s b_s k_s
+    Phi(z_t) = z_t + sum_s b_s k_s
+    z_{t+1} = Phi(z_t), or steered: z_{t+1} = gain_{t+1} * Phi(z_t) + shift_{t+1}
+
+Steering by diagonal gains is how a Gaussian factor of the data bends a path (see `models.sae`).
 
 Autograd would record a dozen nodes per stage. Here a stage is three products on memory laid out
 beforehand, and only its hidden units are kept for the way back. Two identities save the rest:
@@ -83,10 +86,23 @@ class SigmoidNetwork(NamedTuple):
         return hidden if self.linear is None else hidden + z @ self.linear.mT
 
 
+class Steering(NamedTuple):
+    """What is made of the state that a bin would end with.
+
+    Attributes:
+        gain: what it is multiplied by.
+        shift: what is added to that.
+    """
+
+    gain: Float[Tensor, "... time state"]
+    shift: Float[Tensor, "... time state"]
+
+
 def roll_network(
     network: SigmoidNetwork,
     initial: Float[Tensor, "row state"],
-    drive: Float[Tensor, "time row width"],
+    drive: Float[Tensor, "time row_or_one width"],
+    steering: Steering | None,
     tableau: Tableau,
     substeps: int,
 ) -> Float[Tensor, "time row state"]:
@@ -96,17 +112,26 @@ def roll_network(
         network: the field.
         initial: z_0.
         drive: of every bin, held over it; broadcasts over rows.
+        steering: of every bin, ``(time, row, state)``; None for the field's own path.
         tableau: the scheme.
         substeps: steps per bin.
     """
-    states: Tensor = _Roll.apply(initial, drive, tableau, substeps, *network.flat())
+    gain, shift = (None, None) if steering is None else steering
+    states: Tensor = _Roll.apply(initial, drive, gain, shift, tableau, substeps, *network.flat())
     return states
 
 
 class _Roll(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, initial: Tensor, drive: Tensor, tableau: Tableau, substeps: int, *flat: Tensor
+        ctx: Any,
+        initial: Tensor,
+        drive: Tensor,
+        gain: Tensor | None,
+        shift: Tensor | None,
+        tableau: Tableau,
+        substeps: int,
+        *flat: Tensor,
     ) -> Tensor:
         network = SigmoidNetwork.of_flat(flat)
         reach, weight = tableau.repeated(substeps)
@@ -121,6 +146,7 @@ class _Roll(torch.autograd.Function):
         hidden = [initial.new_empty(kept, num_stages, rows, width) for width in widths]
         at = initial.new_empty(kept, num_stages, rows, dim)
         states = initial.new_empty(num_bins, rows, dim)
+        reached = states if gain is None else torch.empty_like(states)
         slope = initial.new_empty(rows, dim)
         z = initial
         for step in range(num_steps):
@@ -147,26 +173,32 @@ class _Roll(torch.autograd.Function):
                     end.add_(slope, alpha=weight[stage])
             z = end
             if (step + 1) % substeps == 0:
-                states[step // substeps] = z
+                t = step // substeps
+                reached[t] = z
+                if gain is not None and shift is not None:
+                    z = torch.addcmul(shift[t], gain[t], z, out=states[t])
         ctx.schedule = (tableau, substeps)
-        ctx.save_for_backward(initial, drive, *flat)
-        ctx.tape = (at, hidden)
+        ctx.save_for_backward(initial, drive, gain, shift, *flat)
+        ctx.tape = (at, hidden, reached)
         return states
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_states,) = grads
-        initial, drive, *flat = ctx.saved_tensors
+        given = ctx.saved_tensors
         tableau, substeps = ctx.schedule
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
-            return _recorded_gradients((initial, drive, *flat), tableau, substeps, d_states)
+            return _recorded_gradients(given, tableau, substeps, d_states)
+        initial, drive, gain, _, *flat = given
         network = SigmoidNetwork.of_flat(tuple(flat))
-        at, hidden = ctx.tape
+        at, hidden, reached = ctx.tape
         reach, weight = tableau.repeated(substeps)
         d_weights = [torch.zeros_like(w) for w in network.weights]
         d_biases = [torch.zeros_like(b) for b in network.biases]
         d_linear = None if network.linear is None else torch.zeros_like(network.linear)
         d_drive = torch.zeros_like(drive) if ctx.needs_input_grad[1] else None
+        is_steered = gain is not None
+        d_gain, d_shift = (torch.empty_like(reached) if is_steered else d_states for _ in "gs")
         d_z = torch.zeros_like(initial)
         above = [torch.empty_like(h[0, 0]) for h in hidden]
         ones = initial.new_ones(len(initial))
@@ -174,6 +206,10 @@ class _Roll(torch.autograd.Function):
             t = step // substeps
             if (step + 1) % substeps == 0:
                 d_z = d_z + d_states[t]
+                if is_steered:
+                    d_shift[t] = d_z
+                    torch.mul(d_z, reached[t], out=d_gain[t])
+                    d_z = d_z * gain[t]
             d_end, d_slope = d_z, None
             for stage in range(len(reach) - 1, -1, -1):
                 d_k = _slope_gradient(d_end, weight[stage], d_slope, reach, stage)
@@ -196,7 +232,8 @@ class _Roll(torch.autograd.Function):
                     d_slope.addmm_(d_k, network.linear)
                 d_z = d_z + d_slope
         gradients = SigmoidNetwork(tuple(d_weights), tuple(d_biases), d_linear).flat()
-        return d_z, d_drive, None, None, *gradients
+        d_steering = (d_gain, d_shift) if is_steered else (None, None)
+        return d_z, d_drive, *d_steering, None, None, *gradients
 
 
 def _slope_gradient(
@@ -212,21 +249,22 @@ def _slope_gradient(
 
 
 def _recorded_gradients(
-    given: tuple[Tensor, ...], tableau: Tableau, substeps: int, d_states: Tensor
+    given: tuple[Any, ...], tableau: Tableau, substeps: int, d_states: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a roll with respect to ``given``, themselves differentiable."""
-    initial, drive, *flat = given
+    initial, drive, gain, shift, *flat = given
     network = SigmoidNetwork.of_flat(tuple(flat))
     z, states = initial, []
     for t in range(len(drive)):
         z = explicit_step(lambda at, d=drive[t]: network.field(at, d), z, tableau, substeps)
+        if gain is not None:
+            z = torch.addcmul(shift[t], gain[t], z)
         states.append(z)
-    wanted = [tensor for tensor in given if tensor.requires_grad]
+    asked = [tensor is not None and tensor.requires_grad for tensor in given]
+    wanted = [tensor for tensor, is_asked in zip(given, asked, strict=True) if is_asked]
     found = iter(torch.autograd.grad(torch.stack(states), wanted, d_states, create_graph=True))
-    d_initial, d_drive, *d_flat = (
-        next(found) if tensor.requires_grad else None for tensor in given
-    )
-    return d_initial, d_drive, None, None, *d_flat
+    gradients = [next(found) if is_asked else None for is_asked in asked]
+    return *gradients[:4], None, None, *gradients[4:]
 
 
 def explicit_step(field: Any, z: Tensor, tableau: Tableau, substeps: int) -> Tensor:

@@ -10,6 +10,7 @@ does not depend on the batch; `solver_check` says how far their path is from the
 """
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from pyrodyn.nn.field_steps import TABLEAUX, SigmoidNetwork, explicit_step, roll_network
+from pyrodyn.nn.field_steps import (
+    TABLEAUX,
+    SigmoidNetwork,
+    Steering,
+    explicit_step,
+    roll_network,
+)
 from pyrodyn.nn.fields import MLPField
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "dopri5_adjoint")
@@ -55,24 +62,41 @@ class Flow(nn.Module):
         return self.roll(z, inputs[..., None, :])[..., 0, :]
 
     def roll(
-        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared time input"]
+        self,
+        z: Float[Tensor, "*left state"],
+        inputs: Float[Tensor, "*shared time input"],
+        steering: Steering | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states after each bin."""
-        if self.solver in ADAPTIVE:
-            return self._adaptive(z, inputs)
-        if self.field.activation != "tanh":
-            return self._recorded_path(z, inputs)
+        """The states after each bin, steered where asked for."""
+        if self.solver in ADAPTIVE and steering is None and inputs.shape[-1] == 0:
+            # In one go: nothing jumps between bins.
+            times = torch.arange(inputs.shape[-2] + 1, device=z.device, dtype=z.dtype)
+            return self.at_times(z, times)[..., 1:, :]
+        if self.solver in ADAPTIVE or self.field.activation != "tanh":
+            return roll_by_steps(self._step, z, inputs, steering)
         num_bins, left = inputs.shape[-2], z.shape[:-1]
         rows = z.reshape(-1, z.shape[-1])
-        network = sigmoid_network(self.field)
         drive = 2 * (self.field.drive(inputs) + self.field.first_bias())
-        if inputs.shape[-1] == 0:  # the same for all rows
+        if inputs.shape[-1] == 0:  # the same for all rows and bins
             drive = (2 * self.field.first_bias()).expand(num_bins, 1, -1)
         else:
-            drive = drive.expand(*left, *drive.shape[-2:]).reshape(len(rows), num_bins, -1)
-            drive = drive.transpose(0, 1)
-        states = roll_network(network, rows, drive, TABLEAUX[self.solver], self.substeps)
+            drive = _time_first(drive, left)
+        if steering is not None:
+            steering = Steering(*(_time_first(field, left) for field in steering))
+        states = roll_network(
+            sigmoid_network(self.field),
+            rows,
+            drive,
+            steering,
+            TABLEAUX[self.solver],
+            self.substeps,
+        )
         return states.transpose(0, 1).reshape(*left, num_bins, -1)
+
+    def _step(self, z: Tensor, inputs: Tensor) -> Tensor:
+        if self.solver in ADAPTIVE:
+            return self.at_times(z, z.new_tensor([0.0, 1.0]), inputs)[..., 1, :]
+        return self.recorded(z, inputs)
 
     @property
     def is_map(self) -> bool:
@@ -90,25 +114,6 @@ class Flow(nn.Module):
         if tableau is None:
             tableau, substeps = TABLEAUX["rk4"], 8
         return explicit_step(lambda at: self.field(at, inputs), z, tableau, substeps)
-
-    def _recorded_path(self, z: Tensor, inputs: Tensor) -> Tensor:
-        states = []
-        for t in range(inputs.shape[-2]):
-            z = self.recorded(z, inputs[..., t, :])
-            states.append(z)
-        return torch.stack(states, -2)
-
-    def _adaptive(self, z: Tensor, inputs: Tensor) -> Tensor:
-        """By torchdiffeq: in one go without inputs, which jump between bins, else bin by bin."""
-        num_bins = inputs.shape[-2]
-        if inputs.shape[-1] == 0:
-            times = torch.arange(num_bins + 1, device=z.device, dtype=z.dtype)
-            return self.at_times(z, times)[..., 1:, :]
-        unit, states = z.new_tensor([0.0, 1.0]), []
-        for t in range(num_bins):
-            z = self.at_times(z, unit, inputs[..., t, :])[..., 1, :]
-            states.append(z)
-        return torch.stack(states, -2)
 
     def at_times(
         self,
@@ -137,7 +142,14 @@ class Flow(nn.Module):
         method = self.solver if self.solver in ADAPTIVE else "dopri5"
         if method == "dopri5_adjoint":
             path = odeint_adjoint(
-                _Held(self.field, held), z, times, rtol=tolerance, atol=tolerance, method="dopri5"
+                _Held(self.field, held),
+                z,
+                times,
+                rtol=tolerance,
+                atol=tolerance,
+                method="dopri5",
+                # Weights of inputs that there are none of have no memory to take a gradient.
+                adjoint_params=tuple(p for p in self.field.parameters() if p.numel()),
             )
         else:
             path = odeint(
@@ -149,6 +161,27 @@ class Flow(nn.Module):
                 method=method,
             )
         return path.movedim(0, -2)
+
+
+def roll_by_steps(
+    step: Callable[[Tensor, Tensor], Tensor],
+    z: Float[Tensor, "*left state"],
+    inputs: Float[Tensor, "*shared time input"],
+    steering: Steering | None,
+) -> Float[Tensor, "*left time state"]:
+    """Any map, bin by bin, as autograd records it."""
+    states = []
+    for t in range(inputs.shape[-2]):
+        z = step(z, inputs[..., t, :])
+        if steering is not None:
+            z = torch.addcmul(steering.shift[..., t, :], steering.gain[..., t, :], z)
+        states.append(z)
+    return torch.stack(states, -2)
+
+
+def _time_first(field: Tensor, left: Sequence[int]) -> Float[Tensor, "time row dim"]:
+    """From ``(*left or fewer, time, dim)`` to one row per element of ``left``."""
+    return field.expand(*left, *field.shape[-2:]).reshape(-1, *field.shape[-2:]).transpose(0, 1)
 
 
 class _Held(nn.Module):

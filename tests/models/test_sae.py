@@ -1,0 +1,211 @@
+"""Sequential autoencoders: laws against each other, options, forecasts, limits."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pyro import poutine
+
+from pyrodyn import data, fit, predict
+from pyrodyn.infer import ELBO, IWELBO, VSMC, particle_filter
+from pyrodyn.models import NodeSAE, RnnSAE
+from pyrodyn.models.state_space import ProposalPath
+from pyrodyn.nn.cells import CELLS
+from pyrodyn.nn.solvers import SOLVERS
+
+TINY = {"latent_dim": 2, "field_width": 5, "encoder_dim": 4}
+TINY_RNN = {"latent_dim": 2, "encoder_dim": 4}
+
+
+def counts(num_trials=4, num_bins=7, num_inputs=1, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(num_trials, num_bins, num_inputs)) if num_inputs else None
+    return data.recording(
+        counts=rng.poisson(1.0, (num_trials, num_bins, 3)), bin_width=0.01, inputs=inputs
+    )
+
+
+def made(kind=NodeSAE, recording=None, **sizes):
+    torch.manual_seed(0)
+    recording = counts() if recording is None else recording
+    return kind.for_recording(recording, **sizes).eval(), recording
+
+
+def test_the_path_drawn_in_one_go_follows_the_proposal_bin_by_bin():
+    model, recording = made(**TINY, process_noise=True)
+    batch = model.trials_of(recording).batch()
+    with torch.no_grad():
+        trace = poutine.trace(model.guide).get_trace(batch)
+        steered = trace.nodes["z"]["fn"]
+        path = steered.rsample((5,))
+        kept = steered.log_prob_steps(path)
+        inputs = model.known(batch)
+        by_bins = ProposalPath(model, model.proposal.encode(model, batch), None, inputs)
+        torch.testing.assert_close(kept, steered.log_prob_steps(path.clone()))
+        torch.testing.assert_close(kept, by_bins.log_prob_steps(path))
+
+
+def test_the_proposal_is_the_prior_times_its_factor():
+    """By quadrature over one latent."""
+    model, recording = made(**{**TINY, "latent_dim": 1}, process_noise=True)
+    batch = model.trials_of(recording).batch()
+    grid = torch.linspace(-6, 6, 4001)[:, None, None]
+    with torch.no_grad():
+        pull = model.proposal.encode(model, batch)
+        before = model.enter(None, torch.randn(4, 1), batch.inputs[:, 1])
+        prior = model.transition(before, batch.inputs[:, 2])
+        law = model.proposal.propose(prior, None, pull, 2, False)
+        # J and h, back from g = P / Q and P h.
+        Q, P = model.noise_scales()[1] ** 2, pull.scale[:, 2] ** 2
+        J, h = 1 / P - 1 / Q, pull.offset[:, 2] / P
+        assert (J > 0).all()
+        at = grid[..., 0]
+        log_product = prior.log_prob(grid) + (h * grid - 0.5 * J * grid**2).sum(-1)
+        weights = torch.softmax(log_product, 0)
+    mean = (weights * at).sum(0)
+    torch.testing.assert_close(mean, law.mean[:, 0], atol=1e-3, rtol=1e-3)
+    spread = (weights * (at - mean) ** 2).sum(0).sqrt()
+    torch.testing.assert_close(spread, law.variance[:, 0].sqrt(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("process_noise", [False, True])
+def test_forecast_bins_follow_the_model(process_noise):
+    model, recording = made(
+        recording=data.held_out(counts(), forecast_bins=3), **TINY, process_noise=process_noise
+    )
+    batch = model.trials_of(recording).batch()
+    assert batch.horizon == 4
+    if process_noise:
+        pull = model.proposal.encode(model, batch)
+        assert torch.equal(pull.gain[:, 4:], torch.ones_like(pull.gain[:, 4:]))
+        assert not pull.offset[:, 4:].any()
+    hidden = recording.copy(deep=True)
+    hidden["counts"][:, 4:] = 50
+    torch.manual_seed(0)
+    told = predict(model, recording, num_draws=4)["rates"]
+    torch.manual_seed(0)
+    np.testing.assert_array_equal(told, predict(model, hidden, num_draws=4)["rates"])
+
+
+@pytest.mark.parametrize("process_noise", [False, True])
+@pytest.mark.parametrize("kind", ["node", *CELLS])
+def test_every_dynamics_trains_by_every_bound(kind, process_noise):
+    sizes = {"process_noise": process_noise}
+    if kind == "node":
+        model, recording = made(NodeSAE, **TINY, **sizes)
+    else:
+        model, recording = made(RnnSAE, **TINY_RNN, cell=kind, cell_width=4, **sizes)
+    batch = model.trials_of(recording).batch()
+    for objective in (ELBO(), IWELBO(3, gradient="dreg"), VSMC(3)):
+        model.zero_grad()
+        loss = objective(model, model.guide)(batch)
+        loss.backward()
+        assert torch.isfinite(loss)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.numel():
+                assert parameter.grad is not None, (objective, name)
+                assert torch.isfinite(parameter.grad).all(), (objective, name)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_makes_a_model(solver):
+    model, recording = made(**TINY, solver=solver)
+    batch = model.trials_of(recording).batch()
+    loss = ELBO()(model, model.guide)(batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    state = torch.randn(3, 2)
+    dynamics = model.dynamics()
+    assert (dynamics.vector_field is None) == (solver == "euler")
+    step = model.phi(state, batch.inputs[:3, 0])
+    torch.testing.assert_close(dynamics.step(state, batch.inputs[:3, 0]), step, atol=1e-3, rtol=0)
+
+
+def test_the_field_is_the_derivative_per_second():
+    model, _ = made(**TINY, solver="rk4", substeps=4)
+    model.record = {"data": {"bin_width": 0.02}}
+    dynamics, state = model.dynamics(), torch.randn(6, 2)
+    inputs = torch.zeros(6, 1)
+    small = model.phi.at_times(state, torch.tensor([0.0, 1e-2]), inputs)
+    derivative = (small[:, 1] - state) / (1e-2 * 0.02)
+    torch.testing.assert_close(
+        dynamics.vector_field(state, inputs), derivative, atol=0.5, rtol=2e-2
+    )
+
+
+def test_without_process_noise_particles_are_an_importance_sample():
+    """Nothing is drawn after the start without process noise: VSMC, never resampled, is IWELBO."""
+    model, recording = made(**TINY)
+    batch = model.trials_of(recording).batch()
+    with torch.no_grad():
+        pairs = torch.tensor(
+            [
+                [
+                    float(VSMC(8, ess_threshold=0.0)(model, model.guide)(batch)),
+                    float(IWELBO(8)(model, model.guide)(batch)),
+                ]
+                for _ in range(60)
+            ]
+        )
+    error = (pairs.var(0).sum() / len(pairs)).sqrt()
+    assert abs(pairs[:, 0].mean() - pairs[:, 1].mean()) < 4 * error
+    filtered = particle_filter(model, batch, 16)
+    assert filtered.starts.shape == (16, 4, 2)
+
+
+def test_beta_zero_is_the_deterministic_autoencoder():
+    """Without its KL the posterior loses its width."""
+    recording = counts(num_trials=16, num_inputs=0)
+    model, _ = made(recording=recording, **TINY, dropout=0.0)
+    batch = model.trials_of(recording).batch()
+
+    def width():
+        return float(model.proposal.encode(model, batch).base_dist.scale.detach().mean())
+
+    with torch.no_grad():
+        model.readout[-1].weight.mul_(4.0)
+    before = width()
+    fit(
+        model,
+        recording,
+        objective=ELBO(beta={"z0": 0.0}),
+        max_epochs=150,
+        progress=False,
+    )
+    assert width() < 0.5 * before
+
+
+def test_a_fit_with_too_coarse_a_step_warns():
+    recording = counts(num_inputs=0)
+    model, _ = made(recording=recording, **TINY, solver="euler", substeps=2, is_linear_plus=True)
+    with torch.no_grad():  # a rotation that Euler's steps spiral away from
+        model.phi.field.linear.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    with pytest.warns(UserWarning, match="train with more substeps"):
+        fit(model, recording, max_epochs=1, progress=False)
+    fine, _ = made(recording=recording, **TINY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(fine, recording, max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"latent_dim": 0}, "latent_dim=0; a sequential autoencoder needs at least 1"),
+        ({"field_depth": 0}, "field_depth=0"),
+        ({"readout_width": -1}, "readout_width=-1"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"solver": "leapfrog"}, "solver='leapfrog' is unknown"),
+        ({"substeps": 0}, "substeps=0"),
+        ({"observation": "cauchy"}, "observation='cauchy' is unknown"),
+    ],
+)
+def test_sizes_that_make_no_model(sizes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        NodeSAE(3, **sizes)
+
+
+def test_unknown_cells():
+    with pytest.raises(ValueError, match="cell='lstm' is unknown; it is one of gru"):
+        RnnSAE(3, cell="lstm")

@@ -1,0 +1,157 @@
+"""Solvers: the hand-written steps against autograd, exact flows, torchdiffeq."""
+
+import pytest
+import torch
+from torchdiffeq import odeint
+
+from pyrodyn.nn.field_steps import Steering
+from pyrodyn.nn.fields import MLPField
+from pyrodyn.nn.solvers import ADAPTIVE, SOLVERS, Flow, roll_by_steps, solver_check
+
+EXPLICIT = ("euler", "midpoint", "rk4")
+
+
+def flow(solver, input_dim=0, **sizes):
+    torch.manual_seed(1)
+    field = MLPField(3, input_dim, 6, **sizes).double()
+    if field.linear is not None:
+        torch.nn.init.normal_(field.linear, std=0.3)
+    return Flow(field, solver, substeps=2 if solver == "euler" else 1).double()
+
+
+def case(input_dim=0, steered=False):
+    torch.manual_seed(0)
+    z = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(4, 5, input_dim, dtype=torch.float64, requires_grad=True)
+    gain = torch.rand(4, 5, 3, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
+    return z, inputs, Steering(gain, shift) if steered else None
+
+
+@pytest.mark.parametrize("solver", EXPLICIT)
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"input_dim": 2, "depth": 2, "is_linear_plus": True}], ids=["plain", "full"]
+)
+def test_hand_written_steps_and_their_gradient_are_autograds(solver, steered, sizes):
+    phi = flow(solver, **sizes)
+    z, inputs, steering = case(sizes.get("input_dim", 0), steered)
+    wanted = [z, *(steering or ()), *(p for p in phi.parameters() if p.numel())]
+    if inputs.shape[-1]:
+        wanted.append(inputs)
+    by_hand = phi.roll(z, inputs, steering)
+    recorded = roll_by_steps(phi.recorded, z, inputs, steering)
+    torch.testing.assert_close(by_hand, recorded)
+    weight = torch.randn_like(by_hand)
+    for ours, theirs in zip(
+        torch.autograd.grad((weight * by_hand).sum(), wanted),
+        torch.autograd.grad((weight * recorded).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_gradients_of_gradients(steered):
+    phi = flow("midpoint")
+    z, inputs, steering = case(steered=steered)
+    weights = [z, *(steering or ()), phi.field.linear_layers()[0].weight]
+
+    def penalty(path):
+        first = torch.autograd.grad(path.square().sum(), weights, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), weights)
+
+    by_hand = penalty(phi.roll(z, inputs, steering))
+    for ours, theirs in zip(
+        by_hand, penalty(roll_by_steps(phi.recorded, z, inputs, steering)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_without_gradients_no_path_is_kept_and_the_states_are_the_same():
+    phi = flow("rk4")
+    z, inputs, _ = case()
+    with torch.no_grad():
+        alone = phi.roll(z, inputs)
+    torch.testing.assert_close(alone, phi.roll(z, inputs))
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_errors_shrink_with_the_order_of_the_scheme(solver, order):
+    """On a rotation with decay, whose flow is a matrix exponential."""
+    A = torch.tensor([[-0.1, 1.0, 0.0], [-1.0, -0.1, 0.0], [0.0, 0.0, -0.5]], dtype=torch.float64)
+    phi = flow(solver, is_linear_plus=True)
+    with torch.no_grad():
+        phi.field.linear.copy_(A)
+        for layer in phi.field.linear_layers():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    z, inputs, _ = case()
+    exact = z @ torch.linalg.matrix_exp(5 * A).mT
+    errors = []
+    for phi.substeps in (16, 32):
+        errors.append(float((phi.roll(z, inputs)[..., -1, :] - exact).norm().detach()))
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize("input_dim", [0, 1])
+def test_adaptive_solvers_agree_with_rk4_and_have_gradients(solver, input_dim):
+    phi, fine = flow(solver, input_dim), flow("rk4", input_dim)
+    fine.substeps = 8
+    z, inputs, _ = case(input_dim)
+    paths = [either.roll(z, inputs) for either in (phi, fine)]
+    torch.testing.assert_close(*paths, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(phi(z, inputs[:, 0]), paths[0][..., 0, :], atol=1e-2, rtol=1e-2)
+    gradients = [
+        torch.autograd.grad(path.sum(), either.field.linear_layers()[0].weight)[0]
+        for path, either in zip(paths, (phi, fine), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, atol=5e-2, rtol=5e-2)
+
+
+def test_any_moments_are_torchdiffeqs():
+    phi = flow("midpoint")
+    z, _, _ = case()
+    times = torch.tensor([0.0, 0.3, 1.7, 4.0], dtype=torch.float64)
+    ours = phi.at_times(z, times, tolerance=1e-8)
+    theirs = odeint(lambda _, at: phi.field(at, z.new_zeros(0)), z, times, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours, theirs.movedim(0, -2), atol=1e-6, rtol=1e-6)
+    for wrong in ([0.0, 1.0, 1.0], [1.0, 0.0], [0.0]):
+        with pytest.raises(ValueError, match="increase"):
+            phi.at_times(z, torch.tensor(wrong, dtype=torch.float64))
+
+
+def test_the_check_tells_a_fine_step_from_a_coarse_one():
+    z, inputs, _ = case()
+    fine = solver_check(flow("rk4"), z[0], inputs)
+    assert fine.is_fine
+    assert fine.r2 > 0.999999
+    stiff = flow("euler")
+    stiff.substeps = 1
+    with torch.no_grad():
+        stiff.field.linear_layers()[-1].weight.mul_(20.0)
+    coarse = solver_check(stiff, z[0], inputs)
+    assert not coarse.is_fine
+    assert coarse.largest_error > 10 * fine.largest_error
+
+
+def test_unknown_solvers_and_steps():
+    with pytest.raises(ValueError, match="solver='heun' is unknown; it is one of euler"):
+        Flow(MLPField(2), "heun")
+    with pytest.raises(ValueError, match="substeps=0"):
+        Flow(MLPField(2), substeps=0)
+    with pytest.raises(ValueError, match="field_activation='gelu' is unknown"):
+        MLPField(2, activation="gelu")
+    assert set(EXPLICIT) | set(ADAPTIVE) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_other_activations_roll(activation):
+    phi = flow("midpoint", activation=activation)
+    z, inputs, steering = case(steered=True)
+    path = phi.roll(z, inputs, steering)
+    torch.testing.assert_close(
+        path[..., 0, :],
+        torch.addcmul(steering.shift[..., 0, :], steering.gain[..., 0, :], phi(z, inputs[:, 0])),
+    )
