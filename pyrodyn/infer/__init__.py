@@ -6,7 +6,7 @@ from pyrodyn.infer.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives import ELBO, Ramp
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.resampling import RESAMPLING
-from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.schedule import GrowingHorizon, NonFiniteLossError, Schedule
 from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.vsmc import VSMC
 
@@ -18,6 +18,7 @@ __all__ = [
     "VSMC",
     "Filtered",
     "Fit",
+    "GrowingHorizon",
     "ImportanceSample",
     "NonFiniteLossError",
     "Ramp",

@@ -107,7 +107,15 @@ def fit[Model: LatentDynamics](
 
     loss = objective(model, guide or model.guide)
     training = Training(
-        loss, train, valid, transforms, valid_transforms, batch_size, schedule, seed
+        loss,
+        train,
+        valid,
+        transforms,
+        valid_transforms,
+        batch_size,
+        schedule,
+        model.first_bin,
+        seed,
     )
     best = KeepBest()
     trainer = trainer_with(

@@ -100,7 +100,8 @@ class Training(lightning.LightningModule):
         transforms: applied to each training batch, in order.
         valid_transforms: applied to each validation batch, in order.
         batch_size: trials per training step and per validation batch.
-        schedule: learning rates.
+        schedule: learning rates and the growing horizon.
+        first_bin: the first bin that the model generates.
         seed: seeds order, masks and noise.
     """
 
@@ -113,6 +114,7 @@ class Training(lightning.LightningModule):
         valid_transforms: Sequence[Transform],
         batch_size: int,
         schedule: Schedule,
+        first_bin: int,
         seed: int,
     ) -> None:
         super().__init__()
@@ -120,6 +122,7 @@ class Training(lightning.LightningModule):
         self._train, self._valid = train, valid
         self._transforms, self._valid_transforms = transforms, valid_transforms
         self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
+        self._first_bin = first_bin
         self._sums: dict[str, Tensor] = {}
 
     def train_dataloader(self) -> ShuffledBatches:
@@ -158,7 +161,9 @@ class Training(lightning.LightningModule):
 
     @property
     def _ramps_are_over(self) -> bool:
-        return self.global_step >= self.loss.objective.final_step
+        horizon = self._schedule.horizon
+        ends = self.loss.objective.final_step, 0 if horizon is None else horizon.num_steps
+        return self.global_step >= max(ends)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss per trial."""
@@ -166,6 +171,8 @@ class Training(lightning.LightningModule):
         given = batch
         for transform in self._transforms:
             batch = transform(batch)
+        if self._schedule.horizon is not None:
+            batch = self._schedule.horizon.cut(batch, self.global_step, self._first_bin)
         evaluation = self.loss.evaluate(batch, self.global_step)
         num_represented = batch.num_trials * batch.weight
         loss = evaluation.loss / num_represented

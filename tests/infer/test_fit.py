@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.masking import CoordinatedDropout, SampleValidation, SpikeJitter
 from pyrodyn.data.readers import write
-from pyrodyn.infer import ELBO, NonFiniteLossError, Ramp, Schedule, fit
+from pyrodyn.infer import ELBO, GrowingHorizon, NonFiniteLossError, Ramp, Schedule, fit
 from pyrodyn.infer.fit import CHECKPOINT
 from pyrodyn.infer.training import ShuffledBatches, mixed
 from pyrodyn.models.files import load, read_card, save
@@ -357,6 +357,30 @@ def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
     # Three steps an epoch: after epoch 3 the ramp is over, and the first loss that counts known.
     assert epochs(Ramp(12)) == 4 + 2
     assert epochs(Ramp(9, start=3)) == 4 + 2
+
+
+def test_the_horizon_grows_until_all_bins_are_scored(train, valid, make_lfads):
+    batch = make_lfads(train).trials_of(train).batch()
+    horizon, num_bins = GrowingHorizon(first_bins=2, num_steps=10), batch.num_bins
+    scored = [int(horizon.cut(batch, step).scored[0, :, 0].sum()) for step in range(12)]
+    assert scored[0] == 2
+    assert scored == sorted(scored)
+    assert scored[9] < scored[10] == num_bins
+    late = horizon.cut(batch, 0, first_bin=3)
+    assert late.scored[0, :, 0].tolist() == [True] * 5 + [False] * (num_bins - 5)
+    assert torch.equal(late.seen, batch.seen)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        GrowingHorizon(2, 0)
+
+
+def test_stopping_waits_for_the_horizon(train, valid, make_lfads):
+    frozen = Schedule(learning_rate=1e-30, stop_patience=2, horizon=GrowingHorizon(2, 12))
+    fitted = fit(
+        make_lfads(train), train, valid, max_epochs=50, batch_size=5, schedule=frozen, **QUIET
+    )
+    assert fitted.history.sizes["epoch"] == 4 + 2
+    early, full = fitted.history["train_loss"].values[[0, -1]]
+    assert early < 0.8 * full
 
 
 def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, valid, make_lfads):
