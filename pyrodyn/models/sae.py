@@ -55,8 +55,12 @@ from pyrodyn.nn.solvers import Flow, SolverCheck, solver_check
 SCALE_FLOOR = 1e-3
 """Smallest standard deviation of process noise and of the guide: a density must exist."""
 
-START_NOISE = 0.1
-"""Standard deviation of process noise before training."""
+START_NOISE = 0.5
+"""Standard deviation of process noise before training: wide enough that the data lead the path
+until the dynamics have learned to."""
+
+START_PRECISION = 2.0
+"""Precision of the data's factor per bin before training, about."""
 
 MAY_BE_ZERO = ("input_dim", "readout_width")
 """Sizes that switch a part off."""
@@ -389,6 +393,8 @@ class RecurrentFactor(Proposal):
         super().__init__()
         self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
         self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
+        with torch.no_grad():
+            self.said.bias[latent_dim:] = START_PRECISION
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Pull:
         """The pull of the bins that may be seen; none in forecast bins."""

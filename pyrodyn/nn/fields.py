@@ -16,6 +16,9 @@ from torch.nn import functional
 
 FIELD_ACTIVATIONS = ("tanh", "relu", "softplus")
 
+START_SPEED = 0.1
+"""What the last layer's usual first weights are multiplied by."""
+
 
 class MLPField(nn.Module):
     """A multilayer perceptron as a vector field.
@@ -49,6 +52,10 @@ class MLPField(nn.Module):
         self.layers = nn.ModuleList(
             nn.Linear(inside, outside) for inside, outside in itertools.pairwise(sizes)
         )
+        with torch.no_grad():  # slow at first: a fast random field throws the first paths far out
+            last = self.linear_layers()[-1]
+            last.weight.mul_(START_SPEED)
+            last.bias.zero_()
         self.from_inputs = nn.Parameter(
             torch.randn(width, input_dim) / math.sqrt(max(1, input_dim))
         )
