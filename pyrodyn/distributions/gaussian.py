@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -100,6 +100,11 @@ class SharedNormal(TorchDistribution):
     def around(self, mean: Float[Tensor, "*batch dim"], covariance: Covariance) -> "SharedNormal":
         """A law of the same family with another mean and covariance."""
         return SharedNormal(mean, covariance)
+
+    def picked(self, rows: Int[Tensor, "particle trial"]) -> "SharedNormal":
+        """The law of particles that are copies of others: ``rows`` along the first dim."""
+        mean = self._mean.expand(*rows.shape, -1)
+        return self.around(torch.take_along_dim(mean, rows[..., None], 0), self.covariance)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
         """Mean + L eps."""

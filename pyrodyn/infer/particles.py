@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.gaussian import SharedNormal
 from pyrodyn.infer.resampling import effective_sample_size, scheme_named
 from pyrodyn.models.state_space import Law, State, StateSpaceModel
 
@@ -174,9 +175,10 @@ class SequentialMonteCarlo:
         model, proposal, encoding = self.model, self.model.proposal, observed.encoding
         before = particles.log_evidence()
         inputs, is_first = observed.inputs[:, t], particles.state is None
-        ahead = None
+        prior, ahead = None, None
         if proposal.looks_ahead:
-            ahead = proposal.lookahead(self._prior(particles, inputs), encoding, t, is_first)
+            prior = self._prior(particles, inputs)
+            ahead = proposal.lookahead(prior, encoding, t, is_first)
         is_exact = proposal.is_exact(encoding)
 
         due, ancestors, survivors, ancestor_log_prob, ess = self._resample(particles, ahead)
@@ -189,9 +191,12 @@ class SequentialMonteCarlo:
             if ahead is not None:
                 ahead = ahead.expand(survivors.shape).gather(0, ancestors)
                 survivors = survivors - ahead
-            log_weights = torch.where(due, survivors, particles.log_weights)
+            log_weights = self._where(due, survivors, particles.log_weights)
+            # A survivor's prior is its ancestor's: its mean is picked, not worked out again.
+            prior = prior.picked(ancestors) if isinstance(prior, SharedNormal) else None
 
-        prior = self._prior(particles, inputs)
+        if prior is None:
+            prior = self._prior(particles, inputs)
         memory = proposal.remember(
             model,
             particles.start if particles.state is None else particles.state,
@@ -224,6 +229,10 @@ class SequentialMonteCarlo:
             ancestors, due, ess, particles.log_evidence() - before, z, ancestor_log_prob
         )
         return particles, record
+
+    def _where(self, due: Tensor, resampled: Tensor, left: Tensor) -> Tensor:
+        """Per trial, by whether it is resampled."""
+        return resampled if self.ess_threshold == 1 else torch.where(due, resampled, left)
 
     def _prior(self, particles: Particles, inputs: Tensor) -> Law:
         if particles.state is None:
@@ -259,9 +268,9 @@ class SequentialMonteCarlo:
         evidence = log_weights.logsumexp(0) - math.log(self.num_particles)
         return (
             due,
-            torch.where(due, ancestors, identity),
+            self._where(due, ancestors, identity),
             evidence + survivors.to(log_weights.dtype),
-            torch.where(due, chosen, 0.0),
+            self._where(due, chosen, nothing),
             ess,
         )
 
