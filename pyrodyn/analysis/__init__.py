@@ -1,5 +1,6 @@
 """Scores of a fit, the dynamics that it learned, and pictures of both."""
 
+from pyrodyn.analysis.attractors import attractor_baselines, d_h, d_stsp
 from pyrodyn.analysis.decoding import decode
 from pyrodyn.analysis.figures import plot_factors, plot_inferred_inputs, plot_rates
 from pyrodyn.analysis.fixed_points import fixed_points
@@ -11,19 +12,26 @@ from pyrodyn.analysis.scores import (
     rate_r2,
     recording_bits_per_spike,
 )
+from pyrodyn.analysis.spectra import participation_ratio, power_spectrum, timescales
 
 __all__ = [
+    "attractor_baselines",
     "bits_per_spike",
     "condition_psth",
+    "d_h",
+    "d_stsp",
     "decode",
     "fixed_points",
     "free_run",
     "latent_r2",
+    "participation_ratio",
     "plot_factors",
     "plot_inferred_inputs",
     "plot_rates",
+    "power_spectrum",
     "psth_r2",
     "rate_r2",
     "recording_bits_per_spike",
     "smooth",
+    "timescales",
 ]

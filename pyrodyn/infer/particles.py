@@ -69,6 +69,7 @@ class Particles(NamedTuple):
         state: their states; None before the first bin.
         memory: the proposal's own memory.
         log_weights: log of weights whose mean estimates the evidence so far.
+        log_mean_weight: log of that mean, ``(trial,)``.
         eve: which of the first particles each descends from.
         num_resampled: how often each trial was resampled.
     """
@@ -77,12 +78,13 @@ class Particles(NamedTuple):
     state: State | None
     memory: Any
     log_weights: Float[Tensor, "particle trial"]
+    log_mean_weight: Float[Tensor, " trial"]
     eve: Int[Tensor, "particle trial"]
     num_resampled: Int[Tensor, " trial"]
 
     def log_evidence(self) -> Float[Tensor, " trial"]:
         """Estimate of log p(x_{1:t}) of every trial."""
-        return self.log_weights.logsumexp(0) - math.log(len(self.log_weights))
+        return self.log_mean_weight
 
     def log_evidence_variance(self) -> Float[Tensor, " trial"]:
         """Variance of `log_evidence` as this one run can tell it::
@@ -166,7 +168,8 @@ class SequentialMonteCarlo:
             start = law.rsample()
             log_weights = self.model.start().log_prob(start) - law.log_prob(start)
         eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
-        return Particles(start, None, None, log_weights, eve, torch.zeros_like(eve[0]))
+        mean = _log_mean(log_weights)
+        return Particles(start, None, None, log_weights, mean, eve, torch.zeros_like(eve[0]))
 
     def step(
         self, particles: Particles, observed: Observed, t: int
@@ -223,7 +226,13 @@ class SequentialMonteCarlo:
             if law is not prior:
                 log_weights = log_weights + prior.log_prob(z) - law_of_draw.log_prob(z)
         particles = Particles(
-            None, state, memory, log_weights, particles.eve, particles.num_resampled + due
+            None,
+            state,
+            memory,
+            log_weights,
+            _log_mean(log_weights),
+            particles.eve,
+            particles.num_resampled + due,
         )
         record = StepRecord(
             ancestors, due, ess, particles.log_evidence() - before, z, ancestor_log_prob
@@ -245,9 +254,10 @@ class SequentialMonteCarlo:
         """Which trials are due; ancestors (None where no trial is), the survivors' log weights
         with the evidence in them, the ancestors' log probability and the effective sample size.
         """
-        log_weights = particles.log_weights
+        log_weights, evidence = particles.log_weights, particles.log_mean_weight
         if ahead is not None:
             log_weights = log_weights + ahead
+            evidence = _log_mean(log_weights)
         num_trials = log_weights.shape[1]
         ess = effective_sample_size(log_weights.detach())
         nothing = log_weights.new_zeros(num_trials)
@@ -265,7 +275,6 @@ class SequentialMonteCarlo:
         if self.resampling == "multinomial":
             chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)
         identity = torch.arange(self.num_particles, device=ess.device)[:, None]
-        evidence = log_weights.logsumexp(0) - math.log(self.num_particles)
         return (
             due,
             self._where(due, ancestors, identity),
@@ -275,6 +284,11 @@ class SequentialMonteCarlo:
         )
 
 
+def _log_mean(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
+    """Log of the weights' mean over particles."""
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
 def _selected(particles: Particles, ancestors: Int[Tensor, "particle trial"]) -> Particles:
     """Every particle's start, state, memory, weight and eve replaced by its ancestor's."""
     return Particles(
@@ -282,6 +296,7 @@ def _selected(particles: Particles, ancestors: Int[Tensor, "particle trial"]) ->
         state=_select(particles.state, ancestors),
         memory=_select(particles.memory, ancestors),
         log_weights=particles.log_weights.gather(0, ancestors),
+        log_mean_weight=particles.log_mean_weight,
         eve=particles.eve.gather(0, ancestors),
         num_resampled=particles.num_resampled,
     )

@@ -115,7 +115,7 @@ def effective_sample_size(
     log_weights: Float[Tensor, "particle trial"],
 ) -> Float[Tensor, " trial"]:
     """1 / sum of squared normalised weights, between 1 and K."""
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+    return torch.softmax(log_weights, 0).square().sum(0).reciprocal()
 
 
 def _classical(ancestors: Int[Tensor, "particle trial"]) -> Resampled:

@@ -103,10 +103,10 @@ class VSMCLoss(Loss):
             observed = Observed.of(model, batch)
             particles = self.algorithm.init(observed)
             for t in range(observed.x.shape[1]):
-                evidence_before = particles.log_evidence()
+                evidence_before = particles.log_evidence().detach()
                 particles, record = self.algorithm.step(particles, observed, t)
                 shares.append(record.effective_sample_size)
-                scores.append((record.ancestor_log_prob, evidence_before.detach()))
+                scores.append((record.ancestor_log_prob, evidence_before))
             evidence = particles.log_evidence()
         bound = evidence
         if self.objective.gradient == "unbiased":

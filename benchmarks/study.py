@@ -1,0 +1,130 @@
+"""The study of Sedler, Versteeg & Pandarinath (2023): do dynamics of the true dimension suffice?
+
+Arneodo's, Rossler's and Lorenz' systems, 10 neurons of rate exp(z), z standard normal, 70 bins, and
+1280/320/400 independent trials for training, validation and test. Sequential autoencoders by kind:
+
+    node     neural ODE from the encoded first state, the horizon growing over the first steps
+    noise    neural ODE with process noise: every bin has a posterior of its own
+    gru      the same autoencoder as ``node`` with a GRU
+    ...      or any other cell of `pyrodyn.nn.cells`
+
+Printed for TEST trials: rate R2 (mean over neurons) and hidden R2 (least squares from true to
+inferred latents, mean over inferred dims; fitted on training trials), and its other direction.
+
+A finished run is kept as JSON beside its model and not run again.
+
+    uv run python benchmarks/study.py --kinds node noise gru --dims 3 --seeds 0 1 2 --minutes 3
+    uv run python benchmarks/study.py --systems arneodo --kinds residual_mlp next_state vanilla
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from pyrodyn import analysis, data, fit, models, predict, save
+from pyrodyn.infer import GrowingHorizon, Schedule
+
+SYSTEMS = ("arneodo", "rossler", "lorenz")
+NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
+GROWING_STEPS = 600
+
+
+def recording_of(system: str, seed: int) -> list[xr.Dataset]:
+    """Training, validation and test trials; a rate exp(z) of mean exp(1/2) counts per bin."""
+    bounds = np.cumsum([0, NUM_TRAIN, NUM_VALID, NUM_TEST])
+    recording = data.simulate(
+        system, int(bounds[-1]), 70, 10, bin_width=0.01, mean_rate=100 * np.exp(0.5), seed=seed
+    )
+    return [
+        recording.isel(trial=slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def model_of(kind: str, train: xr.Dataset, dim: int) -> Any:
+    if kind in ("node", "noise"):
+        return models.NodeSAE.for_recording(train, latent_dim=dim, process_noise=kind == "noise")
+    return models.RnnSAE.for_recording(train, latent_dim=dim, cell=kind)
+
+
+def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) -> dict[str, Any]:
+    name = f"{system}_{kind}_{dim}_{seed}"
+    kept = out / f"{name}.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    train, valid, test = recording_of(system, seed)
+    torch.manual_seed(seed)
+    model = model_of(kind, train, dim)
+    started = time.monotonic()
+    fitted = fit(
+        model,
+        train,
+        valid,
+        max_epochs=100_000,
+        max_minutes=minutes,
+        batch_size=128,
+        schedule=Schedule(
+            learning_rate=1e-2 if kind == "noise" else 5e-3,
+            patience=15,
+            stop_patience=1000,
+            horizon=None if kind == "noise" else GrowingHorizon(5, GROWING_STEPS),
+        ),
+        seed=seed,
+        progress=False,
+    )
+    elapsed = time.monotonic() - started
+    on_train, on_test = predict(model, train, num_draws=10), predict(model, test)
+    hidden = analysis.latent_r2(
+        on_train["z"], train["latents"], on_test["z"], test["latents"]
+    )
+    row = {
+        "system": system,
+        "kind": kind,
+        "dim": dim,
+        "seed": seed,
+        "seconds": elapsed,
+        "steps": fitted.num_steps,
+        "rate R2": analysis.rate_r2(on_test["rates"], test["rates"]).mean,
+        "hidden R2": hidden.true_to_inferred,
+        "back": hidden.inferred_to_true,
+    }
+    save(model, out / name)
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def shown(value: Any) -> str:
+    return f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--kinds", nargs="+", default=["node", "noise", "gru"])
+    parser.add_argument("--dims", type=int, nargs="+", default=[3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("study"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    is_first = True
+    for seed in arguments.seeds:
+        for kind in arguments.kinds:
+            for dim in arguments.dims:
+                for system in arguments.systems:
+                    row = run(system, kind, dim, seed, arguments.minutes, arguments.out)
+                    if is_first:
+                        print("".join(f"{name:>12}" for name in row))
+                    is_first = False
+                    print("".join(shown(value) for value in row.values()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
