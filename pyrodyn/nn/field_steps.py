@@ -142,8 +142,11 @@ class _Roll(torch.autograd.Function):
         linear = None if network.linear is None else network.linear.t().contiguous()
         num_steps = num_bins * substeps
         keeps = any(ctx.needs_input_grad)
+        # One buffer per step: one for all would be too large for the C library to keep for reuse.
         kept = num_steps if keeps else 1
-        hidden = [initial.new_empty(kept, num_stages, rows, width) for width in widths]
+        hidden = [
+            [initial.new_empty(num_stages, rows, width) for width in widths] for _ in range(kept)
+        ]
         at = initial.new_empty(kept, num_stages, rows, dim)
         states = initial.new_empty(num_bins, rows, dim)
         reached = states if gain is None else torch.empty_like(states)
@@ -161,8 +164,8 @@ class _Roll(torch.autograd.Function):
                     torch.add(z, slope, alpha=reach[stage], out=where)
                 below = where
                 entering = bin_drive
-                for layer, kept_hidden in enumerate(hidden):
-                    units = kept_hidden[slot, stage]
+                for layer, kept_hidden in enumerate(hidden[slot]):
+                    units = kept_hidden[stage]
                     torch.addmm(entering, below, transposed[layer], out=units)
                     units.sigmoid_()
                     below, entering = units, network.biases[layer]
@@ -200,7 +203,7 @@ class _Roll(torch.autograd.Function):
         is_steered = gain is not None
         d_gain, d_shift = (torch.empty_like(reached) if is_steered else d_states for _ in "gs")
         d_z = torch.zeros_like(initial)
-        above = [torch.empty_like(h[0, 0]) for h in hidden]
+        above = [torch.empty_like(h[0]) for h in hidden[0]]
         ones = initial.new_ones(len(initial))
         for step in range(len(drive) * substeps - 1, -1, -1):
             t = step // substeps
@@ -216,7 +219,7 @@ class _Roll(torch.autograd.Function):
                 # Through the network, from its output to the state at which it was evaluated.
                 d_out = d_k
                 for layer in range(len(network.weights) - 1, 0, -1):
-                    units = hidden[layer - 1][step, stage]
+                    units = hidden[step][layer - 1][stage]
                     d_weights[layer].addmm_(d_out.t(), units)
                     d_biases[layer - 1].addmv_(d_out.t(), ones)
                     torch.mm(d_out, network.weights[layer], out=above[layer - 1])
