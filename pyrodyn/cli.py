@@ -6,7 +6,7 @@ Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint.
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,18 +80,23 @@ def fit(
         str, typer.Argument(help="A file, or the name of a recording (see: data list).")
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, logs and model.")],
-    model: Annotated[str, typer.Option(help="Model of the zoo.")] = "lfads",
-    factors: int = 8,
+    model: Annotated[str, typer.Option(help="lfads, node-sae, rnn-sae or low-rank-rnn.")] = "lfads",
+    latents: Annotated[int, typer.Option(help="Latent dimensions of the other three.")] = 3,
+    process_noise: Annotated[
+        bool, typer.Option("--process-noise", help="Noise in the dynamics of node- and rnn-sae.")
+    ] = False,
+    factors: Annotated[int, typer.Option(help="Factors of lfads.")] = 8,
     inferred_inputs: Annotated[
-        int, typer.Option(help="Dimension of the inferred input; 0 for none.")
+        int, typer.Option(help="Dimension of lfads' inferred input; 0 for none.")
     ] = 0,
-    generator: Annotated[int, typer.Option(help="Generator units.")] = 64,
+    generator: Annotated[int, typer.Option(help="Generator units of lfads.")] = 64,
     observation: Annotated[
         str | None, typer.Option(help="Observation model; by the kind of data if left out.")
     ] = None,
     dropout: Annotated[
-        float, typer.Option(help="Share hidden by coordinated dropout; 0 for none.")
-    ] = 0.3,
+        float | None,
+        typer.Option(help="Share hidden by coordinated dropout; 0.3 for lfads, else 0."),
+    ] = None,
     valid_share: Annotated[float, typer.Option(help="Share of trials kept for validation.")] = 0.2,
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
@@ -106,31 +111,41 @@ def fit(
     seed: Seed = 0,
 ) -> None:
     """Fit a model to a recording."""
-    import pyrodyn
-    from pyrodyn.data import CoordinatedDropout, split
-    from pyrodyn.infer import Schedule
-
-    if model.lower() != "lfads":
-        raise ValueError(f"--model {model} is unknown; the zoo has: lfads")
-    data = _recording(recording, bin_width)
-    train, valid = split(data, (1 - valid_share, valid_share), seed=seed)
-    sizes = {"observation": observation} if observation else {}
     import torch
 
+    import pyrodyn
+    from pyrodyn.data import CoordinatedDropout, split
+    from pyrodyn.infer import ELBO, VSMC, Objective, Schedule
+
+    autoencoder = {"latent_dim": latents, "process_noise": process_noise}
+    generator_sizes = {
+        "factor_dim": factors,
+        "inferred_input_dim": inferred_inputs,
+        "generator_dim": generator,
+    }
+    zoo: dict[str, tuple[type[pyrodyn.models.LatentDynamics], dict[str, Any], Objective]] = {
+        "lfads": (pyrodyn.models.LFADS, generator_sizes, ELBO()),
+        "node-sae": (pyrodyn.models.NodeSAE, autoencoder, ELBO()),
+        "rnn-sae": (pyrodyn.models.RnnSAE, autoencoder, ELBO()),
+        "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}, VSMC(16)),
+    }
+    if model.lower() not in zoo:
+        raise ValueError(f"--model {model} is unknown; the zoo has: {', '.join(zoo)}")
+    kind, sizes, objective = zoo[model.lower()]
+    if observation:
+        sizes = {**sizes, "observation": observation}
+    data = _recording(recording, bin_width)
+    train, valid = split(data, (1 - valid_share, valid_share), seed=seed)
+    share_hidden = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout
     torch.manual_seed(seed)
-    lfads = pyrodyn.models.LFADS.for_recording(
-        train,
-        factor_dim=factors,
-        inferred_input_dim=inferred_inputs,
-        generator_dim=generator,
-        **sizes,
-    )
+    sized = kind.for_recording(train, **sizes)
     try:
         fitted = pyrodyn.fit(
-            lfads,
+            sized,
             train,
             valid,
-            transforms=[CoordinatedDropout(dropout)] if dropout else [],
+            objective=objective,
+            transforms=[CoordinatedDropout(share_hidden)] if share_hidden else [],
             max_epochs=max_epochs,
             max_minutes=max_minutes,
             batch_size=batch_size,
@@ -159,6 +174,8 @@ def posterior(
     recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
     out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
     draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
+    method: Annotated[str, typer.Option(help="guide, importance or smoother.")] = "guide",
+    particles: Annotated[int, typer.Option(help="Particles of the last two methods.")] = 256,
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
     ] = None,
@@ -170,7 +187,13 @@ def posterior(
     fitted = pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
     started = time.monotonic()
     tree = pyrodyn.to_datatree(
-        fitted, _recording(recording, bin_width), num_draws=draws, seed=seed, path=out
+        fitted,
+        _recording(recording, bin_width),
+        num_draws=draws,
+        method=method,
+        num_particles=particles,
+        seed=seed,
+        path=out,
     )
     groups = ", ".join(tree.children)
     typer.echo(f"wrote {out} in {time.monotonic() - started:.0f} s: {groups}")

@@ -59,6 +59,49 @@ def test_simulate_fit_posterior(command, tmp_path):
     assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "site"),
+    [
+        ("node-sae", ("--process-noise",), "z"),
+        ("rnn-sae", (), "z0"),
+        ("low-rank-rnn", ("--dropout", 0.2), "z"),
+    ],
+)
+def test_every_model_of_the_zoo_is_fitted_by_name(
+    command, counts_file, tmp_path, model, options, site
+):
+    code, _, err = command(
+        "fit",
+        counts_file,
+        "--out",
+        tmp_path / "run",
+        "--model",
+        model,
+        "--latents",
+        2,
+        "--max-epochs",
+        1,
+        *options,
+    )
+    assert code == 0, err
+    code, _, err = command(
+        "posterior",
+        tmp_path / "run",
+        counts_file,
+        "--out",
+        tmp_path / "tree.zarr",
+        "--draws",
+        30,
+        "--method",
+        "smoother" if site == "z" else "importance",
+        "--particles",
+        40,
+    )
+    assert code == 0, err
+    tree = xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False)
+    assert tree[f"posterior/{site}"].shape[:3] == (1, 30, 10)
+
+
 def test_resume_goes_on(command, counts_file, tmp_path):
     assert command("fit", counts_file, "--out", tmp_path / "run", *FIT)[0] == 0
     more = [

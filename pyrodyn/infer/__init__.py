@@ -3,7 +3,7 @@
 from pyrodyn.infer.fit import Fit, fit
 from pyrodyn.infer.importance import ImportanceSample, importance_sample
 from pyrodyn.infer.importance_weighted import IWELBO, RWS
-from pyrodyn.infer.objectives import ELBO, Ramp
+from pyrodyn.infer.objectives import ELBO, Objective, Ramp
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import GrowingHorizon, NonFiniteLossError, Schedule
@@ -21,6 +21,7 @@ __all__ = [
     "GrowingHorizon",
     "ImportanceSample",
     "NonFiniteLossError",
+    "Objective",
     "Ramp",
     "Schedule",
     "SequentialMonteCarlo",
