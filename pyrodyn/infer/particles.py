@@ -370,21 +370,31 @@ def particle_filter(
         ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
     """
     algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
-    observed = Observed.of(model, batch)
-    particles = algorithm.init(observed)
-    starts, weights, records = particles.start, [], []
+    weights, records = [], []
     states: list[Any] = []
-    for t in range(observed.x.shape[1]):
-        particles, record = algorithm.step(particles, observed, t)
-        states.append(particles.state)
-        weights.append(torch.log_softmax(particles.log_weights, 0))
-        records.append(record)
+    with model.hoisting():
+        observed = Observed.of(model, batch)
+        particles = algorithm.init(observed)
+        starts = particles.start
+        for t in range(observed.x.shape[1]):
+            particles, record = algorithm.step(particles, observed, t)
+            states.append(particles.state)
+            weights.append(torch.log_softmax(particles.log_weights, 0))
+            records.append(record)
     increments = torch.stack([record.log_evidence for record in records])
     _check_alive(increments, batch, model.first_bin)
+    drawn = [record.drawn for record in records]
+    paths = torch.stack(drawn)
     return Filtered(
         starts=starts,
-        paths=torch.stack([record.drawn for record in records]),
-        states=type(states[0])(*(torch.stack(fields) for fields in zip(*states, strict=True))),
+        paths=paths,
+        states=type(states[0])(
+            # What was drawn is most of a state, and need not be kept twice.
+            *(
+                paths if fields[0] is drawn[0] else torch.stack(fields)
+                for fields in zip(*states, strict=True)
+            )
+        ),
         ancestors=torch.stack([record.ancestors for record in records]),
         log_weights=torch.stack(weights),
         effective_sample_size=torch.stack([record.effective_sample_size for record in records]),

@@ -29,7 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch, num_units
-from pyrodyn.distributions.gaussian import Covariance, SharedNormal, SharedStudentT
+from pyrodyn.distributions.gaussian import (
+    LOG_2PI,
+    Covariance,
+    SharedNormal,
+    SharedStudentT,
+    times,
+)
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Gaussian
 from pyrodyn.models.observations import observation as observation_model
@@ -291,13 +297,42 @@ class LowRankRNN(StateSpaceModel):
         Raises:
             ValueError: where it is not.
         """
-        if not isinstance(self.observation, Gaussian) or self.readout_from == "rates":
+        if not self._is_linear_gaussian:
             raise ValueError(
                 "the optimal proposal needs a gaussian observation read from latents or currents"
             )
-        v = self.filtered(self.known(batch))
-        matrix, offset = self._loading(), self.bias + functional.linear(v, self._input_loading())
-        return LinearEmission(matrix, offset, self.observation.scale().square())
+        return self._linear_emission(self.filtered(self.known(batch)))
+
+    @property
+    def _is_linear_gaussian(self) -> bool:
+        return isinstance(self.observation, Gaussian) and self.readout_from != "rates"
+
+    def _linear_emission(self, v: Float[Tensor, "*left input"]) -> LinearEmission:
+        assert isinstance(self.observation, Gaussian)
+        offset = self.bias + functional.linear(v, self._input_loading())
+        return LinearEmission(self._loading(), offset, self.observation.scale().square())
+
+    def log_likelihood(
+        self,
+        state: LowRankState,
+        x: Float[Tensor, "trial neuron"],
+        scored: Tensor,
+        scored_weight: float = 1.0,
+    ) -> Float[Tensor, "*left"]:
+        """Log p of the scored entries of one bin.
+
+        Of a linear-Gaussian observation scored in full, in the dimensions of z: log p(x | z) =
+        constant + z' h - z' J z / 2, where all that has the size of x is worked out per trial and
+        not per particle.
+        """
+        if not self._is_linear_gaussian or not scored.all():
+            return super().log_likelihood(state, x, scored, scored_weight)
+        emission = self._linear_emission(state.v)
+        wrong, C, r = x - emission.offset, emission.matrix, emission.variance
+        J = self.hoisted("observed_precision", lambda: C.mT @ (C / r[:, None]))
+        constant = -0.5 * (wrong.square() / r + r.log() + LOG_2PI).sum(-1)
+        pull = (wrong / r) @ C - 0.5 * times(state.z, J)
+        return (constant + (state.z * pull).sum(-1)) * scored_weight
 
     def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Law:
         if self.noise_df is None:

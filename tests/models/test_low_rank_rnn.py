@@ -219,6 +219,26 @@ def test_the_softplus_link():
     torch.testing.assert_close(rates[0, 0], batch.x.mean((0, 1)))
 
 
+@pytest.mark.parametrize("readout", ["latents", "latents_and_inputs", "currents"])
+def test_the_likelihood_in_the_dimensions_of_z_is_the_sum_over_channels(readout):
+    rng = np.random.default_rng(0)
+    signal = recording(
+        signal=rng.normal(size=(3, 6, 5)), bin_width=0.01, inputs=rng.normal(size=(3, 6, 2))
+    )
+    torch.manual_seed(0)
+    model = LowRankRNN.for_recording(signal, latent_dim=2, readout=readout).double()
+    batch = model.trials_of(signal).batch()
+    x, scored = batch.x[:, 1].double(), batch.scored[:, 1]
+    inputs = batch.inputs[:, 1].double()
+    state = model.enter(None, torch.randn(4, 3, 2, dtype=torch.float64), inputs)
+    terms = model.emission(state).log_prob(x)
+    torch.testing.assert_close(model.log_likelihood(state, x, scored, 0.7), 0.7 * terms.sum(-1))
+    scored[1, 3] = False
+    torch.testing.assert_close(
+        model.log_likelihood(state, x, scored), torch.where(scored, terms, 0.0).sum(-1)
+    )
+
+
 def test_a_causal_encoder_sees_no_future():
     model, batch = build(proposal="causal_encoder")
     changed = batch.replace(seen=batch.seen.clone())
