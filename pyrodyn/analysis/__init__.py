@@ -2,9 +2,18 @@
 
 from pyrodyn.analysis.attractors import attractor_baselines, d_h, d_stsp
 from pyrodyn.analysis.decoding import decode
+from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics
 from pyrodyn.analysis.figures import plot_factors, plot_inferred_inputs, plot_rates
 from pyrodyn.analysis.fixed_points import fixed_points
 from pyrodyn.analysis.free_run import free_run
+from pyrodyn.analysis.lyapunov import kaplan_yorke, lyapunov_spectrum
+from pyrodyn.analysis.portraits import (
+    Plane,
+    phase_portrait,
+    plot_attractors,
+    plot_eigenvalues,
+    plot_lyapunov,
+)
 from pyrodyn.analysis.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores import (
     bits_per_spike,
@@ -15,18 +24,27 @@ from pyrodyn.analysis.scores import (
 from pyrodyn.analysis.spectra import participation_ratio, power_spectrum, timescales
 
 __all__ = [
+    "Plane",
     "attractor_baselines",
     "bits_per_spike",
     "condition_psth",
     "d_h",
     "d_stsp",
     "decode",
+    "dynamics_of",
     "fixed_points",
     "free_run",
+    "kaplan_yorke",
+    "known_dynamics",
     "latent_r2",
+    "lyapunov_spectrum",
     "participation_ratio",
+    "phase_portrait",
+    "plot_attractors",
+    "plot_eigenvalues",
     "plot_factors",
     "plot_inferred_inputs",
+    "plot_lyapunov",
     "plot_rates",
     "power_spectrum",
     "psth_r2",

@@ -16,18 +16,17 @@ How fast things move, per channel::
 
 of smoothed power spectra P and Q that sum to 1.
 
-Neither says much alone. A phase-randomised surrogate, which has no dynamics at all, has D_H = 0;
-independent Gaussian draws have a smaller D_stsp than most fitted models. `attractor_baselines` makes
-such trivial series from the data: print their distances beside every claim.
+Neither says much alone. A phase-randomised surrogate, which has no dynamics at all, has D_H = 0; on
+EEG, independent Gaussian draws have a smaller D_stsp than published models. `attractor_baselines`
+makes such trivial series from the data: print their distances beside every claim.
 
 Sources: Brenner et al. (ICML 2022) and Hess et al. (ICML 2023) for both distances; Theiler et al.
 (Physica D 1992) and Prichard & Theiler (PRL 1994) for surrogates. Departure: generated points
-outside the true data's range are not dropped but count as one more bin, in which the truth never is.
+outside the true data's range are not dropped but count as one more bin, where the truth never is.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import toeplitz
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 
@@ -139,27 +138,30 @@ def attractor_baselines(train: ArrayLike, num_bins: int, *, seed: int = 0) -> di
             " twice as many bins as dims"
         )
     _refuse_constant("train", data)
-    rng = np.random.default_rng(seed)
     mean = data.mean(0)
     centred = data - mean
     factor = _root(centred.T @ centred / len(data))
-    window = np.hanning(HANN_BINS + 2)[1:-1]
+    window = np.hanning(HANN_BINS)
     window /= np.sqrt(np.square(window).sum())
-    noise = rng.standard_normal((num_bins + HANN_BINS - 1, data.shape[1]))
-    smoothed = np.apply_along_axis(np.convolve, 0, noise, window, mode="valid")
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    # One generator each, so that no series depends on the length of another.
+    rngs = np.random.default_rng(seed).spawn(6)
 
-    def of_components(count: int) -> Array:
+    def white(num_rows: int, rng: np.random.Generator) -> Array:
+        return rng.standard_normal((num_rows, data.shape[1])) @ factor.T
+
+    def of_components(count: int, rng: np.random.Generator) -> Array:
         chosen = directions[:count]
         return _autoregression(centred @ chosen.T, 2, num_bins, rng) @ chosen
 
+    long = white(num_bins + HANN_BINS - 1, rngs[1])
     return {
-        "white Gaussian": mean + rng.standard_normal((num_bins, data.shape[1])) @ factor.T,
-        "smoothed Gaussian": mean + smoothed @ factor.T,
-        "VAR(1)": mean + _autoregression(centred, 1, num_bins, rng),
-        "VAR(2), 3 PCs": mean + of_components(3),
-        "VAR(2), 16 PCs": mean + of_components(16),
-        "surrogate": mean + np.resize(_surrogate(centred, rng), (num_bins, data.shape[1])),
+        "white Gaussian": mean + white(num_bins, rngs[0]),
+        "smoothed Gaussian": mean + np.apply_along_axis(np.convolve, 0, long, window, mode="valid"),
+        "VAR(1)": mean + _autoregression(centred, 1, num_bins, rngs[2]),
+        "VAR(2), 3 PCs": mean + of_components(3, rngs[3]),
+        "VAR(2), 16 PCs": mean + of_components(16, rngs[4]),
+        "surrogate": mean + np.resize(_surrogate(centred, rngs[5]), (num_bins, data.shape[1])),
     }
 
 
@@ -204,7 +206,7 @@ def _mixture_divergence(true: Array, generated: Array, seed: int) -> float:
 
 
 def _mixture_log_prob(draws: Array, centres: Array) -> Array:
-    """log 1/T sum_t exp(-|x - mu_t|^2 / 2), without the constant of the Gaussian."""
+    """Log 1/T sum_t exp(-|x - mu_t|^2 / 2), without the constant of the Gaussian."""
     log_probs = np.empty(len(draws))
     squares = np.square(centres).sum(1) / 2
     for first in range(0, len(draws), DRAWS_AT_ONCE):
@@ -231,9 +233,7 @@ def _spectra(name: str, series: Array, smoothing: float) -> Array:
 # --- baselines ----------------------------------------------------------------------------------
 
 
-def _autoregression(
-    centred: Array, order: int, num_bins: int, rng: np.random.Generator
-) -> Array:
+def _autoregression(centred: Array, order: int, num_bins: int, rng: np.random.Generator) -> Array:
     """A series of x_t = sum_k A_k x_{t-k} + e_t, e_t ~ N(0, S), with the data's covariances
     C_k = E x_t x_{t-k}' for lags k up to the order (Yule-Walker equations)::
 
@@ -244,7 +244,7 @@ def _autoregression(
     """
     num_rows, dim = centred.shape
     lags = [centred[k:].T @ centred[: num_rows - k] / num_rows for k in range(order + 1)]
-    offsets = toeplitz(np.arange(order), -np.arange(order)).T
+    offsets = np.arange(order) - np.arange(order)[:, None]
     recent = np.block([[lags[k] if k >= 0 else lags[-k].T for k in row] for row in offsets])
     ahead = np.hstack(lags[1:])
     weights = np.linalg.lstsq(recent, ahead.T, rcond=None)[0].T

@@ -16,16 +16,21 @@ Versteeg & Pandarinath (2023, arXiv 2212.03771); Thomas (1999) with the constant
 and Time-Series Analysis" (2003); Lorenz (1996); Mackey & Glass (1977); the rate networks are those
 of Sussillo et al. (2016, arXiv 1608.06315, section 4).
 
+Fields are written for numpy arrays and for torch tensors alike, so that a simulation reads them
+quickly and analysis can take their derivatives forward.
+
 A system is data: `_replace` makes a variant. ``SYSTEMS["mackey_glass"]._replace(delay=17.0)`` is
 one to know: at a delay of 16 the attractor is still a periodic orbit, chaos sets in near 16.8.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -35,9 +40,9 @@ class System(NamedTuple):
 
     Attributes:
         name: how it is called in `SYSTEMS` and in a recording's attrs.
-        field: ``(..., dim)`` state to ``(..., dim)`` time derivative. With a delay the state is
-            ``(x(t), x(t - delay))``, so that ``dim`` is even, and the derivative is that of
-            ``x(t)``, ``(..., dim / 2)``.
+        field: ``(..., dim)`` state to ``(..., dim)`` time derivative, of arrays and, for analysis,
+            of tensors. With a delay the state is ``(x(t), x(t - delay))``, so that ``dim`` is even,
+            and the derivative is that of ``x(t)``, ``(..., dim / 2)``.
         dim: number of state variables that a recording shows as latents.
         time_per_bin: how much system time one bin covers by default.
         max_step: longest Runge-Kutta step, in system time, that keeps the path accurate.
@@ -53,7 +58,7 @@ class System(NamedTuple):
     """
 
     name: str
-    field: Callable[[Array], Array]
+    field: Callable[[Any], Any]
     dim: int
     time_per_bin: float
     max_step: float
@@ -66,10 +71,11 @@ class System(NamedTuple):
     pulse: Array | None = None
 
 
-def lorenz_field(state: Array) -> Array:
+def lorenz_field[State: (Array, Tensor)](state: State) -> State:
     """Lorenz (1963), ``(..., 3)`` to ``(..., 3)``."""
-    x, y, z = np.moveaxis(state, -1, 0)
-    return np.stack([10.0 * (y - x), x * (28.0 - z) - y, x * y - 2.667 * z], -1)
+    x, y, z = state[..., 0], state[..., 1], state[..., 2]
+    derivative = [_times(10.0, y - x), x * (28.0 - z) - y, x * y - _times(2.667, z)]
+    return _library(state).stack(derivative, -1)
 
 
 def lorenz_jacobian(state: Array) -> Array:
@@ -78,10 +84,10 @@ def lorenz_jacobian(state: Array) -> Array:
     return _matrix([[-10.0, 10.0, 0.0], [28.0 - z, -1.0, -x], [y, x, -2.667]])
 
 
-def rossler_field(state: Array) -> Array:
+def rossler_field[State: (Array, Tensor)](state: State) -> State:
     """Rossler (1976), ``(..., 3)`` to ``(..., 3)``."""
-    x, y, z = np.moveaxis(state, -1, 0)
-    return np.stack([-y - z, x + 0.2 * y, 0.2 + z * (x - 5.7)], -1)
+    x, y, z = state[..., 0], state[..., 1], state[..., 2]
+    return _library(state).stack([-y - z, x + _times(0.2, y), 0.2 - z * (5.7 - x)], -1)
 
 
 def rossler_jacobian(state: Array) -> Array:
@@ -90,10 +96,10 @@ def rossler_jacobian(state: Array) -> Array:
     return _matrix([[0.0, -1.0, -1.0], [1.0, 0.2, 0.0], [z, 0.0, x - 5.7]])
 
 
-def arneodo_field(state: Array) -> Array:
+def arneodo_field[State: (Array, Tensor)](state: State) -> State:
     """Arneodo, Coullet & Tresser (1980), ``(..., 3)`` to ``(..., 3)``."""
-    x, y, z = np.moveaxis(state, -1, 0)
-    return np.stack([y, z, 5.5 * x - 4.5 * y - z - x**3], -1)
+    x, y, z = state[..., 0], state[..., 1], state[..., 2]
+    return _library(state).stack([y, z, _times(5.5, x) - _times(4.5, y) - z - x**3], -1)
 
 
 def arneodo_jacobian(state: Array) -> Array:
@@ -102,9 +108,10 @@ def arneodo_jacobian(state: Array) -> Array:
     return _matrix([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [5.5 - 3.0 * x**2, -4.5, -1.0]])
 
 
-def thomas_field(state: Array) -> Array:
+def thomas_field[State: (Array, Tensor)](state: State) -> State:
     """Thomas' cyclically symmetric system (1999), ``(..., 3)`` to ``(..., 3)``."""
-    return np.sin(np.roll(state, -1, -1)) - 0.18 * state
+    library = _library(state)
+    return library.sin(library.roll(state, -1, -1)) - _times(0.18, state)
 
 
 def thomas_jacobian(state: Array) -> Array:
@@ -113,10 +120,11 @@ def thomas_jacobian(state: Array) -> Array:
     return _matrix([[-0.18, y, 0.0], [0.0, -0.18, z], [x, 0.0, -0.18]])
 
 
-def lorenz96_field(state: Array) -> Array:
+def lorenz96_field[State: (Array, Tensor)](state: State) -> State:
     """Lorenz (1996) with forcing 8 on a ring of any size, ``(..., dim)`` to ``(..., dim)``."""
-    ahead, behind, two_behind = (np.roll(state, shift, -1) for shift in (-1, 1, 2))
-    return (ahead - two_behind) * behind - state + 8.0
+    roll = _library(state).roll
+    ahead, behind, two_behind = (roll(state, shift, -1) for shift in (-1, 1, 2))
+    return 8.0 - (state - (ahead - two_behind) * behind)
 
 
 def lorenz96_jacobian(state: Array) -> Array:
@@ -131,7 +139,7 @@ def lorenz96_jacobian(state: Array) -> Array:
     return jacobian
 
 
-def mackey_glass_field(state: Array) -> Array:
+def mackey_glass_field[State: (Array, Tensor)](state: State) -> State:
     """Mackey & Glass (1977); ``(..., 2)`` holding x(t), x(t - delay) to ``(..., 1)``."""
     now, delayed = state[..., :1], state[..., 1:]
     return 0.2 * delayed / (1.0 + delayed**10) - 0.1 * now
@@ -170,13 +178,32 @@ def rate_network(
     )
 
 
-def _rate_field(weights: Array, time_constant: float, state: Array) -> Array:
+def _rate_field[State: (Array, Tensor)](
+    weights: Array, time_constant: float, state: State
+) -> State:
+    if isinstance(state, Tensor):
+        mixing = torch.as_tensor(weights, dtype=state.dtype, device=state.device)
+        return _times(1.0 / time_constant, torch.tanh(state) @ mixing.mT - state)
     return (np.tanh(state) @ weights.T - state) / time_constant
 
 
 def _rate_jacobian(weights: Array, time_constant: float, state: Array) -> Array:
     slope = 1.0 - np.tanh(state) ** 2
     return (weights * slope[..., None, :] - np.eye(len(weights))) / time_constant
+
+
+def _library(state: Array | Tensor) -> Any:
+    """Whose functions suit a state; those used here have one meaning in both."""
+    return torch if isinstance(state, Tensor) else np
+
+
+def _times[State: (Array, Tensor)](factor: float, values: State) -> State:
+    """A product with a constant. Of tensors it is a sum, z + (c - 1) z: the forward derivative of a
+    product with a constant takes torch ten times as long.
+    """
+    if isinstance(values, Tensor):
+        return torch.add(values, values, alpha=factor - 1.0)
+    return factor * values
 
 
 def _matrix(rows: list[list[Array | float]]) -> Array:

@@ -43,11 +43,7 @@ def test_points_are_fixed_and_their_eigenvalues_those_of_the_models_step(activat
         )
 
 
-def test_models_without_kinks_are_refused():
-    with pytest.raises(ValueError, match="activation='tanh' has no kinks"):
-        fixed_points(network(activation="tanh"))
-    with pytest.raises(ValueError, match="is no low-rank network"):
-        fixed_points(network(is_full_rank=True))
+def test_inputs_of_an_enumeration_are_checked():
     with pytest.raises(ValueError, match="inputs must be 1 finite numbers"):
         fixed_points(network(), inputs=[1.0, 2.0])
 

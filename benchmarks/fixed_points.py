@@ -1,0 +1,116 @@
+"""Time of a search for fixed points: Levenberg-Marquardt as in `pyrodyn.analysis.fixed_points`,
+beside the usual descent by Adam on |g|^2, from the same starts to the same residual.
+
+Adam runs in batches of all starts, in double precision, its rate falling from ``--rate`` by a
+factor of 100 over its steps; it ends as soon as it has brought as many starts below the residual as
+the other search did, or after ``--adam-steps``. Points are counted after the same merging. Both
+searches run once before, on a few starts, so that nothing is timed that happens once.
+
+    uv run python benchmarks/fixed_points.py
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrodyn import models
+from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics
+from pyrodyn.analysis.fixed_point_search import MERGED, Displacement, descend, displacement, merged
+from pyrodyn.data.simulate import trajectory
+from pyrodyn.infer.memory import keep_freed_memory
+from pyrodyn.models import Dynamics
+
+
+def lorenz(num_starts: int) -> tuple[Dynamics, Tensor]:
+    """The Lorenz field, from states of its attractor and noise about them."""
+    visited = trajectory("lorenz", 4 * num_starts, 0.01)[::4]
+    noise = visited.std(0) * np.random.default_rng(0).standard_normal(visited.shape)
+    noise[::2] = 0
+    return known_dynamics("lorenz"), torch.from_numpy(visited + noise)
+
+
+def generator(num_starts: int, gain: float) -> tuple[Dynamics, Tensor]:
+    """A random LFADS generator, from states that it visits and noise about them."""
+    torch.manual_seed(0)
+    model = models.LFADS(30, generator_dim=64)
+    with torch.no_grad():
+        model.generator.weight_hh_l0 *= gain
+    dynamics = dynamics_of(model)
+    state = torch.randn(num_starts, 64, dtype=torch.float64)
+    for _ in range(20):
+        state = dynamics.step(state, dynamics.no_inputs(state))
+    noise = state.std(0) * torch.randn_like(state)
+    noise[::2] = 0
+    return dynamics, state + noise
+
+
+def adam(g: Displacement, starts: Tensor, residual: float, wanted: int, steps: int, rate: float):
+    """Descend until ``wanted`` starts are within the residual; where they end, and the steps."""
+    state = starts.clone().requires_grad_()
+    optimizer = torch.optim.Adam([state], lr=rate)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / steps))
+    for step in range(steps):
+        optimizer.zero_grad()
+        value = g.value(state)
+        if int(is_within(value.detach(), state.detach(), residual).sum()) >= wanted:
+            return state.detach(), step
+        (0.5 * value.square().sum()).backward()
+        optimizer.step()
+        schedule.step()
+    return state.detach(), steps
+
+
+def is_within(value: Tensor, state: Tensor, residual: float) -> Tensor:
+    """Whether each state is a fixed point, as `descend` judges it."""
+    return value.abs().amax(-1) <= residual * (1 + state.abs().amax(-1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--starts", type=int, default=512)
+    parser.add_argument("--residual", type=float, default=1e-6)
+    parser.add_argument("--adam-steps", type=int, default=5000)
+    parser.add_argument("--rate", type=float, default=0.05)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    cases = {
+        "Lorenz field": lorenz(arguments.starts),
+        "LFADS generator, 64 units, weights x 2": generator(arguments.starts, 2.0),
+        "LFADS generator, 64 units, weights x 4": generator(arguments.starts, 4.0),
+    }
+    columns = ("search", "seconds", "steps", "arrived", "points", "ratio")
+    for name, (dynamics, starts) in cases.items():
+        g = displacement(dynamics, torch.zeros(dynamics.input_dim, dtype=torch.float64))
+        with torch.no_grad():
+            descend(g, starts[:8], arguments.residual)
+        adam(g, starts[:8], arguments.residual, 9, 3, arguments.rate)
+        print(f"{name}, {len(starts)} starts, residual {arguments.residual:g}")
+        print("".join(f"{column:>20}" for column in columns))
+
+        began = time.perf_counter()
+        with torch.no_grad():
+            ours = descend(g, starts, arguments.residual)
+        our_seconds = time.perf_counter() - began
+        num_arrived = int(ours.is_fixed.sum())
+        points = len(merged(ours.state[ours.is_fixed], g, MERGED)[0])
+        row = (f"{our_seconds:.2f}", ours.num_iterations, num_arrived, points, "")
+        print("".join(f"{value:>20}" for value in ("Levenberg-Marquardt", *row)), flush=True)
+
+        began = time.perf_counter()
+        state, steps = adam(
+            g, starts, arguments.residual, num_arrived, arguments.adam_steps, arguments.rate
+        )
+        seconds = time.perf_counter() - began
+        fixed = state[is_within(g.value(state), state, arguments.residual)]
+        # Adam's points scatter by what the residual allows.
+        points = len(merged(fixed, g, 1e-3)[0])
+        row = (f"{seconds:.2f}", steps, len(fixed), points, f"{seconds / our_seconds:.1f}")
+        print("".join(f"{value:>20}" for value in ("Adam", *row)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Lyapunov spectra: how fast small differences grow along the paths of some dynamics.
+
+Tangent vectors V at the states z_t are pushed along each bin and made orthonormal again::
+
+    z_{t+1} = step(z_t, i_t)
+    V_{t+1} R_{t+1} = (d step / d z)(z_t, i_t) V_t          QR decomposition
+    lambda_k = lim (1 / T) sum_t log |R_t|_kk               nats per bin, largest first
+
+A positive lambda_1 means chaos; a flow that does not end in a fixed point has one lambda = 0; their
+sum is the mean log of the volume's growth. With lambda_1 + ... + lambda_j >= 0 and the next sum
+below 0, the attractor has the Kaplan-Yorke dimension
+j + (lambda_1 + ... + lambda_j) / |lambda_{j+1}|.
+
+Sources: Benettin, Galgani, Giorgilli & Strelcyn (1980, Meccanica 15); Kaplan & Yorke (1979, Lecture
+Notes in Mathematics 730). No Jacobian is formed: one forward derivative per bin moves all tangent
+vectors of all starts at once.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
+from pyrodyn.models.dynamics import Dynamics, pushed
+
+
+@torch.no_grad()
+def lyapunov_spectrum(
+    model_or_dynamics: object,
+    start: ArrayLike | Tensor,
+    num_bins: int,
+    *,
+    num_exponents: int | None = None,
+    inputs: ArrayLike | Tensor | None = None,
+    burn_in: int = 100,
+) -> xr.Dataset:
+    """Lyapunov exponents along the paths from some states.
+
+    Args:
+        model_or_dynamics: a model of the zoo, or dynamics such as those of `known_dynamics`.
+        start: first states, ``(state,)`` or ``(..., state)``; each starts a trial.
+        num_bins: bins over which growth is counted.
+        num_exponents: how many of the largest exponents; all by default.
+        inputs: held constant, ``(input,)``, or one per bin, ``(trial, burn_in + num_bins, input)``;
+            0 by default.
+        burn_in: bins before those: the states reach the attractor, the tangent vectors turn to
+            their own directions.
+
+    Returns:
+        With exponents in descending order and the mean over trials taken,
+
+        - ``exponents_per_bin (exponent)`` and ``exponents_per_second (exponent)``, the latter by
+          the dynamics' ``bin_width``, and their ``standard_error_per_bin`` and
+          ``standard_error_per_second`` over trials, NaN for a single one;
+        - ``by_trial (trial, exponent)``, per second;
+        - ``running (time, exponent)``, per second: the estimate from the bins up to ``time``, in
+          seconds after the burn-in;
+        - ``kaplan_yorke``, the dimension; NaN where the exponents asked for do not tell it, and the
+          state's own dimension where they never add up to less than 0.
+
+    Raises:
+        ValueError: for starts, inputs, lengths or a number of exponents that do not fit.
+        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
+    """
+    dynamics = dynamics_of(model_or_dynamics)
+    state = states_for(dynamics, start, "start")
+    num_trials, dim = state.shape
+    count = dim if num_exponents is None else num_exponents
+    if num_bins < 1 or burn_in < 0:
+        raise ValueError(f"num_bins={num_bins} must be at least 1 and burn_in={burn_in} at least 0")
+    if not 1 <= count <= dim:
+        raise ValueError(
+            f"num_exponents={count}; these dynamics have {dim} exponents, ask for 1 to {dim}"
+        )
+    total = burn_in + num_bins
+    driven = _driven(dynamics, inputs, num_trials, total)
+    # Random directions: a coordinate axis may be invariant, and would keep its own exponent.
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(num_trials, dim, count, generator=generator, dtype=state.dtype)
+    basis = torch.linalg.qr(drawn)[0]
+    growth = state.new_empty(num_bins, num_trials, count)
+    for t in range(total):
+        i = driven[:, t, None].expand(-1, count, -1)
+        # Copies, since a forward derivative takes no memory that overlaps itself.
+        copies = state[:, None].repeat(1, count, 1)
+        moved, tangent = pushed(partial(_step, dynamics, i), copies, basis.mT)
+        state = moved[:, 0]
+        _check_finite(state, tangent, t)
+        basis, triangle = torch.linalg.qr(tangent.mT)
+        if t >= burn_in:
+            growth[t - burn_in] = triangle.diagonal(dim1=-2, dim2=-1).abs().log()
+    return _described(growth, dynamics)
+
+
+def kaplan_yorke(exponents: ArrayLike, state_dim: int) -> float:
+    """The Kaplan-Yorke dimension of an attractor.
+
+    Args:
+        exponents: the largest Lyapunov exponents, in any unit.
+        state_dim: how many there are in all.
+
+    Returns:
+        The dimension; ``state_dim`` where the sum of all is not negative, NaN where too few
+        exponents are given to tell.
+    """
+    ordered = np.sort(np.asarray(exponents, float))[::-1]
+    sums = np.cumsum(ordered)
+    negative = np.flatnonzero(sums < 0)
+    if not len(negative):
+        return float(state_dim) if len(ordered) == state_dim else float("nan")
+    first = int(negative[0])
+    before = sums[first - 1] if first else 0.0
+    return first + float(before / abs(ordered[first]))
+
+
+def _step(dynamics: Dynamics, inputs: Tensor, state: Tensor) -> Tensor:
+    return dynamics.step(state, inputs)
+
+
+def _driven(
+    dynamics: Dynamics, inputs: ArrayLike | Tensor | None, num_trials: int, total: int
+) -> Float[Tensor, "trial time input"]:
+    """Inputs of every trial and bin."""
+    wanted = (num_trials, total, dynamics.input_dim)
+    given = inputs if inputs is None or isinstance(inputs, Tensor) else np.asarray(inputs, float)
+    if given is None or given.ndim != 3:
+        return held_inputs(dynamics, given).expand(wanted)
+    driven = torch.as_tensor(given).detach().cpu().double()
+    if tuple(driven.shape) != wanted or not driven.isfinite().all():
+        raise ValueError(
+            f"inputs must be finite and of shape {wanted}, burn-in included, or"
+            f" ({dynamics.input_dim},) held constant; not {tuple(driven.shape)}"
+        )
+    return driven
+
+
+def _check_finite(
+    state: Float[Tensor, "trial state"], tangent: Float[Tensor, "trial exponent state"], t: int
+) -> None:
+    """Stop at the first bin whose state, or growth from the bin before, is not finite."""
+    # One sum sees every entry; a sum that overflows is settled entry by entry.
+    if torch.isfinite(state.sum() + tangent.sum()):
+        return
+    is_fine = state.isfinite().all(-1) & tangent.isfinite().all((-2, -1))
+    if not is_fine.all():
+        trial = int((~is_fine).nonzero()[0])
+        raise ArithmeticError(
+            f"the path of trial {trial} is not finite after bin {t}; it has no Lyapunov exponents:"
+            " start it inside the basin of an attractor"
+        )
+
+
+def _described(growth: Float[Tensor, "time trial exponent"], dynamics: Dynamics) -> xr.Dataset:
+    """The dataset of `lyapunov_spectrum`."""
+    num_bins, num_trials, _ = growth.shape
+    by_trial = growth.mean(0)
+    order = by_trial.mean(0).argsort(descending=True, stable=True)
+    growth, by_trial = growth[..., order], by_trial[:, order]
+    exponents = by_trial.mean(0)
+    error = torch.full_like(exponents, torch.nan)
+    if num_trials > 1:
+        error = by_trial.std(0) / num_trials**0.5
+    count = torch.arange(1, num_bins + 1, dtype=growth.dtype)
+    running = growth.mean(1).cumsum(0) / count[:, None]
+    width = dynamics.bin_width
+    return xr.Dataset(
+        {
+            "exponents_per_bin": ("exponent", exponents.numpy()),
+            "standard_error_per_bin": ("exponent", error.numpy()),
+            "exponents_per_second": ("exponent", (exponents / width).numpy()),
+            "standard_error_per_second": ("exponent", (error / width).numpy()),
+            "by_trial": (("trial", "exponent"), (by_trial / width).numpy()),
+            "running": (("time", "exponent"), (running / width).numpy()),
+            "kaplan_yorke": kaplan_yorke(exponents.numpy(), dynamics.state_dim),
+        },
+        coords={"time": (count * width).numpy()},
+        attrs={"bin_width": width, "num_bins": num_bins},
+    )
