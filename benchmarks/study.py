@@ -18,6 +18,7 @@ A finished run is kept as JSON beside its model and not run again.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -41,9 +42,7 @@ def recording_of(system: str, seed: int) -> list[xr.Dataset]:
     recording = data.simulate(
         system, int(bounds[-1]), 70, 10, bin_width=0.01, mean_rate=100 * np.exp(0.5), seed=seed
     )
-    return [
-        recording.isel(trial=slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [recording.isel(trial=slice(a, b)) for a, b in itertools.pairwise(bounds)]
 
 
 def model_of(kind: str, train: xr.Dataset, dim: int) -> Any:
@@ -79,9 +78,7 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
     )
     elapsed = time.monotonic() - started
     on_train, on_test = predict(model, train, num_draws=10), predict(model, test)
-    hidden = analysis.latent_r2(
-        on_train["z"], train["latents"], on_test["z"], test["latents"]
-    )
+    hidden = analysis.latent_r2(on_train["z"], train["latents"], on_test["z"], test["latents"])
     row = {
         "system": system,
         "kind": kind,

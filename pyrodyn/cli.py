@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from pyrodyn.models import LatentDynamics
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -184,7 +187,7 @@ def posterior(
     """Draw the posterior of a recording into an ArviZ DataTree on disk."""
     import pyrodyn
 
-    fitted = pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
+    fitted = _fitted(folder)
     started = time.monotonic()
     tree = pyrodyn.to_datatree(
         fitted,
@@ -197,6 +200,56 @@ def posterior(
     )
     groups = ", ".join(tree.children)
     typer.echo(f"wrote {out} in {time.monotonic() - started:.0f} s: {groups}")
+
+
+@app.command("fixed-points")
+def fixed_points(
+    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
+    recording: Annotated[
+        str,
+        typer.Argument(
+            help="A file, or the name of a recording: the states where a search begins."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Path of the .nc and .png to write, without ending.")],
+    bin_width: Annotated[
+        float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """List the fixed points of a fitted model's dynamics; write them and a phase portrait."""
+    from pyrodyn.analysis import fixed_points as found_points
+    from pyrodyn.analysis import phase_portrait, visited_states
+    from pyrodyn.models import StateSpaceModel
+
+    fitted = _fitted(folder)
+    if not isinstance(fitted, StateSpaceModel):
+        raise ValueError(f"{type(fitted).__name__} has no dynamics of its own to analyse")
+    states = visited_states(fitted, _recording(recording, bin_width), seed=seed)
+    points = found_points(fitted, starts=states, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # netCDF knows no complex numbers.
+    parts = {
+        f"{name}_{part}": getattr(points[name], part)
+        for name in points
+        if np.iscomplexobj(points[name])
+        for part in ("real", "imag")
+    }
+    written = points.drop_vars([name for name in points if np.iscomplexobj(points[name])])
+    written.assign(parts).to_netcdf(out.with_suffix(".nc"), engine="h5netcdf")
+    portrait = phase_portrait(fitted, states[:8], fixed_points=points)
+    portrait.savefig(out.with_suffix(".png"), dpi=150)
+    for number, point in enumerate(points["point"].values):
+        at = ", ".join(f"{x:.3g}" for x in point[:6]) + (", ..." if len(point) > 6 else "")
+        residual = float(points["residual"][number])
+        typer.echo(
+            f"{number:>3}  {points['stability'].values[number]:<8}  residual {residual:.1e}  ({at})"
+        )
+    typer.echo(
+        f"{points.sizes['fixed_point']} fixed points,"
+        f" {'all there are' if points.attrs['complete'] else 'those that were found'};"
+        f" wrote {out.with_suffix('.nc')} and {out.with_suffix('.png')}"
+    )
 
 
 @data_app.command("list")
@@ -214,6 +267,13 @@ def list_data() -> None:
             f"{entry.name:<{name_width}}  {here:<7}  {entry.size:>7}  {entry.shape:<{shape_width}}"
             f"  {entry.licence}\n    {entry.what}"
         )
+
+
+def _fitted(folder: Path) -> "LatentDynamics":
+    """The model of a fit, or one that was saved on its own."""
+    import pyrodyn
+
+    return pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
 
 
 def _recording(name: str, bin_width: float | None) -> "xr.Dataset":

@@ -59,6 +59,23 @@ def test_simulate_fit_posterior(command, tmp_path):
     assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
 
 
+@pytest.mark.parametrize("model", ["lfads", "node-sae", "low-rank-rnn"])
+def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, model):
+    slowly = ("--model", model, "--learning-rate", 1e-4)
+    code, _, err = command("fit", counts_file, "--out", tmp_path / "run", *slowly, *FIT)
+    assert code == 0, err
+    out = tmp_path / "points" / "first"
+    code, printed, err = command("fixed-points", tmp_path / "run", counts_file, "--out", out)
+    assert code == 0, err
+    points = xr.load_dataset(out.with_suffix(".nc"), engine="h5netcdf")
+    found = int(re.search(r"(\d+) fixed points", printed)[1])
+    assert points.sizes["fixed_point"] == found
+    assert len(re.findall(r"residual", printed)) == found
+    assert "eigenvalues_imag" in points
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert ("all there are" in printed) == bool(points.attrs["complete"])
+
+
 @pytest.mark.parametrize(
     ("model", "options", "site"),
     [

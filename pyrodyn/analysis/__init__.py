@@ -2,7 +2,7 @@
 
 from pyrodyn.analysis.attractors import attractor_baselines, d_h, d_stsp
 from pyrodyn.analysis.decoding import decode
-from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics
+from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics, visited_states
 from pyrodyn.analysis.figures import plot_factors, plot_inferred_inputs, plot_rates
 from pyrodyn.analysis.fixed_points import fixed_points
 from pyrodyn.analysis.free_run import free_run
@@ -52,4 +52,5 @@ __all__ = [
     "recording_bits_per_spike",
     "smooth",
     "timescales",
+    "visited_states",
 ]

@@ -13,13 +13,16 @@ import math
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.systems import SYSTEMS, System
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.dynamics import Dynamics, pushed
+from pyrodyn.models.state_space import StateSpaceModel
 from pyrodyn.nn.field_steps import TABLEAUX, Tableau, explicit_step
 
 
@@ -43,6 +46,32 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
             " a Dynamics, or known_dynamics of a system"
         )
     return copy.deepcopy(model_or_dynamics).double().eval().requires_grad_(False).dynamics()
+
+
+@torch.no_grad()
+def visited_states(
+    model: StateSpaceModel, recording: xr.Dataset, *, seed: int = 0
+) -> Float[Tensor, "trial time state"]:
+    """Where a model's dynamics are on a recording: one draw of the guide per trial.
+
+    What a search for fixed points begins at, and a portrait shows.
+
+    Args:
+        model: a state-space model.
+        recording: its trials.
+        seed: seeds the draw.
+    """
+    batch = model.trials_of(recording).batch()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        nodes = poutine.trace(model.guide).get_trace(batch).nodes
+    inputs = model.known(batch)
+    start = nodes[model.start_site]["value"] if model.start_site else None
+    if model.path_site in nodes:
+        path = nodes[model.path_site]["value"]
+    else:
+        path = inputs.new_zeros(*inputs.shape[:2], 0)
+    return model.moving(model.states(start, path, inputs))
 
 
 def known_dynamics(system: str | System) -> Dynamics:

@@ -255,6 +255,10 @@ class LFADS(StateSpaceModel):
             bin_width=self.bin_width,
         )
 
+    def moving(self, state: LFADSState) -> Float[Tensor, "*left generator"]:
+        """The generator's state."""
+        return state.g
+
     # ------------------------------------------------------------------ generative program
 
     def model(self, batch: Batch) -> None:

@@ -125,6 +125,11 @@ class StateSpaceModel(LatentDynamics):
     def emission(self, state: State) -> Law:
         """The law of every entry of x_t, batch shape ``(*left, neuron)``."""
 
+    def moving(self, state: State) -> Float[Tensor, "*left dim"]:
+        """The part of a state that `dynamics` moves."""
+        z: Tensor = state.z
+        return z
+
     def known(self, batch: Batch) -> Float[Tensor, "trial time input"]:
         """Known inputs of the bins that the model generates."""
         return batch.inputs[:, self.first_bin :]
