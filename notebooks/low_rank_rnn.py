@@ -1,0 +1,317 @@
+# %% [markdown]
+# # A noisy oscillator, found again: low-rank RNNs
+#
+# A known network with noise in its dynamics makes a recording. We fit a network of the same family
+# by particles and ask what was recovered: the noise, the paths of single trials, the fixed points,
+# the oscillation. It takes about a minute on one core.
+#
+# ## The model
+#
+# A stochastic low-rank RNN has many units, but its recurrent weights $J = m n$ have low rank $R$:
+# $m$ is units x $R$, $n$ is $R$ x units. Its activity then lives in $R$ latent dimensions,
+#
+# $$
+# \begin{aligned}
+# z_1 &\sim \mathcal N(\mu_0, S_0) \\
+# z_t &\sim \mathcal N\big(a\, z_{t-1} + n\, \phi(m\, z_{t-1}),\; S\big) \\
+# x_t &\sim \mathcal N\big(B z_t + b,\; \operatorname{diag}(\sigma^2)\big)
+# \end{aligned}
+# $$
+#
+# with $\phi$ a relu with a threshold per unit, and observations $x$ that here are Gaussian. $S$ is
+# the process noise: the same network, started from the same state, takes another path in every
+# trial. A deterministic model would have to blame such differences on starts or inputs; this one
+# learns how large they are. (Pals et al., NeurIPS 2024.)
+
+# %%
+import arviz_plots as azp
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import pyrodyn
+from pyrodyn import analysis, data
+from pyrodyn.analysis.certified import PiecewiseLinear, fixed_points_of
+from pyrodyn.data.tasks import teacher_network
+from pyrodyn.infer import VSMC, Schedule, particle_filter
+from pyrodyn.models.state_space import Bootstrap
+from pyrodyn.posterior import for_ppc
+
+torch.set_num_threads(1)  # small products gain nothing by a second thread that must wait
+
+# %% [markdown]
+# ## A recording with known truth
+#
+# `teacher` builds a rank-2 network of 20 relu units that goes round a circle of radius 3, once in
+# about 20 bins. All of its parameters are known: decay .9, process noise .2, observation noise .5.
+# Trials start from random places around the centre, each with a phase of its own.
+
+# %%
+recording = data.teacher(
+    "limit_cycle", num_trials=100, num_bins=75, num_neurons=20, observation_noise=0.5, seed=0
+)
+train, valid = data.split(recording, (0.8, 0.2), seed=0)
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+left.plot(train["time"], train["signal"][0, :, :5], lw=1)
+left.set(xlabel="time (s)", ylabel="signal", title="five channels of one trial")
+for path in train["latents"][:4].values:
+    right.plot(*path.T, lw=1)
+right.set(xlabel="$z_1$", ylabel="$z_2$", title="true latents of four trials", aspect="equal")
+plt.show()
+
+# %% [markdown]
+# ## A student, and a fit in two stages
+#
+# The student is `LowRankRNN` with random weights. Its readout starts from two principal components
+# of the signal, and its observation noise from what they leave: the latents then have about unit
+# variance from the first step on.
+
+# %%
+torch.manual_seed(0)
+model = pyrodyn.models.LowRankRNN.for_recording(train, latent_dim=2, num_units=20, noise="full")
+
+signal = train["signal"].values.reshape(-1, 20)
+signal = signal - signal.mean(0)
+_, scales, directions = np.linalg.svd(signal, full_matrices=False)
+components = directions[:2].T
+with torch.no_grad():
+    model.loading.copy_(torch.tensor(components * scales[:2] / np.sqrt(len(signal))))
+    left_over = signal - signal @ components @ components.T
+    model.observation.log_scale.copy_(torch.tensor(1.2 * left_over.std(0)).log())
+
+# %% [markdown]
+# The objective is variational sequential Monte Carlo: the log evidence as a particle filter
+# estimates it, a lower bound that gets tighter with more particles. Four particles are enough to
+# find the dynamics; a second, shorter stage with 32 particles and small steps brings the noise
+# where it belongs. For Gaussian observations `for_recording` chooses the optimal proposal, which
+# is known in closed form, so that no encoder has to be trained.
+
+# %%
+first = pyrodyn.fit(
+    model,
+    train,
+    valid,
+    objective=VSMC(4),
+    schedule=Schedule(learning_rate=2e-2, patience=8),
+    batch_size=20,
+    max_epochs=30,
+    progress=False,
+)
+second = pyrodyn.fit(
+    model,
+    train,
+    valid,
+    objective=VSMC(32),
+    schedule=Schedule(learning_rate=5e-3, patience=4),
+    batch_size=20,
+    max_epochs=12,
+    progress=False,
+)
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+for index, (stage, said) in enumerate(((first, "4 particles"), (second, "32 particles"))):
+    epoch = stage.history["epoch"] + index * first.history.sizes["epoch"]
+    axis.plot(epoch, stage.history["valid_loss"], color=f"C{index}", label=said)
+axis.set(xlabel="epoch", ylabel="validation loss\n(nats per trial)")
+axis.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## The noise
+#
+# Latents are known up to an affine map only: $z$ and $T z + c$ with the weights changed to match
+# explain the same data. So before anything is compared, the truth is regressed on the student's
+# filtered means, on training trials. The same map takes the student's process noise $S$ to
+# $A S A^\top$.
+
+# %%
+with torch.no_grad():
+    torch.manual_seed(0)
+    filtered_train = particle_filter(model, model.trials_of(train).batch(), 256)
+means = filtered_train.mean().transpose(0, 1).numpy()[:, 5:].reshape(-1, 2)
+truth = train["latents"].values[:, 5:].reshape(-1, 2)
+solution = np.linalg.lstsq(np.column_stack([means, np.ones(len(means))]), truth, rcond=None)[0]
+A, c = solution[:2].T, solution[2]
+
+
+def to_teacher(z):
+    """Student's latents (..., 2) in the teacher's coordinates."""
+    return np.asarray(z, float) @ A.T + c
+
+
+with torch.no_grad():
+    S = model.process_noise()[1].matrix.double().numpy()
+    observation_noise = float(model.observation.scale().square().mean().sqrt())
+    decay = float(model.decay())
+process_noise = np.sqrt(np.linalg.eigvalsh(A @ S @ A.T))
+print("                       true   student")
+print(f"process noise, axes    {0.2:.3f}  {process_noise[0]:.3f} and {process_noise[1]:.3f}")
+print(f"observation noise      {0.5:.3f}  {observation_noise:.3f}")
+print(f"decay a                {0.9:.3f}  {decay:.3f}")
+
+# %% [markdown]
+# The decay alone is no property of the dynamics: relu units that are on all the time can make up
+# for it. The map as a whole is compared further down.
+#
+# ## Two proposals
+#
+# A particle filter estimates the log evidence of each trial without bias in the evidence itself.
+# How well depends on the proposal. The bootstrap filter moves particles by the dynamics alone and
+# weighs them by the data afterwards; where the data say much about the latents, few of them count.
+# The optimal proposal looks at the observation first.
+
+# %%
+batch = model.trials_of(valid).batch()
+proposals = {"optimal": model.proposal, "bootstrap": Bootstrap()}
+figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+for name, proposal in proposals.items():
+    model.proposal = proposal
+    torch.manual_seed(0)
+    with torch.no_grad():
+        runs = [particle_filter(model, batch, 256) for _ in range(5)]
+    evidence = torch.stack([run.log_evidence.sum(0) for run in runs])
+    share = runs[0].effective_sample_size.mean(1) / 256
+    axis.plot(valid["time"], share, label=name)
+    print(
+        f"{name:9}  log evidence {evidence.mean():8.2f} nats per trial;"
+        f" sd from run to run {evidence.std(0).mean():.2f}"
+    )
+model.proposal = proposals["optimal"]
+axis.set(xlabel="time (s)", ylabel="effective sample size\n(share of particles)", ylim=(0, 1.05))
+axis.legend(frameon=False, loc="upper right")
+plt.show()
+
+# %% [markdown]
+# The size at a bin is that of the weights that enter it: 1 at the first, and for the bootstrap
+# filter very few at the second, since its first particles come from the wide law of $z_1$.
+#
+# Both filters aim at the same number. The one that scatters more comes out lower on average, as the
+# logarithm of an unbiased estimate must.
+#
+# ## Paths of single trials
+#
+# The smoother draws whole paths given all bins of a trial. `to_datatree` puts them, and all that
+# goes with them, into an ArviZ `DataTree`.
+
+# %%
+tree = pyrodyn.to_datatree(model, valid, method="smoother", num_draws=100, num_particles=256)
+paths = to_teacher(tree["posterior/z"].squeeze("chain"))  # (draw, trial, time, latent)
+low, high = np.quantile(paths, (0.05, 0.95), axis=0)
+true_paths = valid["latents"].values
+inside = ((low < true_paths) & (true_paths < high)).mean()
+error = np.sqrt(np.square(paths.mean(0) - true_paths).mean())
+print(f"RMS error of the posterior mean {error:.3f}, the radius of the circle is 3")
+print(f"90 % intervals hold the truth at {100 * inside:.0f} % of the bins")
+
+# %%
+trial = 2
+figure, axes = plt.subplots(2, 1, figsize=(8, 4), sharex=True, layout="constrained")
+for dim, axis in enumerate(axes):
+    band = (low[trial, :, dim], high[trial, :, dim])
+    axis.fill_between(valid["time"], *band, color="C0", alpha=0.4, lw=0, label="90 % of draws")
+    axis.plot(valid["time"], true_paths[trial, :, dim], color="black", lw=1, label="true")
+    axis.set_ylabel(f"$z_{dim + 1}$")
+axes[1].set_xlabel("time (s)")
+axes[0].legend(frameon=False, ncols=2, loc="lower left")
+plt.show()
+
+# %% [markdown]
+# Bands between quantiles of 100 draws are a little narrow: of a model that is exactly right they
+# would hold 88 %.
+#
+# The tree has groups for draws of latents and data, for the data themselves, and for what the
+# filter says of itself.
+
+# %%
+tree
+
+# %% [markdown]
+# ArviZ's plots take it. Do data drawn from the fitted model look like the data? Here the
+# distributions of four channels over all trials and bins: data in black, draws in blue.
+
+# %%
+channels = [f"x_channel_{label}" for label in valid["channel"].values[:4]]
+azp.plot_ppc_dist(
+    for_ppc(tree, by="channel"), var_names=channels, num_samples=30, backend="matplotlib"
+)
+plt.show()
+
+# %% [markdown]
+# ## Every fixed point
+#
+# Relu units cut latent space into regions in which the network is linear. `fixed_points` searches
+# all of them and certifies the list: with `complete` 1 there is no other anywhere. The same search
+# takes the teacher's weights.
+
+# %%
+network = teacher_network("limit_cycle", 20)
+of_teacher = fixed_points_of(
+    PiecewiseLinear.relu(network.decay, network.n, network.m, network.threshold)
+)
+of_student = analysis.fixed_points(model)
+for name, found, points in (
+    ("teacher", of_teacher, of_teacher["point"].values),
+    ("student", of_student, to_teacher(of_student["point"])),
+):
+    print(f"{name}: {len(points)} fixed point(s), complete {found.attrs['complete']}")
+    for point, values, stability in zip(
+        points, found["eigenvalues"].values, found["stability"].values, strict=True
+    ):
+        turn = 2 * np.pi / abs(np.angle(values[0]))
+        print(
+            f"    ({point[0]:.2f}, {point[1]:.2f}), {stability}: grows by {abs(values[0]):.3f}"
+            f" per bin and turns once in {turn:.1f} bins"
+        )
+
+# %% [markdown]
+# One unstable spiral in the middle and no other point of rest: every path must end on something
+# that is not a point. What that is, free runs show.
+#
+# ## Free runs
+#
+# `free_run` lets the model generate by itself, with its process noise. Three such runs in the
+# student's own coordinates, over the field of its noiseless map:
+
+# %%
+run = analysis.free_run(model, num_trials=20, num_bins=400, burn_in=100, seed=0)
+figure = analysis.phase_portrait(model, run["latents"][:3, :60], fixed_points=of_student)
+plt.show()
+
+# %% [markdown]
+# And one run of teacher and student each, 200 bins long, in the teacher's coordinates. Both wander
+# about the same circle, nearer and farther, as their noise drives them.
+
+# %%
+long_recording = data.teacher("limit_cycle", num_trials=20, num_bins=500, seed=1)
+of_truth = long_recording["latents"].values[:, 100:]
+of_runs = to_teacher(run["latents"])
+
+
+def period(path):
+    """Bins per turn about the origin."""
+    phase = np.unwrap(np.arctan2(path[..., 1], path[..., 0]), axis=1)
+    return 2 * np.pi * (path.shape[1] - 1) / np.abs(phase[:, -1] - phase[:, 0]).mean()
+
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 4), sharex=True, sharey=True, layout="constrained")
+for axis, name, path in zip(axes, ("teacher", "student"), (of_truth, of_runs), strict=True):
+    axis.plot(*path[0, :200].T, lw=0.8)
+    radius = np.linalg.norm(path, axis=-1)
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", title=name, aspect="equal")
+    print(
+        f"{name}: period {period(path):.1f} bins, radius {radius.mean():.2f} +- {radius.std():.2f}"
+    )
+plt.show()
+
+# %% [markdown]
+# ## What next
+#
+# - More particles, more trials, several seeds: `benchmarks/teacher_student.py` measures how close
+#   noise, decay and period come.
+# - Spikes: `observation="poisson"`, and `proposal="encoder"` in place of the optimal one.
+# - Inputs: a recording with `inputs` makes a model with inputs; `free_run(model, ...,
+#   inputs=...)` generates under new ones, and `fixed_points(model, inputs=...)` holds them.
+# - Another basis: `model.orthonormal()` gives latents in which the weights are a singular value
+#   decomposition.
