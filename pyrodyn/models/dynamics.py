@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Field = Callable[[Float[Tensor, "*left state"], Float[Tensor, "*left input"]], Tensor]
-"""From states and inputs to something of the states' shape."""
+Field = Callable[[Tensor, Tensor], Tensor]
+"""From states ``(..., state)`` and inputs ``(..., input)`` to something of the states' shape."""
 
 
 @dataclasses.dataclass(frozen=True)

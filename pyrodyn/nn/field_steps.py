@@ -7,7 +7,7 @@
 Steering by diagonal gains is how a Gaussian factor of the data bends a path (see `models.sae`).
 
 Autograd would record a dozen nodes per stage. Here a stage is three products on memory laid out
-beforehand, and only its hidden units are kept for the way back. Two identities save the rest:
+beforehand, and only its hidden units are kept for the way back. Two identities save the rest::
 
     tanh(y) = 2 sigmoid(2 y) - 1       so that a tanh network is a sigmoid network of other weights;
                                        on a CPU sigmoid costs a fifth of tanh
