@@ -12,13 +12,13 @@ by Levenberg-Marquardt steps with exact Jacobians J = dg / dz, in double precisi
     rho = (q(z) - q(z + d)) / (q(z) - |g + J d|^2 / 2)       decrease, real over predicted
     z <- z + d if rho > 0;  mu shrinks where rho is near 1 and grows where it is small
 
-Each start has its own mu. Since the damping falls with |g|, convergence to a regular fixed point is
-quadratic; where J is singular, d stays finite. Starts that have arrived leave the batch. Those that
+Each start has its own mu. Since the damping falls with the size of g, convergence to a regular
+fixed point is quadratic; where J is singular, d stays finite. Starts that have arrived leave the batch. Those that
 meet count as one point. What a search did not find may still exist: a list from here is never
 complete, unlike that of `certified`.
 
 Sources: Sussillo & Barak (2013, Neural Computation 25) for the question and for slow points;
-Levenberg (1944), Marquardt (1963); Fan & Yuan (2005, Computing 74) for the damping by |g|.
+Levenberg (1944), Marquardt (1963); Fan & Yuan (2005, Computing 74) for such damping.
 """
 
 import time
@@ -39,7 +39,7 @@ MAX_ITERATIONS = 100
 DAMPING = 1e-2
 """First damping, as part of the largest diagonal entry of J' J."""
 STATIONARY = 1e-6
-"""The gradient J' g of a slow point is below this part of |J| |g|."""
+"""The gradient J' g of a slow point is below this part of the product of their norms."""
 MERGED = 1e-5
 """Fixed points closer than this part of the states' size are one."""
 MERGED_SLOW = 1e-3
@@ -66,7 +66,7 @@ class Arrived(NamedTuple):
 
     Attributes:
         state: the last states.
-        is_fixed: |g| is within the tolerance.
+        is_fixed: the size of g is within the tolerance.
         is_stationary: a minimum of q that is no fixed point.
         num_iterations: that the slowest took.
     """

@@ -9,7 +9,7 @@ Tangent vectors V at the states z_t are pushed along each bin and made orthonorm
 A positive lambda_1 means chaos; a flow that does not end in a fixed point has one lambda = 0; their
 sum is the mean log of the volume's growth. With lambda_1 + ... + lambda_j >= 0 and the next sum
 below 0, the attractor has the Kaplan-Yorke dimension
-j + (lambda_1 + ... + lambda_j) / |lambda_{j+1}|.
+j - (lambda_1 + ... + lambda_j) / lambda_{j+1}.
 
 Sources: Benettin, Galgani, Giorgilli & Strelcyn (1980, Meccanica 15); Kaplan & Yorke (1979, Lecture
 Notes in Mathematics 730). No Jacobian is formed: one forward derivative per bin moves all tangent
