@@ -13,9 +13,9 @@ by Levenberg-Marquardt steps with exact Jacobians J = dg / dz, in double precisi
     z <- z + d if rho > 0;  mu shrinks where rho is near 1 and grows where it is small
 
 Each start has its own mu. Since the damping falls with the size of g, convergence to a regular
-fixed point is quadratic; where J is singular, d stays finite. Starts that have arrived leave the batch. Those that
-meet count as one point. What a search did not find may still exist: a list from here is never
-complete, unlike that of `certified`.
+fixed point is quadratic; where J is singular, d stays finite. Starts that have arrived leave the
+batch. Those that meet count as one point. What a search did not find may still exist: a list from
+here is never complete, unlike that of `certified`.
 
 Sources: Sussillo & Barak (2013, Neural Computation 25) for the question and for slow points;
 Levenberg (1944), Marquardt (1963); Fan & Yuan (2005, Computing 74) for such damping.
