@@ -5,15 +5,19 @@ Arneodo's, Rossler's and Lorenz' systems, 10 neurons of rate exp(z), z standard 
 
     node     neural ODE from the encoded first state, the horizon growing over the first steps
     noise    neural ODE with process noise: every bin has a posterior of its own
+    falling  the same, its noise pressed down to a tenth of what it first is
     gru      the same autoencoder as ``node`` with a GRU
     ...      or any other cell of `pyrodyn.nn.cells`
 
 Printed for TEST trials: rate R2 (mean over neurons) and hidden R2 (least squares from true to
-inferred latents, mean over inferred dims; fitted on training trials), and its other direction.
+inferred latents, mean over inferred dims; fitted on training trials), its other direction, and the
+largest Lyapunov exponent of the dynamics without noise, per unit of the system's time, beside the
+truth's.
 
 A finished run is kept as JSON beside its model and not run again.
 
     uv run python benchmarks/study.py --kinds node noise gru --dims 3 --seeds 0 1 2 --minutes 3
+    uv run python benchmarks/study.py --kinds falling --minutes 13
     uv run python benchmarks/study.py --systems arneodo --kinds residual_mlp next_state vanilla
 """
 
@@ -29,11 +33,12 @@ import torch
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, models, predict, save
-from pyrodyn.infer import GrowingHorizon, Schedule
+from pyrodyn.infer import FallingNoise, GrowingHorizon, Schedule
 
 SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
 GROWING_STEPS = 600
+FALLING = FallingNoise(first_step=1500, num_steps=2000)
 
 
 def recording_of(system: str, seed: int) -> list[xr.Dataset]:
@@ -46,8 +51,8 @@ def recording_of(system: str, seed: int) -> list[xr.Dataset]:
 
 
 def model_of(kind: str, train: xr.Dataset, dim: int) -> Any:
-    if kind in ("node", "noise"):
-        return models.NodeSAE.for_recording(train, latent_dim=dim, process_noise=kind == "noise")
+    if kind in ("node", "noise", "falling"):
+        return models.NodeSAE.for_recording(train, latent_dim=dim, process_noise=kind != "node")
     return models.RnnSAE.for_recording(train, latent_dim=dim, cell=kind)
 
 
@@ -59,6 +64,7 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
     train, valid, test = recording_of(system, seed)
     torch.manual_seed(seed)
     model = model_of(kind, train, dim)
+    with_noise = kind in ("noise", "falling")
     started = time.monotonic()
     fitted = fit(
         model,
@@ -68,10 +74,11 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
         max_minutes=minutes,
         batch_size=128,
         schedule=Schedule(
-            learning_rate=1e-2 if kind == "noise" else 5e-3,
+            learning_rate=1e-2 if with_noise else 5e-3,
             patience=15,
             stop_patience=1000,
-            horizon=None if kind == "noise" else GrowingHorizon(5, GROWING_STEPS),
+            horizon=None if with_noise else GrowingHorizon(5, GROWING_STEPS),
+            noise=FALLING if kind == "falling" else None,
         ),
         seed=seed,
         progress=False,
@@ -79,6 +86,10 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
     elapsed = time.monotonic() - started
     on_train, on_test = predict(model, train, num_draws=10), predict(model, test)
     hidden = analysis.latent_r2(on_train["z"], train["latents"], on_test["z"], test["latents"])
+    spectrum = analysis.lyapunov_spectrum(
+        model, on_test["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
+    )
+    time_per_bin = train.attrs["time_per_bin"]
     row = {
         "system": system,
         "kind": kind,
@@ -89,6 +100,8 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
         "rate R2": analysis.rate_r2(on_test["rates"], test["rates"]).mean,
         "hidden R2": hidden.true_to_inferred,
         "back": hidden.inferred_to_true,
+        "exponent": float(spectrum["exponents_per_bin"][0]) / time_per_bin,
+        "truth": data.SYSTEMS[system].lyapunov[0],
     }
     save(model, out / name)
     kept.write_text(json.dumps(row))

@@ -6,7 +6,7 @@ from pyrodyn.infer.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives import ELBO, Objective, Ramp
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.resampling import RESAMPLING
-from pyrodyn.infer.schedule import GrowingHorizon, NonFiniteLossError, Schedule
+from pyrodyn.infer.schedule import FallingNoise, GrowingHorizon, NonFiniteLossError, Schedule
 from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.vsmc import VSMC
 
@@ -16,6 +16,7 @@ __all__ = [
     "RESAMPLING",
     "RWS",
     "VSMC",
+    "FallingNoise",
     "Filtered",
     "Fit",
     "GrowingHorizon",

@@ -79,7 +79,7 @@ def fit[Model: LatentDynamics](
         max_epochs: most passes over the training trials.
         max_minutes: most minutes of training, those before a resume included.
         batch_size: trials per step.
-        schedule: learning rates and patience.
+        schedule: learning rates and patience, the growing horizon and the falling noise.
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
             nothing.
         resume: go on from the checkpoint in ``out``.
@@ -99,6 +99,8 @@ def fit[Model: LatentDynamics](
     """
     objective = ELBO() if objective is None else objective
     _check(model, train, valid, max_epochs, max_minutes, batch_size)
+    if schedule.noise is not None:
+        schedule.noise.check(model)
     folder = None if out is None else Path(out)
     resumed = _resumed(folder, resume)
     keep_freed_memory()

@@ -1,8 +1,10 @@
 """How training proceeds, and how it fails."""
 
 import dataclasses
+import math
 
 import torch
+from torch import nn
 
 from pyrodyn.data.batch import Batch
 
@@ -44,8 +46,70 @@ class GrowingHorizon:
 
 
 @dataclasses.dataclass(frozen=True)
+class FallingNoise:
+    """Let process noise be as large as it likes at first, then press it down to a share of that.
+
+    Noise lets the data lead the path while the dynamics are poor. Left alone it stays larger than
+    it need be, and the dynamics learn no more than to predict one bin: without noise their paths
+    come to rest. A limit that falls geometrically makes them predict further and further.
+
+    For `NodeSAE` and `RnnSAE` with process noise.
+
+    Attributes:
+        first_step: training step at which noise is limited to what it then is, per latent.
+        num_steps: training steps over which the limit then falls; it stays from there on.
+        factor: what the limit is multiplied by in all.
+    """
+
+    first_step: int
+    num_steps: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.first_step < 0 or self.num_steps < 1:
+            raise ValueError(
+                f"first_step={self.first_step} must be at least 0 and num_steps={self.num_steps}"
+                " at least 1"
+            )
+        if not 0 < self.factor < 1:
+            raise ValueError(f"factor={self.factor}; noise falls by a factor between 0 and 1")
+
+    @property
+    def last_step(self) -> int:
+        """Training step from which on the limit stays."""
+        return self.first_step + self.num_steps
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model whose noise this cannot limit."""
+        if not hasattr(model, "log_noise_limit"):
+            raise ValueError(
+                f"Schedule(noise=FallingNoise(...)) limits the process noise of NodeSAE and RnnSAE;"
+                f" this {type(model).__name__} has none: build it with process_noise=True or leave"
+                " noise out"
+            )
+
+    @torch.no_grad()
+    def press(self, model: nn.Module, step: int) -> None:
+        """Lower the model's limit, one call per training step in order, and hold its noise to it.
+
+        The limit is part of the model's state, so that a resumed run goes on from where it was.
+        """
+        if step < self.first_step:
+            return
+        noise, limit = model.log_noise, model.log_noise_limit
+        assert isinstance(noise, nn.Parameter) and isinstance(limit, torch.Tensor)
+        if step == self.first_step:
+            limit.copy_(noise)
+        elif step <= self.last_step:
+            limit.add_(math.log(self.factor) / self.num_steps)
+        noise.copy_(torch.minimum(noise, limit))
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
     """How the learning rate falls and when training ends.
+
+    Training ends, and weights are kept, only after horizon and noise have arrived.
 
     Attributes:
         learning_rate: Adam's initial step size.
@@ -54,6 +118,7 @@ class Schedule:
         stop_patience: epochs without improvement after which training ends.
         gradient_clip: largest norm of the gradient of the loss per trial.
         horizon: how many bins are scored at first; None scores all from the start.
+        noise: how process noise falls; None leaves it to the objective alone.
     """
 
     learning_rate: float = 4e-3
@@ -62,6 +127,16 @@ class Schedule:
     stop_patience: int = 60
     gradient_clip: float = 10.0
     horizon: GrowingHorizon | None = None
+    noise: FallingNoise | None = None
+
+    @property
+    def final_step(self) -> int:
+        """Training step from which on neither horizon nor noise changes."""
+        ends = (
+            0 if self.horizon is None else self.horizon.num_steps,
+            0 if self.noise is None else self.noise.last_step,
+        )
+        return max(ends)
 
 
 class NonFiniteLossError(ArithmeticError):

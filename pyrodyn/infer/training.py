@@ -100,7 +100,7 @@ class Training(lightning.LightningModule):
         transforms: applied to each training batch, in order.
         valid_transforms: applied to each validation batch, in order.
         batch_size: trials per training step and per validation batch.
-        schedule: learning rates and the growing horizon.
+        schedule: learning rates, the growing horizon and the falling noise.
         first_bin: the first bin that the model generates.
         seed: seeds order, masks and noise.
     """
@@ -161,13 +161,14 @@ class Training(lightning.LightningModule):
 
     @property
     def _ramps_are_over(self) -> bool:
-        horizon = self._schedule.horizon
-        ends = self.loss.objective.final_step, 0 if horizon is None else horizon.num_steps
+        ends = self.loss.objective.final_step, self._schedule.final_step
         return self.global_step >= max(ends)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss per trial."""
         torch.manual_seed(mixed(self._seed, self.global_step))
+        if self._schedule.noise is not None:
+            self._schedule.noise.press(self.loss.model, self.global_step)
         given = batch
         for transform in self._transforms:
             batch = transform(batch)

@@ -105,6 +105,9 @@ class SequentialAutoencoder(StateSpaceModel):
         self.start_log_scale = nn.Parameter(torch.zeros(dim))
         if self.process_noise:
             self.log_noise = nn.Parameter(torch.full((dim,), START_NOISE).log())
+            # Held to by training where `pyrodyn.infer.FallingNoise` asks for it.
+            self.log_noise_limit: Tensor
+            self.register_buffer("log_noise_limit", torch.full((dim,), torch.inf))
         self.observation = observation_model(config["observation"], num_neurons)
         num_predictors = self.observation.num_predictors * num_neurons
         width = config["readout_width"]

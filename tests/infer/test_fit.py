@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.masking import CoordinatedDropout, SampleValidation, SpikeJitter
 from pyrodyn.data.readers import write
-from pyrodyn.infer import ELBO, GrowingHorizon, NonFiniteLossError, Ramp, Schedule, fit
+from pyrodyn.infer import (
+    ELBO,
+    FallingNoise,
+    GrowingHorizon,
+    NonFiniteLossError,
+    Ramp,
+    Schedule,
+    fit,
+)
 from pyrodyn.infer.fit import CHECKPOINT
 from pyrodyn.infer.training import ShuffledBatches, mixed
 from pyrodyn.models.files import load, read_card, save
+from pyrodyn.models.sae import NodeSAE
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
 
@@ -381,6 +390,57 @@ def test_stopping_waits_for_the_horizon(train, valid, make_lfads):
     assert fitted.history.sizes["epoch"] == 4 + 2
     early, full = fitted.history["train_loss"].values[[0, -1]]
     assert early < 0.8 * full
+
+
+def noisy_node(recording: xr.Dataset) -> NodeSAE:
+    torch.manual_seed(0)
+    sizes = {"field_width": 4, "encoder_dim": 3}
+    return NodeSAE.for_recording(recording, latent_dim=2, process_noise=True, **sizes)
+
+
+def test_noise_is_free_then_held_to_a_falling_limit(train):
+    model = noisy_node(train)
+    falling = FallingNoise(first_step=2, num_steps=4, factor=0.25)
+    falling.press(model, 0)
+    assert torch.isinf(model.log_noise_limit).all()
+    with torch.no_grad():
+        model.log_noise.copy_(torch.tensor([1.0, -3.0]))
+    start = model.log_noise.detach().clone()
+    for step in range(2, 10):
+        falling.press(model, step)
+        share = 0.25 ** min((step - 2) / 4, 1)
+        torch.testing.assert_close(model.log_noise_limit, start + np.log(share))
+        torch.testing.assert_close(model.log_noise.detach(), model.log_noise_limit)
+        with torch.no_grad():
+            model.log_noise += 0.1
+    with torch.no_grad():
+        model.log_noise -= 5.0
+    kept = model.log_noise.detach().clone()
+    falling.press(model, 10)
+    assert torch.equal(model.log_noise, kept)
+
+
+def test_a_resumed_fit_presses_noise_on_from_where_it_was(train, valid, tmp_path):
+    falling = Schedule(stop_patience=100, noise=FallingNoise(first_step=3, num_steps=12))
+    options = {"batch_size": 5, "schedule": falling, "checkpoint_seconds": 0.0, **QUIET}
+    whole = fit(noisy_node(train), train, valid, max_epochs=6, **options)
+    assert (whole.model.noise_scales()[1] < 0.1).all()
+    assert whole.best_epoch >= 4  # three steps an epoch: noise arrives at step 15
+    model = noisy_node(train)
+    fit(model, train, valid, max_epochs=3, out=tmp_path, **options)
+    again = fit(noisy_node(train), train, valid, max_epochs=6, out=tmp_path, resume=True, **options)
+    assert same(weights(again.model), weights(whole.model))
+
+
+def test_falling_noise_refuses_what_it_cannot_press(train, make_lfads):
+    schedule = Schedule(noise=FallingNoise(0, 10))
+    for model in (make_lfads(train), NodeSAE.for_recording(train, latent_dim=2)):
+        with pytest.raises(ValueError, match="has none: build it with process_noise=True"):
+            fit(model, train, max_epochs=1, schedule=schedule, **QUIET)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        FallingNoise(0, 0)
+    with pytest.raises(ValueError, match="factor=1"):
+        FallingNoise(0, 10, factor=1.0)
 
 
 def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, valid, make_lfads):
