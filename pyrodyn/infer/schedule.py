@@ -51,7 +51,8 @@ class FallingNoise:
 
     Noise lets the data lead the path while the dynamics are poor. Left alone it stays larger than
     it need be, and the dynamics learn no more than to predict one bin: without noise their paths
-    come to rest. A limit that falls geometrically makes them predict further and further.
+    come to rest. A limit that falls geometrically makes them predict further and further. It
+    limits a parameter; the objective remains the bound that it is.
 
     For `NodeSAE` and `RnnSAE` with process noise.
 
@@ -83,19 +84,20 @@ class FallingNoise:
         """Refuse a model whose noise this cannot limit."""
         if not hasattr(model, "log_noise_limit"):
             raise ValueError(
-                f"Schedule(noise=FallingNoise(...)) limits the process noise of NodeSAE and RnnSAE;"
-                f" this {type(model).__name__} has none: build it with process_noise=True or leave"
-                " noise out"
+                f"FallingNoise presses down the process noise of a NodeSAE or RnnSAE built with"
+                f" process_noise=True; for this {type(model).__name__} leave the schedule's noise"
+                " out"
             )
 
     @torch.no_grad()
-    def press(self, model: nn.Module, step: int) -> None:
+    def press(self, model: object, step: int) -> None:
         """Lower the model's limit, one call per training step in order, and hold its noise to it.
 
         The limit is part of the model's state, so that a resumed run goes on from where it was.
         """
         if step < self.first_step:
             return
+        assert isinstance(model, nn.Module)
         noise, limit = model.log_noise, model.log_noise_limit
         assert isinstance(noise, nn.Parameter) and isinstance(limit, torch.Tensor)
         if step == self.first_step:

@@ -435,7 +435,7 @@ def test_a_resumed_fit_presses_noise_on_from_where_it_was(train, valid, tmp_path
 def test_falling_noise_refuses_what_it_cannot_press(train, make_lfads):
     schedule = Schedule(noise=FallingNoise(0, 10))
     for model in (make_lfads(train), NodeSAE.for_recording(train, latent_dim=2)):
-        with pytest.raises(ValueError, match="has none: build it with process_noise=True"):
+        with pytest.raises(ValueError, match="built with process_noise=True; for this"):
             fit(model, train, max_epochs=1, schedule=schedule, **QUIET)
     with pytest.raises(ValueError, match="num_steps=0"):
         FallingNoise(0, 0)
