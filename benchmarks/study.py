@@ -12,12 +12,14 @@ Arneodo's, Rossler's and Lorenz' systems, 10 neurons of rate exp(z), z standard 
 Printed for TEST trials: rate R2 (mean over neurons) and hidden R2 (least squares from true to
 inferred latents, mean over inferred dims; fitted on training trials), its other direction, and the
 largest Lyapunov exponent of the dynamics without noise, per unit of the system's time, beside the
-truth's.
+truth's; with process noise its standard deviation, mean over latents, in units of their own. With
+as many dims as the system, also the fixed points, mapped to the truth by least squares, with their
+eigenvalues per unit of the system's time.
 
 A finished run is kept as JSON beside its model and not run again.
 
     uv run python benchmarks/study.py --kinds node noise gru --dims 3 --seeds 0 1 2 --minutes 3
-    uv run python benchmarks/study.py --kinds falling --minutes 13
+    uv run python benchmarks/study.py --kinds falling --systems arneodo lorenz --minutes 10
     uv run python benchmarks/study.py --systems arneodo --kinds residual_mlp next_state vanilla
 """
 
@@ -38,6 +40,7 @@ from pyrodyn.infer import FallingNoise, GrowingHorizon, Schedule
 SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
 GROWING_STEPS = 600
+WITH_NOISE = ("noise", "falling")
 FALLING = FallingNoise(first_step=1500, num_steps=2000)
 
 
@@ -51,20 +54,21 @@ def recording_of(system: str, seed: int) -> list[xr.Dataset]:
 
 
 def model_of(kind: str, train: xr.Dataset, dim: int) -> Any:
-    if kind in ("node", "noise", "falling"):
-        return models.NodeSAE.for_recording(train, latent_dim=dim, process_noise=kind != "node")
+    if kind == "node" or kind in WITH_NOISE:
+        noise = kind in WITH_NOISE
+        return models.NodeSAE.for_recording(train, latent_dim=dim, process_noise=noise)
     return models.RnnSAE.for_recording(train, latent_dim=dim, cell=kind)
 
 
 def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) -> dict[str, Any]:
-    name = f"{system}_{kind}_{dim}_{seed}"
+    name = f"{system}_{kind}_{dim}_{seed}_{minutes:g}min"
     kept = out / f"{name}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     train, valid, test = recording_of(system, seed)
     torch.manual_seed(seed)
     model = model_of(kind, train, dim)
-    with_noise = kind in ("noise", "falling")
+    with_noise = kind in WITH_NOISE
     started = time.monotonic()
     fitted = fit(
         model,
@@ -84,12 +88,7 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
         progress=False,
     )
     elapsed = time.monotonic() - started
-    on_train, on_test = predict(model, train, num_draws=10), predict(model, test)
-    hidden = analysis.latent_r2(on_train["z"], train["latents"], on_test["z"], test["latents"])
-    spectrum = analysis.lyapunov_spectrum(
-        model, on_test["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
-    )
-    time_per_bin = train.attrs["time_per_bin"]
+    save(model, out / name)
     row = {
         "system": system,
         "kind": kind,
@@ -97,15 +96,49 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
         "seed": seed,
         "seconds": elapsed,
         "steps": fitted.num_steps,
+        **scores(model, system, train, test),
+    }
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def scores(model: Any, system: str, train: xr.Dataset, test: xr.Dataset) -> dict[str, Any]:
+    """What is printed of a fitted model."""
+    on_train, on_test = predict(model, train, num_draws=10), predict(model, test)
+    hidden = analysis.latent_r2(on_train["z"], train["latents"], on_test["z"], test["latents"])
+    spectrum = analysis.lyapunov_spectrum(
+        model, on_test["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
+    )
+    time_per_bin = train.attrs["time_per_bin"]
+    found = {
         "rate R2": analysis.rate_r2(on_test["rates"], test["rates"]).mean,
         "hidden R2": hidden.true_to_inferred,
         "back": hidden.inferred_to_true,
         "exponent": float(spectrum["exponents_per_bin"][0]) / time_per_bin,
         "truth": data.SYSTEMS[system].lyapunov[0],
     }
-    save(model, out / name)
-    kept.write_text(json.dumps(row))
-    return row
+    if model.process_noise:
+        spread = on_train["z"].std(("trial", "time")).values
+        found["noise"] = float((model.noise_scales()[1].detach().numpy() / spread).mean())
+    if model.config["latent_dim"] == test.sizes["latent"]:
+        found["fixed points"] = fixed_points(model, on_train["z"].values, train)
+    return found
+
+
+def fixed_points(model: Any, z: np.ndarray, train: xr.Dataset) -> list[str]:
+    """Those of the fitted dynamics, one line each in the truth's coordinates."""
+    rows, truth = z.reshape(-1, z.shape[-1]), train["latents"].values.reshape(-1, z.shape[-1])
+    to_truth, *_ = np.linalg.lstsq(rows - rows.mean(0), truth - truth.mean(0))
+    found = analysis.fixed_points(model, starts=z)
+    eigenvalues = found["eigenvalues"].values
+    if found.attrs["kind"] == "flow":
+        eigenvalues = eigenvalues * train.attrs["bin_width"] / train.attrs["time_per_bin"]
+    else:  # a map: the growth over one bin
+        eigenvalues = np.log(eigenvalues.astype(complex)) / train.attrs["time_per_bin"]
+    return [
+        f"    fixed point {(point - rows.mean(0)) @ to_truth + truth.mean(0)}, eigenvalues {growth}"
+        for point, growth in zip(found["point"].values, eigenvalues, strict=True)
+    ]
 
 
 def shown(value: Any) -> str:
@@ -123,6 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("study"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    np.set_printoptions(precision=3, suppress=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     is_first = True
     for seed in arguments.seeds:
@@ -130,10 +164,16 @@ def main() -> None:
             for dim in arguments.dims:
                 for system in arguments.systems:
                     row = run(system, kind, dim, seed, arguments.minutes, arguments.out)
+                    points = row.pop("fixed points", [])
                     if is_first:
                         print("".join(f"{name:>12}" for name in row))
                     is_first = False
-                    print("".join(shown(value) for value in row.values()), flush=True)
+                    print(
+                        "".join(shown(value) for value in row.values()),
+                        *points,
+                        sep="\n",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":
