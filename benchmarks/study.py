@@ -5,7 +5,8 @@ Arneodo's, Rossler's and Lorenz' systems, 10 neurons of rate exp(z), z standard 
 
     node     neural ODE from the encoded first state, the horizon growing over the first steps
     noise    neural ODE with process noise: every bin has a posterior of its own
-    falling  the same, its noise pressed down to a tenth of what it first is
+    falling  the same by Runge and Kutta's fourth-order steps, its noise pressed down to a tenth
+             of what it first is
     gru      the same autoencoder as ``node`` with a GRU
     ...      or any other cell of `pyrodyn.nn.cells`
 
@@ -16,10 +17,11 @@ truth's; with process noise its standard deviation, mean over latents, in units 
 as many dims as the system, also the fixed points, mapped to the truth by least squares, with their
 eigenvalues per unit of the system's time.
 
-A finished run is kept as JSON beside its model and not run again.
+A finished run is kept as JSON beside its model and not run again. A fit ends after a number of
+training steps, so that the same seed gives the same row.
 
-    uv run python benchmarks/study.py --kinds node noise gru --dims 3 --seeds 0 1 2 --minutes 3
-    uv run python benchmarks/study.py --kinds falling --systems arneodo lorenz --minutes 10
+    uv run python benchmarks/study.py --kinds node noise gru --dims 3 --seeds 0 1 2 --steps 1500
+    uv run python benchmarks/study.py --kinds falling --systems arneodo lorenz --steps 6000
     uv run python benchmarks/study.py --systems arneodo --kinds residual_mlp next_state vanilla
 """
 
@@ -39,6 +41,7 @@ from pyrodyn.infer import FallingNoise, GrowingHorizon, Schedule
 
 SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
+BATCH_SIZE = 128
 GROWING_STEPS = 600
 WITH_NOISE = ("noise", "falling")
 FALLING = FallingNoise(first_step=1500, num_steps=2000)
@@ -56,12 +59,15 @@ def recording_of(system: str, seed: int) -> list[xr.Dataset]:
 def model_of(kind: str, train: xr.Dataset, dim: int) -> Any:
     if kind == "node" or kind in WITH_NOISE:
         noise = kind in WITH_NOISE
-        return models.NodeSAE.for_recording(train, latent_dim=dim, process_noise=noise)
+        solver = "rk4" if kind == "falling" else "midpoint"
+        return models.NodeSAE.for_recording(
+            train, latent_dim=dim, process_noise=noise, solver=solver
+        )
     return models.RnnSAE.for_recording(train, latent_dim=dim, cell=kind)
 
 
-def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) -> dict[str, Any]:
-    name = f"{system}_{kind}_{dim}_{seed}_{minutes:g}min"
+def run(system: str, kind: str, dim: int, seed: int, steps: int, out: Path) -> dict[str, Any]:
+    name = f"{system}_{kind}_{dim}_{seed}_{steps}"
     kept = out / f"{name}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
@@ -74,9 +80,8 @@ def run(system: str, kind: str, dim: int, seed: int, minutes: float, out: Path) 
         model,
         train,
         valid,
-        max_epochs=100_000,
-        max_minutes=minutes,
-        batch_size=128,
+        max_epochs=steps * BATCH_SIZE // NUM_TRAIN,
+        batch_size=BATCH_SIZE,
         schedule=Schedule(
             learning_rate=1e-2 if with_noise else 5e-3,
             patience=15,
@@ -127,16 +132,15 @@ def scores(model: Any, system: str, train: xr.Dataset, test: xr.Dataset) -> dict
 
 def fixed_points(model: Any, z: np.ndarray, train: xr.Dataset) -> list[str]:
     """Those of the fitted dynamics, one line each in the truth's coordinates."""
-    rows, truth = z.reshape(-1, z.shape[-1]), train["latents"].values.reshape(-1, z.shape[-1])
-    to_truth, *_ = np.linalg.lstsq(rows - rows.mean(0), truth - truth.mean(0))
-    found = analysis.fixed_points(model, starts=z)
+    to_truth = analysis.align(z, train["latents"])
+    found = analysis.fixed_points(to_truth.carried(analysis.dynamics_of(model)), starts=to_truth(z))
     eigenvalues = found["eigenvalues"].values
     if found.attrs["kind"] == "flow":
         eigenvalues = eigenvalues * train.attrs["bin_width"] / train.attrs["time_per_bin"]
     else:  # a map: the growth over one bin
         eigenvalues = np.log(eigenvalues.astype(complex)) / train.attrs["time_per_bin"]
     return [
-        f"    fixed point {(point - rows.mean(0)) @ to_truth + truth.mean(0)}, eigenvalues {growth}"
+        f"    fixed point {point}, eigenvalues {growth}"
         for point, growth in zip(found["point"].values, eigenvalues, strict=True)
     ]
 
@@ -151,7 +155,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["node", "noise", "gru"])
     parser.add_argument("--dims", type=int, nargs="+", default=[3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("study"))
     arguments = parser.parse_args()
@@ -163,7 +167,7 @@ def main() -> None:
         for kind in arguments.kinds:
             for dim in arguments.dims:
                 for system in arguments.systems:
-                    row = run(system, kind, dim, seed, arguments.minutes, arguments.out)
+                    row = run(system, kind, dim, seed, arguments.steps, arguments.out)
                     points = row.pop("fixed points", [])
                     if is_first:
                         print("".join(f"{name:>12}" for name in row))

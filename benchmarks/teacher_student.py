@@ -5,11 +5,11 @@ family are fitted by VSMC to 400 trials, 100 more set the learning rate and are 
 
 Gaussian (20 channels, 75 bins, observation noise .1), goal 2 %, the period 5 %:
 
-    sigma_z     Latents are known up to an affine map. z_teacher = A z + c is fitted by least
+    sigma_z     Latents are known up to an affine map. z_teacher = z A + c is fitted by least
                 squares of the teacher's true latents on the student's filtered means over all bins
                 but the first five of the validation trials (a posterior mean is what truth
                 regresses on with slope 1, so that this map is not shrunk by what is uncertain);
-                sigma_z is the root mean eigenvalue of A S A', S the student's process covariance.
+                sigma_z is the root mean eigenvalue of A' S A, S the student's process covariance.
     sigma_x     root mean of the channels' variances
     a           needs no map; the student starts from ``--decay``, not from the truth
     slope       mean eigenvalue of the student's Jacobian along the teacher's cycle, real part:
@@ -128,13 +128,6 @@ def _start_from_components(model: models.LowRankRNN, train: xr.Dataset) -> None:
 # --- what is measured ---------------------------------------------------------------------------
 
 
-def affine(source: Array, target: Array) -> tuple[Array, Array]:
-    """A and c of the least-squares map ``target = source A' + c``."""
-    design = np.column_stack([source, np.ones(len(source))])
-    solution = np.linalg.lstsq(design, target, rcond=None)[0]
-    return solution[:-1].T, solution[-1]
-
-
 @torch.no_grad()
 def filtered_means(model: models.LowRankRNN, recording: xr.Dataset) -> Array:
     """E[z_t | x_{1:t}] ``(trial, time, latent)``, by 1000 particles."""
@@ -179,38 +172,35 @@ def slope(step: Callable[[Array], Array], around: Array) -> float:
 
 def gaussian_row(model: models.LowRankRNN, valid: xr.Dataset) -> dict[str, float]:
     """Noise, decay, slope and period of a student, each with its relative error in %."""
-    means = filtered_means(model, valid)[:, 5:].reshape(-1, 2)
-    truth = valid["latents"].values[:, 5:].reshape(-1, 2).astype(float)
-    A, c = affine(means, truth)
+    means, truth = filtered_means(model, valid)[:, 5:], valid["latents"].values[:, 5:]
+    to_teacher = analysis.align(means, truth)
+    A, around = to_teacher.matrix, truth.reshape(-1, 2).astype(float)
     with torch.no_grad():
         covariance = model.process_noise()[1].matrix.double().numpy()
         assert isinstance(model.observation, Gaussian)
         sigma_x = float(model.observation.scale().square().mean().sqrt())
         decay = float(model.decay().mean())
 
-    @torch.no_grad()
+    student = to_teacher.carried(analysis.dynamics_of(model))
+
     def step(z: Array) -> Array:
         """The student's map in the teacher's coordinates."""
-        own = np.linalg.solve(A, (z - c).T).T
-        state = models.low_rank_rnn.LowRankState(
-            torch.tensor(own, dtype=torch.float32), torch.zeros(len(z), 0), torch.zeros(len(z), 0)
-        )
-        return model.mean_step(state).double().numpy() @ A.T + c
+        return student.step(torch.from_numpy(z), torch.zeros(len(z), 0)).numpy()
 
     network = teacher_network("limit_cycle", 20)
     long = data.teacher("limit_cycle", 40, 2200, 20, seed=99)["latents"].values.astype(float)
     found = {
-        "sigma_z": float(np.sqrt(np.linalg.eigvalsh(A @ covariance @ A.T).mean())),
+        "sigma_z": float(np.sqrt(np.linalg.eigvalsh(A.T @ covariance @ A).mean())),
         "sigma_x": sigma_x,
         "a": decay,
-        "slope": slope(step, truth),
-        "period": period(free_latents(model, 40, 2200) @ A.T + c),
+        "slope": slope(step, around),
+        "period": period(to_teacher(free_latents(model, 40, 2200))),
     }
     wanted = {
         "sigma_z": valid.attrs["process_noise"],
         "sigma_x": valid.attrs["observation_noise"],
         "a": valid.attrs["decay"],
-        "slope": slope(network.mean_step, truth),
+        "slope": slope(network.mean_step, around),
         "period": period(long),
     }
     row: dict[str, float] = {}

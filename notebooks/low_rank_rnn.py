@@ -124,28 +124,21 @@ plt.show()
 # Latents are known up to an affine map only: $z$ and $T z + c$ with the weights changed to match
 # explain the same data. So before anything is compared, the truth is regressed on the student's
 # filtered means, on training trials. The same map takes the student's process noise $S$ to
-# $A S A^\top$.
+# $A^\top S A$.
 
 # %%
 with torch.no_grad():
     torch.manual_seed(0)
     filtered_train = particle_filter(model, model.trials_of(train).batch(), 256)
-means = filtered_train.mean().transpose(0, 1).numpy()[:, 5:].reshape(-1, 2)
-truth = train["latents"].values[:, 5:].reshape(-1, 2)
-solution = np.linalg.lstsq(np.column_stack([means, np.ones(len(means))]), truth, rcond=None)[0]
-A, c = solution[:2].T, solution[2]
-
-
-def to_teacher(z):
-    """Student's latents (..., 2) in the teacher's coordinates."""
-    return np.asarray(z, float) @ A.T + c
-
+means = filtered_train.mean().transpose(0, 1).numpy()[:, 5:]
+to_teacher = analysis.align(means, train["latents"].values[:, 5:])  # called, it maps latents
+A = to_teacher.matrix
 
 with torch.no_grad():
     S = model.process_noise()[1].matrix.double().numpy()
     observation_noise = float(model.observation.scale().square().mean().sqrt())
     decay = float(model.decay())
-process_noise = np.sqrt(np.linalg.eigvalsh(A @ S @ A.T))
+process_noise = np.sqrt(np.linalg.eigvalsh(A.T @ S @ A))
 print("                       true   student")
 print(f"process noise, axes    {0.2:.3f}  {process_noise[0]:.3f} and {process_noise[1]:.3f}")
 print(f"observation noise      {0.5:.3f}  {observation_noise:.3f}")

@@ -1,5 +1,6 @@
 """Scores of a fit, the dynamics that it learned, and pictures of both."""
 
+from pyrodyn.analysis.alignment import Alignment, align, latent_r2, subspace_angles
 from pyrodyn.analysis.attractors import attractor_baselines, d_h, d_stsp
 from pyrodyn.analysis.decoding import decode
 from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics, visited_states
@@ -17,14 +18,15 @@ from pyrodyn.analysis.portraits import (
 from pyrodyn.analysis.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores import (
     bits_per_spike,
-    latent_r2,
     rate_r2,
     recording_bits_per_spike,
 )
 from pyrodyn.analysis.spectra import participation_ratio, power_spectrum, timescales
 
 __all__ = [
+    "Alignment",
     "Plane",
+    "align",
     "attractor_baselines",
     "bits_per_spike",
     "condition_psth",
@@ -51,6 +53,7 @@ __all__ = [
     "rate_r2",
     "recording_bits_per_spike",
     "smooth",
+    "subspace_angles",
     "timescales",
     "visited_states",
 ]

@@ -212,29 +212,31 @@ def plot_lyapunov(spectrum: xr.Dataset) -> Figure:
 
 
 def plot_attractors(true: ArrayLike | Tensor, inferred: ArrayLike | Tensor) -> Figure:
-    """Paths on two attractors in three dimensions, side by side.
+    """Paths on two attractors in three dimensions, side by side on the same scale.
 
     Args:
         true: ``(time, 3)`` or ``(trial, time, 3)``; its first 50 trials are drawn.
         inferred: the same, in coordinates that one can compare, such as after a regression onto
-            the true ones.
+            the true ones (`pyrodyn.analysis.align`).
 
     Raises:
         ValueError: for paths of another shape.
     """
-    figure = plt.figure(figsize=(8.4, 4.2), layout="constrained")
-    for position, (title, given) in enumerate({"true": true, "inferred": inferred}.items(), 1):
-        paths = _array(given)
+    given = {"true": _array(true), "inferred": _array(inferred)}
+    for title, paths in given.items():
         if paths.ndim not in (2, 3) or paths.shape[-1] != 3:
-            plt.close(figure)
             raise ValueError(
                 f"{title} must be paths of shape (time, 3) or (trial, time, 3), not {paths.shape}"
             )
+    all_states = np.concatenate([paths.reshape(-1, 3) for paths in given.values()])
+    figure = plt.figure(figsize=(8.4, 4.2), layout="constrained")
+    for position, (title, paths) in enumerate(given.items(), 1):
         axis = figure.add_subplot(1, 2, position, projection="3d")
         for path in paths.reshape(-1, *paths.shape[-2:])[:MOST_PATHS]:
             axis.plot(*path.T, lw=0.6, color="black" if position == 1 else "C3")
         axis.set(title=title, xlabel="x", ylabel="y")
         axis.set_zlabel("z")
+        axis.auto_scale_xyz(*all_states.T)
     return figure
 
 

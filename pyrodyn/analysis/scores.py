@@ -1,8 +1,7 @@
-"""Scores of inferred rates and latents, in the definitions of the field::
+"""Scores of inferred rates, in the definitions of the field::
 
     bits per spike   (log p(x | rates) - log p(x | null)) / (num_spikes ln 2),  p Poisson
     rate R2          1 - SS_residual / SS_total of inferred against true rates
-    latent R2        of least-squares maps between inferred and true latents, in both directions
 
 One bool mask says which entries count, and only entries where it is true are ever read: padding of
 ragged trials, lost samples, NaN or infinities elsewhere cannot reach a score. `entry_mask` makes it
@@ -14,8 +13,8 @@ filter also follows the noise: score held-out neurons and, in simulations, the r
 
 Sources: Pei et al. (2021), "Neural Latents Benchmark '21" (arXiv 2109.04463), for co-smoothing and
 forward prediction; Sedler, Versteeg & Pandarinath (2023, arXiv 2212.03771) for the rate R2 averaged
-over neurons and the latent R2 from true to inferred. The benchmark's other two scores are in
-`pyrodyn.analysis.psth` (trial averages) and `pyrodyn.analysis.decoding` (behaviour).
+over neurons. The benchmark's other two scores are in `pyrodyn.analysis.psth` (trial averages) and
+`pyrodyn.analysis.decoding` (behaviour); latents are scored in `pyrodyn.analysis.alignment`.
 """
 
 from typing import NamedTuple
@@ -47,25 +46,6 @@ class RateR2(NamedTuple):
     per_neuron: Array
     mean: float
     pooled: float
-
-
-class LatentR2(NamedTuple):
-    """R2 of affine maps between inferred and true latents.
-
-    Attributes:
-        true_to_inferred: how well the truth predicts the inferred dimensions, averaged over them;
-            low where the inference holds dynamics that the truth does not.
-        inferred_to_true: how well the inference predicts the true dimensions, averaged over them;
-            low where something was missed.
-        per_inferred: ``(inferred dimension,)``, averaged in ``true_to_inferred``; NaN, and left out
-            of the mean, for a dimension that never moves.
-        per_true: ``(true dimension,)``, averaged in ``inferred_to_true``.
-    """
-
-    true_to_inferred: float
-    inferred_to_true: float
-    per_inferred: Array
-    per_true: Array
 
 
 def entry_mask(recording: xr.Dataset, entries: str = "all") -> xr.DataArray:
@@ -195,43 +175,6 @@ def rate_r2(rates: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -
     per_neuron = _r2(residual, total)
     mean = mean_r2(per_neuron)
     return RateR2(per_neuron, mean, float(1 - residual.sum() / total.sum()))
-
-
-def latent_r2(
-    inferred_train: ArrayLike,
-    true_train: ArrayLike,
-    inferred_test: ArrayLike,
-    true_test: ArrayLike,
-    *,
-    valid_train: ArrayLike | None = None,
-    valid_test: ArrayLike | None = None,
-) -> LatentR2:
-    """R2 of affine least-squares maps between inferred and true latents, in both directions.
-
-    Args:
-        inferred_train: ``(trial, time, inferred dimension)`` latents on which the maps are fitted.
-        true_train: ``(trial, time, true dimension)`` their true counterparts.
-        inferred_test: latents of the test trials, on which the maps are scored.
-        true_test: their true counterparts.
-        valid_train: bool, ``(trial, time)``; false in bins to leave out.
-        valid_test: the same for the test trials.
-
-    Returns:
-        R2 in both directions, averaged and per dimension.
-
-    Raises:
-        ValueError: if trials or bins disagree, a latent is not finite, or nothing moves.
-    """
-    inferred, true = paired_rows("latents", inferred_train, true_train, valid_train)
-    new_inferred, new_true = paired_rows("latents", inferred_test, true_test, valid_test)
-
-    def fitted_r2(source: Array, target: Array, new_source: Array, new_target: Array) -> Array:
-        weights, *_ = np.linalg.lstsq(source - source.mean(0), target - target.mean(0))
-        return r2((new_source - source.mean(0)) @ weights + target.mean(0), new_target)
-
-    per_inferred = fitted_r2(true, inferred, new_true, new_inferred)
-    per_true = fitted_r2(inferred, true, new_inferred, new_true)
-    return LatentR2(mean_r2(per_inferred), mean_r2(per_true), per_inferred, per_true)
 
 
 def r2(predicted: Array, truth: Array) -> Array:

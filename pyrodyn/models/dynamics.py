@@ -45,6 +45,18 @@ class Dynamics:
         """Derivative of `step` by the state."""
         return derivative(self.step, state, inputs)
 
+    def input_jacobian(
+        self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
+    ) -> Float[Tensor, "*left state input"]:
+        """Derivative of `step` by the inputs: what a small input does to the state of the next bin.
+
+        Raises:
+            ValueError: for dynamics without inputs.
+        """
+        if self.input_dim == 0:
+            raise ValueError("these dynamics have no inputs; there is nothing to derive them by")
+        return derivative(lambda at, held: self.step(held, at), inputs, state)
+
     def field_jacobian(
         self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
     ) -> Float[Tensor, "*left state state"]:
@@ -74,16 +86,16 @@ def pushed(
 
 
 def derivative(
-    function: Field, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
-) -> Float[Tensor, "*left row state"]:
-    """Jacobians by the state, of all states at once.
+    function: Field, at: Float[Tensor, "*left entry"], other: Float[Tensor, "*left other"]
+) -> Float[Tensor, "*left row entry"]:
+    """Jacobians by the first argument, of the whole batch at once.
 
-    One forward derivative per state dimension, each of the whole batch: the rows of a batch do not
-    meet inside ``function``.
+    One forward derivative per entry of it, each of the whole batch: the rows of a batch do not meet
+    inside ``function``.
     """
-    eye = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
+    eye = torch.eye(at.shape[-1], dtype=at.dtype, device=at.device)
     columns = [
-        pushed(lambda at: function(at, inputs), state, direction.expand(state.shape))[1]
+        pushed(lambda moved: function(moved, other), at, direction.expand(at.shape))[1]
         for direction in eye
     ]
     return torch.stack(columns, -1)

@@ -145,5 +145,7 @@ def test_attractors_side_by_side():
     np.testing.assert_allclose(true.lines[0].get_data_3d(), path.T)
     assert len(inferred.lines) == 2
     assert [true.get_title(), inferred.get_title()] == ["true", "inferred"]
+    assert true.get_xlim() == inferred.get_xlim()
+    assert true.get_zlim()[1] >= path[:, 2].max() + 1
     with pytest.raises(ValueError, match="inferred must be paths of shape"):
         plot_attractors(path, path[:, :2])

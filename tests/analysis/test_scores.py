@@ -1,4 +1,4 @@
-"""Bits per spike, rate R2 and latent R2 against closed forms; nothing unmeasured reaches them."""
+"""Bits per spike and rate R2 against closed forms; nothing unmeasured reaches them."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pyrodyn.analysis.scores import (
     bits_per_spike,
     entry_mask,
-    latent_r2,
     rate_r2,
     recording_bits_per_spike,
 )
@@ -242,74 +241,6 @@ def test_constant_neurons_are_left_out(rates: NDArray) -> None:
         rate_r2(rates, np.ones(rates.shape))
     with pytest.raises(ValueError, match=r"truth is nan at \(0, 0, 0\)"):
         rate_r2(rates, np.where(truth == truth[0, 0, 0], np.nan, truth))
-
-
-# --- latent R2 ----------------------------------------------------------------------------------
-
-
-def test_invertible_affine_maps_are_recovered(rng: np.random.Generator) -> None:
-    true = rng.normal(size=(30, 40, 3))
-    inferred = true @ rng.normal(size=(3, 3)) + rng.normal(size=3)
-    result = latent_r2(inferred[:20], true[:20], inferred[20:], true[20:])
-    assert result.true_to_inferred == pytest.approx(1, abs=1e-12)
-    assert result.inferred_to_true == pytest.approx(1, abs=1e-12)
-
-
-def test_the_two_directions_tell_extra_from_missing_dimensions(rng: np.random.Generator) -> None:
-    true, noise = rng.normal(size=(60, 50, 3)), rng.normal(size=(60, 50, 1))
-    extra = np.concatenate([true, noise], -1)
-    result = latent_r2(extra[:40], true[:40], extra[40:], true[40:])
-    assert result.inferred_to_true == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(result.per_inferred, [1, 1, 1, 0], atol=0.02)
-    assert result.true_to_inferred == pytest.approx(result.per_inferred.mean())
-    missing = true[..., :2]
-    result = latent_r2(missing[:40], true[:40], missing[40:], true[40:])
-    assert result.true_to_inferred == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(result.per_true, [1, 1, 0], atol=0.02)
-
-
-def test_latent_r2_with_known_noise(rng: np.random.Generator) -> None:
-    true = rng.normal(size=(100, 100, 2))
-    inferred = true + 0.5 * rng.normal(size=true.shape)
-    result = latent_r2(inferred[:50], true[:50], inferred[50:], true[50:])
-    # Either way the correlation is 1 / sqrt(1.25): both R2 are 0.8.
-    assert result.true_to_inferred == pytest.approx(0.8, abs=0.02)
-    assert result.inferred_to_true == pytest.approx(0.8, abs=0.02)
-
-
-def test_maps_are_fitted_on_training_trials_alone(rng: np.random.Generator) -> None:
-    true, unrelated = rng.normal(size=(2, 4, 10, 8))[0][:, :, None], rng.normal(size=(4, 10, 30))
-    result = latent_r2(unrelated[:3], true[:3, :, 0], unrelated[3:], true[3:, :, 0])
-    # Thirty regressors on thirty rows fit anything; on test trials they predict nothing.
-    assert result.inferred_to_true < 0
-
-
-def test_latents_of_invalid_bins_are_not_read(rng: np.random.Generator) -> None:
-    true = rng.normal(size=(20, 15, 3))
-    inferred = true @ rng.normal(size=(3, 4)) + 0.3 * rng.normal(size=(20, 15, 4))
-    valid = np.arange(15) < rng.integers(8, 16, 20)[:, None]
-    expected = latent_r2(
-        inferred[:12][valid[:12]],
-        true[:12][valid[:12]],
-        inferred[12:][valid[12:]],
-        true[12:][valid[12:]],
-    )
-    for filler in (np.nan, 1e9):
-        inferred_, true_ = (np.where(valid[..., None], z, filler) for z in (inferred, true))
-        result = latent_r2(
-            inferred_[:12],
-            true_[:12],
-            inferred_[12:],
-            true_[12:],
-            valid_train=valid[:12],
-            valid_test=valid[12:],
-        )
-        np.testing.assert_array_equal(result.per_inferred, expected.per_inferred)
-        np.testing.assert_array_equal(result.per_true, expected.per_true)
-    with pytest.raises(ValueError, match="latents is nan"):
-        latent_r2(inferred_[:12] * np.nan, true_[:12], inferred_[12:], true_[12:])
-    with pytest.raises(ValueError, match="they must agree"):
-        latent_r2(inferred[:12], true[:11], inferred[12:], true[12:])
 
 
 # --- the benchmark with a known ceiling ---------------------------------------------------------

@@ -8,7 +8,9 @@ from pyrodyn.models import LFADS, Dynamics, LowRankRNN
 MODELS = {
     "lfads": lambda: LFADS(4, input_dim=1, inferred_input_dim=2, generator_dim=6),
     "low_rank": lambda: LowRankRNN(4, input_dim=1, num_units=7, activation="tanh"),
-    "full_rank": lambda: LowRankRNN(4, num_units=5, is_full_rank=True, activation="tanh"),
+    "full_rank": lambda: LowRankRNN(
+        4, input_dim=2, num_units=5, is_full_rank=True, activation="tanh"
+    ),
 }
 
 
@@ -25,6 +27,13 @@ def test_jacobians_are_the_derivatives_of_the_step(kind):
     torch.testing.assert_close(
         dynamics.jacobian(state, inputs), torch.stack(differences, -1), atol=1e-8, rtol=1e-6
     )
+    shift = 1e-6 * torch.eye(dynamics.input_dim, dtype=torch.float64)
+    differences = [
+        (dynamics.step(state, inputs + d) - dynamics.step(state, inputs - d)) / 2e-6 for d in shift
+    ]
+    torch.testing.assert_close(
+        dynamics.input_jacobian(state, inputs), torch.stack(differences, -1), atol=1e-8, rtol=1e-6
+    )
 
 
 def test_a_field_has_derivatives_and_a_map_has_none():
@@ -35,6 +44,8 @@ def test_a_field_has_derivatives_and_a_map_has_none():
     torch.testing.assert_close(jacobian, matrix.expand(5, 2, 2))
     with pytest.raises(ValueError, match="no vector field"):
         Dynamics(lambda z, i: z, 2).field_jacobian(state, state[:, :0])
+    with pytest.raises(ValueError, match="have no inputs"):
+        flow.input_jacobian(state, flow.no_inputs(state))
 
 
 def test_the_generator_steps_as_the_model_rolls_it():
