@@ -181,7 +181,7 @@ def gaussian_row(model: models.LowRankRNN, valid: xr.Dataset) -> dict[str, float
         sigma_x = float(model.observation.scale().square().mean().sqrt())
         decay = float(model.decay().mean())
 
-    student = to_teacher.carried(analysis.dynamics_of(model))
+    student = to_teacher.carried(model)
 
     def step(z: Array) -> Array:
         """The student's map in the teacher's coordinates."""

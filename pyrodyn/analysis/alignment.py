@@ -31,6 +31,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
+from pyrodyn.analysis.dynamics import dynamics_of
 from pyrodyn.analysis.scores import Array, mean_r2, paired_rows, r2
 from pyrodyn.models.dynamics import Dynamics, Field
 
@@ -71,20 +72,24 @@ class Alignment(NamedTuple):
         """States ``(*left, source)`` in the target's coordinates."""
         return np.asarray(states, float) @ self.matrix + self.offset
 
-    def carried(self, dynamics: Dynamics) -> Dynamics:
-        """Dynamics of the source as they look in the target's coordinates.
+    def carried(self, model_or_dynamics: object) -> Dynamics:
+        """Dynamics of the source as they look in the target's coordinates, in double precision.
 
         Their eigenvalues and Lyapunov exponents stay what they are, and so does the unit of time.
 
+        Args:
+            model_or_dynamics: a model of the zoo, or dynamics in double precision.
+
         Raises:
-            ValueError: unless A is square, invertible and of the dynamics' dimension.
+            ValueError: for what has no dynamics, and unless A is square, invertible and of the
+                dynamics' dimension.
         """
-        dim = dynamics.state_dim
-        if self.matrix.shape != (dim, dim) or np.linalg.matrix_rank(self.matrix) < dim:
+        dynamics = dynamics_of(model_or_dynamics)
+        dim, rank = dynamics.state_dim, np.linalg.matrix_rank(self.matrix)
+        if self.matrix.shape != (dim, dim) or rank < dim:
             raise ValueError(
-                f"a map of shape {self.matrix.shape} and rank"
-                f" {np.linalg.matrix_rank(self.matrix)} cannot carry dynamics of {dim} dimensions;"
-                f" it must be invertible, from {dim} to {dim}"
+                f"a map of shape {self.matrix.shape} and rank {rank} cannot carry dynamics of"
+                f" {dim} dimensions; it must be invertible, from {dim} to {dim}"
             )
         A, b = torch.from_numpy(self.matrix), torch.from_numpy(self.offset)
         back = torch.from_numpy(np.linalg.inv(self.matrix))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pyrodyn import analysis, data
 from pyrodyn.analysis.alignment import Alignment, align, latent_r2, subspace_angles
-from pyrodyn.models import Dynamics
+from pyrodyn.models import Dynamics, NodeSAE
 
 
 @pytest.fixture
@@ -151,6 +151,17 @@ def test_a_map_carries_maps(rng: np.random.Generator) -> None:
     assert shift.vector_field is None
     rests = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     torch.testing.assert_close(shift.step(rests, torch.zeros(0)), rests)
+
+
+def test_a_model_is_carried_in_double_precision(rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    model = NodeSAE(4, latent_dim=3, field_width=8)
+    seen = Alignment(rng.standard_normal((3, 3)), rng.standard_normal(3))
+    own, states = analysis.dynamics_of(model), rng.standard_normal((5, 3))
+    no_inputs = own.no_inputs(torch.from_numpy(states))
+    expected = seen(own.step(torch.from_numpy(states), no_inputs))
+    stepped = seen.carried(model).step(torch.from_numpy(seen(states)), no_inputs)
+    np.testing.assert_allclose(stepped, expected, atol=1e-12)
 
 
 def test_angles_of_known_subspaces(rng: np.random.Generator) -> None:
