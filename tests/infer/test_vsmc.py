@@ -53,6 +53,7 @@ def test_one_particle_is_the_elbo(proposal):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", ["encoder", "optimal", "bootstrap"])
 def test_without_resampling_it_is_the_importance_weighted_bound(proposal):
     recorded = data()
@@ -103,6 +104,7 @@ def gradient_of_mean(
     return gradients.mean(0), gradients.std(0) / repeats**0.5
 
 
+@pytest.mark.slow
 def test_the_unbiased_gradient_is_that_of_the_bound():
     recorded = data()
     model, batch = linear_network(recorded, proposal="bootstrap"), batch_of(recorded)
