@@ -17,7 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrodyn.nn.gru_steps import BackwardGRU, ForwardGRU, GRUTape, GRUWeights
+from pyrodyn.nn.gru_steps import (
+    BackwardGRU,
+    ForwardGRU,
+    GRUWeights,
+    blocks,
+    driving,
+    driving_gradient,
+    from_half_states,
+    on_half_states,
+)
 
 
 class ClosedLoopWeights(NamedTuple):
@@ -121,93 +130,126 @@ class _ClosedLoop(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         w = _gathered(weights)
-        num_bins, _, input_dim = noise.shape
-        controller = ForwardGRU(w.controller, controller_state, num_bins)
+        num_bins, batch, input_dim = noise.shape
+        # Both GRUs hand on k = (h + 1) / 2, so what reads it takes other matrices and biases.
+        feedback, from_feedback = on_half_states(w.feedback)
+        readout, from_readout = on_half_states(w.readout)
+        readout_bias = w.readout_bias + from_readout
+        bias = w.controller.bias + from_feedback
+        controller = ForwardGRU(w.controller._replace(bias=bias), controller_state, num_bins)
         generator = ForwardGRU(w.generator, generator_state, num_bins)
-        from_encoder, feedback, readout, from_known, inferred = (
-            matrix.t().contiguous()
-            for matrix in (
-                w.controller.drive,
-                w.feedback,
-                w.readout,
-                w.generator.drive,
-                w.inferred,
-            )
+        from_encoder, feedback, from_known, inferred = (
+            driving(matrix).t().contiguous()
+            for matrix in (w.controller.drive, feedback, w.generator.drive, w.inferred)
         )
+        readout = readout.t().contiguous()
+        encoded, known = (inputs.transpose(0, 1).contiguous() for inputs in (encoded, known))
         u, mean, scale = (torch.empty_like(noise) for _ in range(3))
-        for t in range(num_bins):
-            torch.addmm(w.controller.bias, encoded[:, t], from_encoder, out=controller.drive)
-            controller.drive.addmm_(generator.state, feedback)
-            said = torch.addmm(w.readout_bias, controller.step(t), readout)
-            mean[t] = said[:, :input_dim]
-            torch.exp(said[:, input_dim:], out=scale[t]).add_(scale_floor)
-            torch.addcmul(mean[t], scale[t], noise[t], out=u[t])
-            torch.addmm(w.generator.bias, known[:, t], from_known, out=generator.drive)
-            generator.drive.addmm_(u[t], inferred)
-            generator.step(t)
+        ctx.blocks = blocks(num_bins, batch, max(controller.dim, generator.dim))
+        for block in ctx.blocks:
+            drives, generator_drives = controller.enter(block), generator.enter(block)
+            drives.flatten(0, 1).addmm_(encoded[block].flatten(0, 1), from_encoder)
+            generator_drives.flatten(0, 1).addmm_(known[block].flatten(0, 1), from_known)
+            by_bin = zip(
+                drives,
+                generator_drives,
+                generator.half_states[block],
+                *(field[block] for field in (noise, u, mean, scale)),
+                strict=True,
+            )
+            for drive, generator_drive, g, eps, u_t, m, s in by_bin:
+                drive.addmm_(g, feedback)
+                said = torch.addmm(readout_bias, controller.step(), readout)
+                m.copy_(said[:, :input_dim])
+                torch.exp(said[:, input_dim:], out=s).add_(scale_floor)
+                torch.addcmul(m, s, eps, out=u_t)
+                generator_drive.addmm_(u_t, inferred)
+                generator.step()
         ctx.scale_floor = scale_floor
-        ctx.save_for_backward(
-            *controller.tape, *generator.tape, encoded, known, noise, u, scale, *weights
-        )
-        return u, mean, scale, generator.tape.states[1:]
+        ctx.tapes = controller.tape, generator.tape
+        ctx.save_for_backward(encoded, known, noise, u, scale, *weights)
+        return u, mean, scale, generator.tape.states()[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "gradients of the closed loop don't support automatic differentiation themselves"
+            )
         grad_u, grad_mean, grad_scale, grad_g = grads
-        *taped, encoded, known, noise, u, scale = ctx.saved_tensors[:13]
-        w = _gathered(ctx.saved_tensors[13:])
+        encoded, known, noise, u, scale, *weights = ctx.saved_tensors
+        w = _gathered(tuple(weights))
         needs_encoded, needs_known, needs_noise = ctx.needs_input_grad[:3]
-        num_bins, _, input_dim = noise.shape
-        controller = BackwardGRU(GRUTape(*taped[:4]), w.controller.recurrent)
-        generator = BackwardGRU(GRUTape(*taped[4:]), w.generator.recurrent)
-        c_after, g_before = controller.tape.states[1:], generator.tape.states[:-1]
+        input_dim = noise.shape[-1]
+        controller_tape, generator_tape = ctx.tapes
+        controller = BackwardGRU(controller_tape, w.controller.recurrent)
+        generator = BackwardGRU(generator_tape, w.generator.recurrent)
+        feedback, _ = on_half_states(w.feedback)
+        readout, _ = on_half_states(w.readout)
+        from_encoder, feedback, from_known, inferred = map(
+            driving, (w.controller.drive, feedback, w.generator.drive, w.inferred)
+        )
         d_encoded = torch.empty_like(encoded) if needs_encoded else None
         d_known = torch.empty_like(known) if needs_known else None
-        d_from_encoder, d_feedback, d_readout, d_from_known, d_inferred = (
-            torch.zeros_like(matrix)
-            for matrix in (
-                w.controller.drive,
-                w.feedback,
-                w.readout,
-                w.generator.drive,
-                w.inferred,
-            )
+        d_from_encoder, d_feedback, d_readout, d_from_known, d_inferred = map(
+            torch.zeros_like, (from_encoder, feedback, readout, from_known, inferred)
         )
         d_said = torch.cat([grad_mean, grad_scale], -1)
-        d_c = torch.zeros_like(controller.tape.states[0])
-        d_g = torch.zeros_like(generator.tape.states[0])
-        for t in range(num_bins - 1, -1, -1):
-            d_g = generator.step(t, d_g.add_(grad_g[t]))
-            d_from_known.addmm_(generator.drive.t(), known[:, t])
-            d_inferred.addmm_(generator.drive.t(), u[t])
-            if d_known is not None:
-                torch.mm(generator.drive, w.generator.drive, out=d_known[:, t])
-            d_u = torch.addmm(grad_u[t], generator.drive, w.inferred)
-            d_said[t, :, :input_dim] += d_u
-            d_said[t, :, input_dim:].addcmul_(d_u, noise[t]).mul_(scale[t] - ctx.scale_floor)
-            d_readout.addmm_(d_said[t].t(), c_after[t])
-            d_c = controller.step(t, d_c.addmm_(d_said[t], w.readout))
-            d_from_encoder.addmm_(controller.drive.t(), encoded[:, t])
-            d_feedback.addmm_(controller.drive.t(), g_before[t])
+        slope = scale - ctx.scale_floor
+        for number in reversed(range(len(ctx.blocks))):
+            block = ctx.blocks[number]
+            d_drives = controller.enter(number, block)
+            d_generator_drives = generator.enter(number, block)
+            by_bin = zip(
+                d_drives,
+                d_generator_drives,
+                *(field[block] for field in (noise, slope, d_said, grad_u, grad_g)),
+                strict=True,
+            )
+            for d_drive, d_generator_drive, eps, s, d_said_t, d_u_t, d_g in reversed(list(by_bin)):
+                generator.d_half.add_(d_g, alpha=2)
+                generator.step()
+                d_u = torch.addmm(d_u_t, d_generator_drive, inferred)
+                d_said_t[:, :input_dim] += d_u
+                d_said_t[:, input_dim:].addcmul_(d_u, eps).mul_(s)
+                controller.d_half.addmm_(d_said_t, readout)
+                controller.step()
+                generator.d_half.addmm_(d_drive, feedback)
+            controller.leave(block)
+            generator.leave(block)
+            d_drives, d_generator_drives, said = (
+                field.flatten(0, 1) for field in (d_drives, d_generator_drives, d_said[block])
+            )
+            d_from_encoder.addmm_(d_drives.t(), encoded[block].flatten(0, 1))
+            d_from_known.addmm_(d_generator_drives.t(), known[block].flatten(0, 1))
+            d_inferred.addmm_(d_generator_drives.t(), u[block].flatten(0, 1))
+            d_feedback.addmm_(d_drives.t(), generator_tape.half_states[block].flatten(0, 1))
+            after = slice(block.start + 1, block.stop + 1)
+            d_readout.addmm_(said.t(), controller_tape.half_states[after].flatten(0, 1))
             if d_encoded is not None:
-                torch.mm(controller.drive, w.controller.drive, out=d_encoded[:, t])
-            d_g.addmm_(controller.drive, w.feedback)
+                torch.mm(d_drives, from_encoder, out=d_encoded[block].flatten(0, 1))
+            if d_known is not None:
+                torch.mm(d_generator_drives, from_known, out=d_known[block].flatten(0, 1))
         # u = m + s eps: what reached the mean beyond the loss's own view of it is the gradient of
         # u.
         d_noise = (d_said[..., :input_dim] - grad_mean) * scale if needs_noise else None
+        d_readout_bias = d_said.sum((0, 1))
+        d_recurrent, d_bias, d_recurrent_bias = controller.gradients()
         return (
-            d_encoded,
-            d_known,
+            None if d_encoded is None else d_encoded.transpose(0, 1),
+            None if d_known is None else d_known.transpose(0, 1),
             d_noise,
-            d_c,
-            d_g,
+            controller.d_half / 2,
+            generator.d_half / 2,
             None,
-            d_from_encoder,
-            *controller.gradients(),
-            d_feedback,
-            d_readout,
-            d_said.sum((0, 1)),
-            d_from_known,
+            driving_gradient(d_from_encoder),
+            d_recurrent,
+            d_bias,
+            d_recurrent_bias,
+            from_half_states(driving_gradient(d_feedback), d_bias),
+            from_half_states(d_readout, d_readout_bias),
+            d_readout_bias,
+            driving_gradient(d_from_known),
             *generator.gradients(),
-            d_inferred,
+            driving_gradient(d_inferred),
         )

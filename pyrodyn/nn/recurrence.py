@@ -7,7 +7,7 @@
 
 Source: Cho et al. 2014, in the form of `torch.nn.GRU` (the reset gate acts after the recurrent
 product, so that all gates share one product). Weights live in `torch.nn.GRU`. A GPU rolls them by
-cuDNN; on a CPU the loop below needs about four fifths of the time of `torch.nn.GRU`
+cuDNN; on a CPU the loop below needs about two thirds of the time of `torch.nn.GRU`
 (``benchmarks/step.py`` prints both). h_t is a convex combination of h_{t-1} and n_t in (-1, 1), so
 a first state clipped to [-c, c], c >= 1, bounds the whole path.
 """
@@ -18,7 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrodyn.nn.gru_steps import BackwardGRU, ForwardGRU, GRUTape, GRUWeights
+from pyrodyn.nn.gru_steps import (
+    BackwardGRU,
+    ForwardGRU,
+    GRUWeights,
+    blocks,
+    driving,
+    driving_gradient,
+)
 
 
 def roll(
@@ -44,7 +51,7 @@ def roll(
     if inputs.is_cuda:
         states, _ = gru(flat, first[None])
     else:
-        states = _Roll.apply(flat, first, *GRUWeights.of(gru))
+        states = _rolled(flat.transpose(0, 1).contiguous(), first, gru).transpose(0, 1)
     return states.reshape(*left, num_bins, gru.hidden_size)
 
 
@@ -61,49 +68,70 @@ def roll_both_ways(
         forward, backward = gru(inputs)[0].chunk(2, -1)
         return forward, backward
     zeros = inputs.new_zeros(len(inputs), gru.hidden_size)
-    forward = _Roll.apply(inputs, zeros, *GRUWeights.of(gru))
-    backward = _Roll.apply(inputs.flip(1), zeros, *GRUWeights.of(gru, "_reverse"))
-    return forward, backward.flip(1)
+    by_time = inputs.transpose(0, 1).contiguous()
+    forward = _rolled(by_time, zeros, gru)
+    backward = _rolled(by_time.flip(0), zeros, gru, "_reverse").flip(0)
+    return forward.transpose(0, 1), backward.transpose(0, 1)
+
+
+def _rolled(
+    inputs: Float[Tensor, "time batch input"],
+    initial: Float[Tensor, "batch dim"],
+    gru: nn.GRU,
+    suffix: str = "",
+) -> Float[Tensor, "time batch dim"]:
+    states: Tensor = _Roll.apply(inputs, initial, *GRUWeights.of(gru, suffix))
+    return states
 
 
 class _Roll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, initial: Tensor, *weights: Tensor) -> Tensor:
         w = GRUWeights(*weights)
-        gru = ForwardGRU(w, initial, inputs.shape[1])
-        drive = w.drive.t().contiguous()
-        for t in range(inputs.shape[1]):
-            torch.addmm(w.bias, inputs[:, t], drive, out=gru.drive)
-            gru.step(t)
-        ctx.save_for_backward(*gru.tape, inputs, initial, *weights)
-        return gru.tape.states[1:].transpose(0, 1)
+        gru = ForwardGRU(w, initial, len(inputs))
+        matrix = driving(w.drive).t().contiguous()
+        ctx.blocks = blocks(len(inputs), *initial.shape)
+        for block in ctx.blocks:
+            for drive, x in zip(gru.enter(block), inputs[block], strict=True):
+                drive.addmm_(x, matrix)
+                gru.step()
+        ctx.save_for_backward(inputs, initial, *weights)
+        ctx.tape = gru.tape
+        return gru.tape.states()[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_states,) = grads
-        *taped, inputs, initial, drive, recurrent, bias, recurrent_bias = ctx.saved_tensors
+        given = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
-            given = (inputs, initial, drive, recurrent, bias, recurrent_bias)
             return _recorded_gradients(given, d_states)
-        gru = BackwardGRU(GRUTape(*taped), recurrent)
-        d_drive = torch.zeros_like(drive)
+        inputs, _, weight, recurrent, *_ = given
+        gru = BackwardGRU(ctx.tape, recurrent)
+        matrix = driving(weight)
+        d_matrix = torch.zeros_like(matrix)
         d_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
-        d_state = torch.zeros_like(initial)
-        for t in range(inputs.shape[1] - 1, -1, -1):
-            d_state = gru.step(t, d_state.add_(d_states[:, t]))
-            d_drive.addmm_(gru.drive.t(), inputs[:, t])
+        for number in reversed(range(len(ctx.blocks))):
+            block = ctx.blocks[number]
+            d_drives = gru.enter(number, block).flatten(0, 1)
+            for d_state in reversed(d_states[block].unbind(0)):
+                gru.d_half.add_(d_state, alpha=2)
+                gru.step()
+            gru.leave(block)
+            d_matrix.addmm_(d_drives.t(), inputs[block].flatten(0, 1))
             if d_inputs is not None:
-                torch.mm(gru.drive, drive, out=d_inputs[:, t])
+                torch.mm(d_drives, matrix, out=d_inputs[block].view(len(d_drives), -1))
         d_recurrent, d_bias, d_recurrent_bias = gru.gradients()
-        return d_inputs, d_state, d_drive, d_recurrent, d_bias, d_recurrent_bias
+        d_initial = gru.d_half / 2
+        d_weight = driving_gradient(d_matrix)
+        return d_inputs, d_initial, d_weight, d_recurrent, d_bias, d_recurrent_bias
 
 
 def _recorded_gradients(given: tuple[Tensor, ...], d_states: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of a roll with respect to ``given``, themselves differentiable."""
     inputs, initial, *weights = given
     states, _ = torch.gru(
-        inputs, initial[None], weights, True, 1, 0.0, False, False, True
-    )  # biases, one layer, no dropout, not training, one way, batch first
+        inputs, initial[None], weights, True, 1, 0.0, False, False, False
+    )  # biases, one layer, no dropout, not training, one way, time first
     wanted = [tensor for tensor in given if tensor.requires_grad]
     gradients = iter(torch.autograd.grad(states, wanted, d_states, create_graph=True))
     return tuple(next(gradients) if tensor.requires_grad else None for tensor in given)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyrodyn.nn import gru_steps
 from pyrodyn.nn.closed_loop import ClosedLoopPath, ClosedLoopWeights, roll_closed_loop
 from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_step
@@ -88,8 +89,15 @@ def rolled(given: list[Tensor], weights: ClosedLoopWeights) -> ClosedLoopPath:
     return roll_closed_loop(*given, weights, SCALE_FLOOR)
 
 
+@pytest.fixture(params=[2**19, 2 * 4 * 3 * 5], ids=["one block", "blocks of two bins"])
+def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Numbers per block of gates: by default, and so few that nine bins make five blocks."""
+    monkeypatch.setattr(gru_steps, "BLOCK_NUMBERS", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("inputs", [1, 2])
-def test_the_loop_is_its_steps(inputs):
+def test_the_loop_is_its_steps(inputs, block_numbers):
     given, weights = drawn(num_bins=9, inputs=inputs)
     for field, one, other in zip(
         ClosedLoopPath._fields, rolled(given, weights), rolled_by_steps(given, weights), strict=True
@@ -98,7 +106,7 @@ def test_the_loop_is_its_steps(inputs):
 
 
 @pytest.mark.parametrize("wanted", [*ClosedLoopPath._fields, "all"])
-def test_every_gradient_is_that_of_the_steps(wanted):
+def test_every_gradient_is_that_of_the_steps(wanted, block_numbers):
     given, weights = drawn(num_bins=9)
     names = ["encoded", "known", "noise", "c_0", "g_0", *leaves_of(weights)]
     leaves = [*given, *leaves_of(weights).values()]

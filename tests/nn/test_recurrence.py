@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyrodyn.nn import gru_steps
 from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
 
 
@@ -24,6 +25,15 @@ def rolled_by_steps(gru: nn.GRU, inputs: Tensor, initial: Tensor) -> Tensor:
         state = gru_step(drive, product, state)
         states.append(state)
     return torch.stack(states, -2)
+
+
+@pytest.fixture(params=[2**19, 2 * 4 * 5 * 3], ids=["one block", "blocks of two bins"])
+def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Numbers per block of gates: by default, and so few that five trials of three units and an odd
+    number of bins make several blocks, the last of them short.
+    """
+    monkeypatch.setattr(gru_steps, "BLOCK_NUMBERS", request.param)
+    return request.param
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -70,27 +80,47 @@ def test_a_roll_has_the_right_gradient():
     assert torch.autograd.gradcheck(lambda inputs, initial: roll(gru, inputs, initial), given)
 
 
+def test_blocks_are_all_bins_in_order():
+    for num_bins, batch, dim in [(1, 1, 1), (7, 64, 64), (100, 64, 64), (45, 256, 200), (3, 0, 5)]:
+        parts = gru_steps.blocks(num_bins, batch, dim)
+        bins = [t for part in parts for t in range(num_bins)[part]]
+        assert bins == list(range(num_bins))
+        for part in parts:
+            numbers = 4 * batch * dim * (part.stop - part.start)
+            assert numbers <= gru_steps.BLOCK_NUMBERS or part.stop - part.start == 1
+
+
+def test_a_roll_is_differentiated_again_and_again():
+    gru = a_gru(2, 3)
+    inputs = normal(5, 7, 2, seed=3).requires_grad_()
+    loss = roll(gru, inputs, normal(5, 3, seed=4)).square().sum()
+    first = torch.autograd.grad(loss, [inputs, gru.weight_hh_l0], retain_graph=True)
+    second = torch.autograd.grad(loss, [inputs, gru.weight_hh_l0])
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_roll_can_be_differentiated_twice():
     gru = a_gru(2, 3)
     given = (normal(2, 4, 2, seed=3).requires_grad_(), normal(2, 3, seed=4).requires_grad_())
     assert torch.autograd.gradgradcheck(lambda inputs, initial: roll(gru, inputs, initial), given)
 
 
-def test_a_roll_is_that_of_torch():
+def test_a_roll_is_that_of_torch(block_numbers):
     gru = a_gru(2, 3)
-    inputs = normal(5, 40, 2, seed=3).requires_grad_()
+    inputs = normal(5, 41, 2, seed=3).requires_grad_()
     initial = normal(5, 3, seed=4).requires_grad_()
     leaves = [inputs, initial, *gru.parameters()]
     states, theirs = roll(gru, inputs, initial), gru(inputs, initial[None])[0]
     torch.testing.assert_close(states, theirs)
-    weight = normal(5, 40, 3, seed=5)
+    weight = normal(5, 41, 3, seed=5)
     gradients = torch.autograd.grad((states * weight).sum(), leaves)
     their_gradients = torch.autograd.grad((theirs * weight).sum(), leaves)
     for one, other in zip(gradients, their_gradients, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_both_ways_are_those_of_torch():
+def test_both_ways_are_those_of_torch(block_numbers):
     gru = nn.GRU(2, 3, batch_first=True, bidirectional=True).double()
     inputs = normal(5, 7, 2, seed=3).requires_grad_()
     forward, backward = roll_both_ways(gru, inputs)
