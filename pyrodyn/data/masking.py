@@ -39,7 +39,8 @@ def _at_least_one(max_bins: int) -> None:
 
 def _hide(batch: Batch, hidden: Bool[Tensor, "trial time neuron"]) -> Batch:
     """Hide entries from the encoder."""
-    return batch.replace(seen=batch.seen.masked_fill(hidden, 0.0), visible=batch.visible & ~hidden)
+    shown = ~hidden
+    return batch.replace(seen=batch.seen * shown, visible=batch.visible & shown)
 
 
 def _amplify(batch: Batch, hidden_share: float) -> Batch:

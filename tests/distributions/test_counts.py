@@ -15,6 +15,7 @@ from pyrodyn.distributions.counts import (
     LogPoisson,
     NegativeBinomialMean,
     ZeroInflatedLogPoisson,
+    log_factorial,
     stirling_remainder,
 )
 
@@ -131,6 +132,30 @@ def test_gradients_are_those_of_the_density():
         assert torch.autograd.gradcheck(
             lambda a, b, law=law: law(a, b).log_prob(counts), (log_rate, other)
         )
+
+
+def test_poisson_can_be_differentiated_twice_and_by_its_counts():
+    counts = torch.tensor([[0.3], [1.0], [3.7], [40.0]], dtype=torch.float64, requires_grad=True)
+    log_rate = torch.tensor([-2.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def density(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return LogPoisson(a, validate_args=False).log_prob(x)
+
+    assert torch.autograd.gradcheck(density, (log_rate, counts))
+    assert torch.autograd.gradgradcheck(lambda a: density(a, counts.detach()), (log_rate,))
+    # As torch.func sees it, with counts mapped over.
+    mapped = torch.func.vmap(torch.func.grad(lambda a, x: density(a, x).sum()), (None, 0))
+    expected = counts.detach() - log_rate.detach().exp()
+    torch.testing.assert_close(mapped(log_rate.detach(), counts.detach()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("odd", [3.0, 255.0, 256.0, 1e6, 0.5, -7.5, float("nan")])
+def test_factorials_looked_up_are_those_computed(dtype, odd):
+    counts = torch.arange(8192, dtype=dtype).remainder(200).view(2, -1, 16)
+    counts[1, 7, 3] = odd
+    expected = torch.lgamma(counts + 1)
+    torch.testing.assert_close(log_factorial(counts), expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
