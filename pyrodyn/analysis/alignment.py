@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike
 
 from pyrodyn.analysis.dynamics import dynamics_of
 from pyrodyn.analysis.scores import Array, mean_r2, paired_rows, r2
-from pyrodyn.models.dynamics import Dynamics, Field
+from pyrodyn.models.dynamics import Derivative, Dynamics, Field
 
 KINDS = ("affine", "similarity")
 
@@ -97,11 +97,17 @@ class Alignment(NamedTuple):
         def seen(function: Field, shift: torch.Tensor) -> Field:
             return lambda y, inputs: function((y - b) @ back, inputs) @ A + shift
 
+        def turned(derivative: Derivative) -> Derivative:
+            return lambda y, inputs: A.mT @ derivative((y - b) @ back, inputs) @ back.mT
+
         field = dynamics.vector_field
+        of_step, of_field = dynamics.step_derivative, dynamics.field_derivative
         return dataclasses.replace(
             dynamics,
             step=seen(dynamics.step, b),
             vector_field=None if field is None else seen(field, torch.zeros_like(b)),
+            step_derivative=None if of_step is None else turned(of_step),
+            field_derivative=None if of_field is None else turned(of_field),
         )
 
 

@@ -12,10 +12,11 @@ by Levenberg-Marquardt steps with exact Jacobians J = dg / dz, in double precisi
     rho = (q(z) - q(z + d)) / (q(z) - |g + J d|^2 / 2)       decrease, real over predicted
     z <- z + d if rho > 0;  mu shrinks where rho is near 1 and grows where it is small
 
-Each start has its own mu. Since the damping falls with the size of g, convergence to a regular
-fixed point is quadratic; where J is singular, d stays finite. Starts that have arrived leave the
-batch. Those that meet count as one point. What a search did not find may still exist: a list from
-here is never complete, unlike that of `certified`.
+Each start has its own mu, which rises faster than it falls: in the curved valleys of q that
+saturating networks are full of, a bold step costs a rejected one. Since the damping falls with the
+size of g, convergence to a regular fixed point is quadratic nevertheless; where J is singular, d
+stays finite. Starts that have arrived leave the batch. Those that meet count as one point. What a
+search did not find may still exist: a list from here is never complete, unlike that of `certified`.
 
 Sources: Sussillo & Barak (2013, Neural Computation 25) for the question and for slow points;
 Levenberg (1944), Marquardt (1963); Fan & Yuan (2005, Computing 74) for such damping.
@@ -32,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyrodyn.analysis.certified import MARGIN
-from pyrodyn.models.dynamics import Dynamics, pushed
+from pyrodyn.models.dynamics import Dynamics
 
 MAX_ITERATIONS = 100
 """Steps per start; most arrive within 20."""
@@ -44,8 +45,6 @@ MERGED = 1e-5
 """Fixed points closer than this part of the states' size are one."""
 MERGED_SLOW = 1e-3
 """The same of slow points, whose places are known less exactly."""
-CHUNK = 64
-"""States whose Jacobians are taken at once: their tangents then stay in the cache."""
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -151,16 +150,11 @@ def displacement(dynamics: Dynamics, inputs: Float[Tensor, " input"]) -> Displac
             return dynamics.step(state, held) - state
         return dynamics.bin_width * field(state, held)
 
-    def chunk_jacobian(state: Tensor) -> Tensor:
-        eye = torch.eye(state.shape[-1], dtype=state.dtype)
-        # All directions in one pass, which visits the states themselves once.
-        return torch.func.vmap(
-            lambda direction: pushed(value, state, direction.expand_as(state).clone())[1],
-            out_dims=-1,
-        )(eye)
-
     def jacobian(state: Tensor) -> Tensor:
-        return torch.cat([chunk_jacobian(chunk) for chunk in state.split(CHUNK)])
+        held = inputs.expand(*state.shape[:-1], -1)
+        if field is None:
+            return dynamics.jacobian(state, held) - torch.eye(state.shape[-1], dtype=state.dtype)
+        return dynamics.bin_width * dynamics.field_jacobian(state, held)
 
     return Displacement(value, jacobian)
 
@@ -210,7 +204,7 @@ def descend(
         predicted = size.square() - (value + torch.einsum("rij,rj->ri", J, step)).square().sum(-1)
         rho = (size.square() - new_value.square().sum(-1)) / predicted.clamp_min(TINY)
         accepted = (rho > 1e-4) & tried.isfinite().all(-1)  # NaN is not above
-        mu = torch.where(rho > 0.75, mu / 8, torch.where(rho > 0.25, mu, mu * 4)).clamp_min(TINY)
+        mu = torch.where(rho > 0.75, mu / 2, torch.where(rho > 0.25, mu, mu * 4)).clamp_min(TINY)
         z = torch.where(accepted[:, None], tried, z)
         value = torch.where(accepted[:, None], new_value, value)
         rests = at_rest(z, value)

@@ -18,6 +18,12 @@ from torch import Tensor
 Field = Callable[[Tensor, Tensor], Tensor]
 """From states ``(..., state)`` and inputs ``(..., input)`` to something of the states' shape."""
 
+Derivative = Callable[[Tensor, Tensor], Tensor]
+"""From states and inputs to a field's Jacobians by the state, ``(..., state, state)``."""
+
+CHUNK = 64
+"""States whose Jacobians are taken at once: their tangents then stay in the cache."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics:
@@ -31,6 +37,9 @@ class Dynamics:
         bin_width: time that a step covers, in seconds (or a known system's own unit).
         vector_field: derivative of the state per unit of that time, for continuous time; None for a
             map.
+        step_derivative: the Jacobian of `step` by the state, where there is a closed form; where
+            there is none, forward derivatives take its place.
+        field_derivative: the same of `vector_field`.
     """
 
     step: Field
@@ -38,11 +47,15 @@ class Dynamics:
     input_dim: int = 0
     bin_width: float = 1.0
     vector_field: Field | None = None
+    step_derivative: Derivative | None = None
+    field_derivative: Derivative | None = None
 
     def jacobian(
         self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
     ) -> Float[Tensor, "*left state state"]:
         """Derivative of `step` by the state."""
+        if self.step_derivative is not None:
+            return self.step_derivative(state, inputs)
         return derivative(self.step, state, inputs)
 
     def input_jacobian(
@@ -67,6 +80,8 @@ class Dynamics:
         """
         if self.vector_field is None:
             raise ValueError("these dynamics are a map over one bin; they have no vector field")
+        if self.field_derivative is not None:
+            return self.field_derivative(state, inputs)
         return derivative(self.vector_field, state, inputs)
 
     def no_inputs(self, state: Float[Tensor, "*left state"]) -> Float[Tensor, "*left input"]:
@@ -88,14 +103,22 @@ def pushed(
 def derivative(
     function: Field, at: Float[Tensor, "*left entry"], other: Float[Tensor, "*left other"]
 ) -> Float[Tensor, "*left row entry"]:
-    """Jacobians by the first argument, of the whole batch at once.
+    """Jacobians by the first argument, by forward derivatives of many rows at once.
 
-    One forward derivative per entry of it, each of the whole batch: the rows of a batch do not meet
-    inside ``function``.
+    The rows of a batch do not meet inside ``function``. All directions go in one pass, which visits
+    the states themselves once.
     """
     eye = torch.eye(at.shape[-1], dtype=at.dtype, device=at.device)
-    columns = [
-        pushed(lambda moved: function(moved, other), at, direction.expand(at.shape))[1]
-        for direction in eye
-    ]
-    return torch.stack(columns, -1)
+
+    def of_chunk(at: Tensor, other: Tensor) -> Tensor:
+        return torch.func.vmap(
+            lambda direction: pushed(
+                lambda moved: function(moved, other), at, direction.expand_as(at).clone()
+            )[1],
+            out_dims=-1,
+        )(eye)
+
+    rows = (torch.atleast_2d(part).flatten(0, -2) for part in (at, other))
+    chunks = zip(*(part.split(CHUNK) for part in rows), strict=True)
+    jacobians = torch.cat([of_chunk(*chunk) for chunk in chunks])
+    return jacobians.reshape(*at.shape[:-1], *jacobians.shape[-2:])

@@ -46,7 +46,7 @@ from pyrodyn.models.observations import observe
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.nn.gru_steps import GRUWeights
-from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
+from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
@@ -237,6 +237,9 @@ class LFADS(StateSpaceModel):
         u: Float[Tensor, "*left inferred_input"],
         inputs: Float[Tensor, "*shared input"],
     ) -> Float[Tensor, "*left generator"]:
+        return gru_step(*self._drive_and_product(g, u, inputs), g)
+
+    def _drive_and_product(self, g: Tensor, u: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         weights = GRUWeights.of(self.generator)
         known = inputs.expand(*g.shape[:-1], inputs.shape[-1])
         driven = torch.cat([u, known], -1)
@@ -244,7 +247,7 @@ class LFADS(StateSpaceModel):
             driven = g.new_zeros(*g.shape[:-1], 1)
         drive = functional.linear(driven, weights.drive, weights.bias)
         product = functional.linear(g, weights.recurrent, weights.recurrent_bias)
-        return gru_step(drive, product, g)
+        return drive, product
 
     def dynamics(self) -> Dynamics:
         """The generator, driven by inferred and known inputs [u, i]."""
@@ -253,6 +256,11 @@ class LFADS(StateSpaceModel):
             state_dim=self.config["generator_dim"],
             input_dim=self.inferred_input_dim + self.config["input_dim"],
             bin_width=self.bin_width,
+            step_derivative=lambda g, driven: gru_jacobian(
+                *self._drive_and_product(g, driven, driven[..., :0]),
+                g,
+                self.generator.weight_hh_l0,
+            ),
         )
 
     def moving(self, state: LFADSState) -> Float[Tensor, "*left generator"]:

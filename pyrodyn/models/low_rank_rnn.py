@@ -267,6 +267,19 @@ class LowRankRNN(StateSpaceModel):
             case _:
                 return currents
 
+    def slope(self, currents: Float[Tensor, "*left unit"]) -> Float[Tensor, "*left unit"]:
+        """The derivative of `activate`."""
+        match self.activation:
+            case "relu":
+                return (currents > self.threshold).to(currents.dtype)
+            case "clipped_relu":
+                above = (currents > -self.threshold).to(currents.dtype)
+                return above - (currents > 0).to(currents.dtype)
+            case "tanh":
+                return 1 - torch.tanh(currents).square()
+            case _:
+                return torch.ones_like(currents)
+
     def currents(self, state: LowRankState) -> Float[Tensor, "*left unit"]:
         """M z + W_u v; in the full-rank network z itself."""
         if self.is_full_rank:
@@ -283,6 +296,13 @@ class LowRankRNN(StateSpaceModel):
             return torch.addcmul(functional.linear(rates, self.n), self.decay(), state.z)
         moved = torch.addcmul(functional.linear(rates, self.recurrent), self.decay(), state.z)
         return moved + functional.linear(state.v, self.input_weights)
+
+    def mean_step_jacobian(self, state: LowRankState) -> Float[Tensor, "*left latent latent"]:
+        """The derivative of `mean_step` by z: diag(a) + n diag(phi') m."""
+        slope = self.slope(self.currents(state))[..., None, :]
+        J = slope * self.recurrent if self.is_full_rank else (slope * self.n) @ self.m
+        J.diagonal(dim1=-2, dim2=-1).add_(self.decay())
+        return J
 
     def process_noise(self) -> tuple[Covariance, Covariance]:
         """S_0 and S."""
@@ -414,6 +434,7 @@ class LowRankRNN(StateSpaceModel):
             state_dim=len(self.start_mean),
             input_dim=self.input_weights.shape[1],
             bin_width=self.bin_width,
+            step_derivative=lambda z, v: self.mean_step_jacobian(LowRankState(z, v, v)),
         )
 
     @torch.no_grad()

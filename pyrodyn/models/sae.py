@@ -29,6 +29,7 @@ Source: Sedler, Versteeg & Pandarinath 2023 (arXiv 2212.03771). Departures: thei
 which is this model at a KL weight of 0; process noise is ours.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -264,14 +265,23 @@ class NodeSAE(SequentialAutoencoder):
     def dynamics(self) -> Dynamics:
         """The flow over one bin and, unless the solver makes it a map, its vector field."""
         field = self.phi.field
-        return Dynamics(
+        dynamics = Dynamics(
             step=self.phi.recorded,
             state_dim=self.config["latent_dim"],
             input_dim=self.config["input_dim"],
             bin_width=self.bin_width,
-            vector_field=None
-            if self.phi.is_map
-            else lambda z, inputs: field(z, inputs) / self.bin_width,
+        )
+        if self.phi.is_map:
+            return dataclasses.replace(
+                dynamics,
+                step_derivative=lambda z, inputs: (
+                    torch.eye(z.shape[-1]).to(z) + field.jacobian(z, inputs)
+                ),
+            )
+        return dataclasses.replace(
+            dynamics,
+            vector_field=lambda z, inputs: field(z, inputs) / self.bin_width,
+            field_derivative=lambda z, inputs: field.jacobian(z, inputs) / self.bin_width,
         )
 
     @torch.no_grad()
@@ -318,6 +328,8 @@ class RnnSAE(SequentialAutoencoder):
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
     """
 
+    phi: GRUCell | MapCell
+
     def __init__(
         self,
         num_neurons: int,
@@ -346,6 +358,7 @@ class RnnSAE(SequentialAutoencoder):
             state_dim=self.config["latent_dim"],
             input_dim=self.config["input_dim"],
             bin_width=self.bin_width,
+            step_derivative=self.phi.jacobian,
         )
 
 

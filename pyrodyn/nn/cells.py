@@ -17,7 +17,7 @@ from torch.nn import functional
 from pyrodyn.nn.field_steps import Steering
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.gru_steps import GRUWeights
-from pyrodyn.nn.recurrence import gru_step, roll
+from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll
 from pyrodyn.nn.solvers import roll_by_steps
 
 RESIDUAL_SCALE = 0.1
@@ -39,11 +39,20 @@ class GRUCell(nn.Module):
         self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
     ) -> Float[Tensor, "*left state"]:
         """The next state."""
+        return gru_step(*self._drive_and_product(z, inputs), z)
+
+    def jacobian(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state state"]:
+        """Its derivative by z."""
+        return gru_jacobian(*self._drive_and_product(z, inputs), z, self.gru.weight_hh_l0)
+
+    def _drive_and_product(self, z: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         weights = GRUWeights.of(self.gru)
         known = inputs if inputs.shape[-1] else z.new_zeros(1)
         drive = functional.linear(known, weights.drive, weights.bias)
         product = functional.linear(z, weights.recurrent, weights.recurrent_bias)
-        return gru_step(drive.expand(product.shape), product, z)
+        return drive.expand(product.shape), product
 
     def roll(
         self,
@@ -72,7 +81,7 @@ class MapCell(nn.Module):
         super().__init__()
         self.kind = kind
         if kind in ("next_state", "residual_mlp"):
-            self.network: nn.Module = MLPField(state_dim, input_dim, width, depth)
+            self.network: MLPField | nn.Linear = MLPField(state_dim, input_dim, width, depth)
         else:
             self.network = nn.Linear(state_dim + input_dim, state_dim)
 
@@ -83,11 +92,27 @@ class MapCell(nn.Module):
         if isinstance(self.network, MLPField):
             said = self.network(z, inputs)
         else:
-            driven = inputs.expand(*z.shape[:-1], inputs.shape[-1])
-            said = torch.tanh(self.network(torch.cat([z, driven], -1)))
+            said = self._layer(z, inputs)
         if self.kind.startswith("residual"):
             return torch.add(z, said, alpha=RESIDUAL_SCALE)
         return torch.as_tensor(said)
+
+    def jacobian(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state state"]:
+        """Its derivative by z."""
+        if isinstance(self.network, MLPField):
+            of_said = self.network.jacobian(z, inputs)
+        else:
+            slope = 1 - self._layer(z, inputs).square()
+            of_said = slope[..., None] * self.network.weight[:, : z.shape[-1]]
+        if self.kind.startswith("residual"):
+            return torch.eye(z.shape[-1]).to(z) + RESIDUAL_SCALE * of_said
+        return of_said
+
+    def _layer(self, z: Tensor, inputs: Tensor) -> Tensor:
+        driven = inputs.expand(*z.shape[:-1], inputs.shape[-1])
+        return torch.tanh(self.network(torch.cat([z, driven], -1)))
 
     def roll(
         self,

@@ -70,6 +70,18 @@ class MLPField(nn.Module):
             hidden = layer(self.activate(hidden))
         return hidden if self.linear is None else hidden + functional.linear(z, self.linear)
 
+    def jacobian(
+        self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
+    ) -> Float[Tensor, "*left state state"]:
+        """The derivative of the field by z, A + W_L diag(s') ... diag(s') W_1."""
+        first, *later = self.linear_layers()
+        hidden = first(z) + self.drive(inputs)
+        product = first.weight
+        for layer in later:
+            product = layer.weight @ (self.slope(hidden)[..., None] * product)
+            hidden = layer(self.activate(hidden))
+        return product if self.linear is None else product + self.linear
+
     def linear_layers(self) -> list[nn.Linear]:
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
@@ -91,3 +103,13 @@ class MLPField(nn.Module):
                 return torch.relu(hidden)
             case _:
                 return functional.softplus(hidden)
+
+    def slope(self, hidden: Float[Tensor, "*left width"]) -> Float[Tensor, "*left width"]:
+        """The derivative of `activate`."""
+        match self.activation:
+            case "tanh":
+                return 1 - torch.tanh(hidden).square()
+            case "relu":
+                return (hidden > 0).to(hidden.dtype)
+            case _:
+                return torch.sigmoid(hidden)

@@ -147,3 +147,33 @@ def gru_step(
     r, s = torch.sigmoid(drive[..., : 2 * dim] + product[..., : 2 * dim]).chunk(2, -1)
     n = torch.tanh(torch.addcmul(drive[..., 2 * dim :], r, product[..., 2 * dim :]))
     return torch.lerp(n, state, s)
+
+
+def gru_jacobian(
+    drive: Float[Tensor, "*batch gates"],
+    product: Float[Tensor, "*batch gates"],
+    state: Float[Tensor, "*batch dim"],
+    recurrent: Float[Tensor, "gates dim"],
+) -> Float[Tensor, "*batch dim dim"]:
+    """The derivative of `gru_step` by the state that ``product = U h + c`` is of::
+
+        dh_t / dh_{t-1} = diag(s) + diag((1 - s) (1 - n^2) r) U_n
+                        + diag((1 - s) (1 - n^2) p_n r (1 - r)) U_r + diag((h - n) s (1 - s)) U_s
+
+    Args:
+        drive: W x + b.
+        product: U h + c.
+        state: h.
+        recurrent: U.
+    """
+    dim = state.shape[-1]
+    U_r, U_s, U_n = recurrent.chunk(3)
+    p_n = product[..., 2 * dim :]
+    r, s = torch.sigmoid(drive[..., : 2 * dim] + product[..., : 2 * dim]).chunk(2, -1)
+    n = torch.tanh(torch.addcmul(drive[..., 2 * dim :], r, p_n))
+    by_n = (1 - s) * (1 - n.square())
+    J = (by_n * r)[..., None] * U_n
+    J.addcmul_((by_n * p_n * r * (1 - r))[..., None], U_r)
+    J.addcmul_(((state - n) * s * (1 - s))[..., None], U_s)
+    J.diagonal(dim1=-2, dim2=-1).add_(s)
+    return J

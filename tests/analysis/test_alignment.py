@@ -1,5 +1,7 @@
 """Latents of one basis in another: R2, Procrustes, carried dynamics and angles, by known maps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 
 from pyrodyn import analysis, data
 from pyrodyn.analysis.alignment import Alignment, align, latent_r2, subspace_angles
-from pyrodyn.models import Dynamics, NodeSAE
+from pyrodyn.models import Dynamics, NodeSAE, RnnSAE
 
 
 @pytest.fixture
@@ -162,6 +164,23 @@ def test_a_model_is_carried_in_double_precision(rng: np.random.Generator) -> Non
     expected = seen(own.step(torch.from_numpy(states), no_inputs))
     stepped = seen.carried(model).step(torch.from_numpy(seen(states)), no_inputs)
     np.testing.assert_allclose(stepped, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", [NodeSAE(4, latent_dim=3), RnnSAE(4, latent_dim=3)])
+def test_closed_forms_of_jacobians_are_carried_along(
+    rng: np.random.Generator, model: NodeSAE | RnnSAE
+) -> None:
+    carried = Alignment(rng.standard_normal((3, 3)), rng.standard_normal(3)).carried(model)
+    plain = dataclasses.replace(carried, step_derivative=None, field_derivative=None)
+    state = torch.from_numpy(rng.standard_normal((5, 3)))
+    given = state, carried.no_inputs(state)
+    if carried.vector_field is None:
+        assert carried.step_derivative is not None
+        derived, expected = carried.jacobian(*given), plain.jacobian(*given)
+    else:
+        assert carried.field_derivative is not None
+        derived, expected = carried.field_jacobian(*given), plain.field_jacobian(*given)
+    torch.testing.assert_close(derived, expected, atol=1e-10, rtol=0)
 
 
 def test_angles_of_known_subspaces(rng: np.random.Generator) -> None:

@@ -1,9 +1,11 @@
 """The face of dynamics: derivatives against differences, and the same path as the model's own."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from pyrodyn.models import LFADS, Dynamics, LowRankRNN
+from pyrodyn.models import LFADS, Dynamics, LowRankRNN, NodeSAE, RnnSAE
 
 MODELS = {
     "lfads": lambda: LFADS(4, input_dim=1, inferred_input_dim=2, generator_dim=6),
@@ -34,6 +36,81 @@ def test_jacobians_are_the_derivatives_of_the_step(kind):
     torch.testing.assert_close(
         dynamics.input_jacobian(state, inputs), torch.stack(differences, -1), atol=1e-8, rtol=1e-6
     )
+
+
+def node(**settings):
+    return lambda num_inputs: NodeSAE(
+        4, input_dim=num_inputs, latent_dim=3, field_width=7, **settings
+    )
+
+
+def rnn(cell):
+    return lambda num_inputs: RnnSAE(
+        4, input_dim=num_inputs, latent_dim=3, cell=cell, cell_width=7, cell_depth=2
+    )
+
+
+def low_rank(**settings):
+    return lambda num_inputs: LowRankRNN(4, input_dim=num_inputs, num_units=7, **settings)
+
+
+CLOSED_FORMS = {
+    "lfads": lambda num_inputs: LFADS(4, inferred_input_dim=num_inputs, generator_dim=6),
+    "gru": rnn("gru"),
+    "vanilla": rnn("vanilla"),
+    "residual": rnn("residual"),
+    "next_state": rnn("next_state"),
+    "residual_mlp": rnn("residual_mlp"),
+    "tanh field": node(),
+    "deep softplus field": node(field_depth=3, field_activation="softplus"),
+    "relu field": node(field_depth=2, field_activation="relu", is_linear_plus=True),
+    "residual map": node(solver="euler"),
+    "low-rank tanh": low_rank(activation="tanh"),
+    "low-rank relu": low_rank(activation="relu"),
+    "low-rank clipped relu": low_rank(activation="clipped_relu"),
+    "low-rank identity": low_rank(activation="identity"),
+    "full-rank": low_rank(activation="tanh", is_full_rank=True),
+}
+
+
+@pytest.mark.parametrize("num_inputs", [0, 2])
+@pytest.mark.parametrize("kind", CLOSED_FORMS)
+def test_closed_forms_are_what_automatic_differentiation_gives(kind, num_inputs):
+    torch.manual_seed(0)
+    model = CLOSED_FORMS[kind](num_inputs).double().requires_grad_(False)
+    for parameter in model.parameters():  # far from linear, and no bias at 0
+        parameter.add_(0.5 * torch.randn_like(parameter))
+    dynamics = model.dynamics()
+    state = torch.randn(2, 70, dynamics.state_dim, dtype=torch.float64)
+    inputs = torch.randn(2, 70, num_inputs, dtype=torch.float64)
+    if dynamics.vector_field is None:
+        function, closed = dynamics.step, dynamics.step_derivative
+        plain = dataclasses.replace(dynamics, step_derivative=None).jacobian
+    else:
+        function, closed = dynamics.vector_field, dynamics.field_derivative
+        plain = dataclasses.replace(dynamics, field_derivative=None).field_jacobian
+    assert closed is not None
+    expected = torch.func.vmap(torch.func.vmap(torch.func.jacrev(function)))(state, inputs)
+    torch.testing.assert_close(closed(state, inputs), expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        closed(state[0, 0], inputs[0, 0]), expected[0, 0], atol=1e-10, rtol=0
+    )
+    # So do forward derivatives, which stand in where there is no closed form.
+    torch.testing.assert_close(plain(state, inputs), expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(plain(state[0, 0], inputs[0, 0]), expected[0, 0], atol=1e-10, rtol=0)
+
+
+def test_jacobians_take_the_closed_form_where_there_is_one():
+    known = Dynamics(
+        lambda z, i: z,
+        2,
+        vector_field=lambda z, i: z,
+        step_derivative=lambda z, i: torch.full((2, 2), 3.0),
+        field_derivative=lambda z, i: torch.full((2, 2), 4.0),
+    )
+    state = torch.zeros(2)
+    assert (known.jacobian(state, state[:0]) == 3).all()
+    assert (known.field_jacobian(state, state[:0]) == 4).all()
 
 
 def test_a_field_has_derivatives_and_a_map_has_none():
