@@ -4,6 +4,7 @@ from pyrodyn.infer.fit import Fit, fit
 from pyrodyn.infer.importance import ImportanceSample, importance_sample
 from pyrodyn.infer.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives import ELBO, Objective, Ramp
+from pyrodyn.infer.online import Stream, filter_bin
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import FallingNoise, GrowingHorizon, NonFiniteLossError, Schedule
@@ -26,6 +27,8 @@ __all__ = [
     "Ramp",
     "Schedule",
     "SequentialMonteCarlo",
+    "Stream",
+    "filter_bin",
     "fit",
     "importance_sample",
     "particle_filter",

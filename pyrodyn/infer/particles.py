@@ -9,8 +9,8 @@ Weights carry the evidence along: their mean over particles is an unbiased estim
 after every bin, for every scheme and proposal.
 
 `SequentialMonteCarlo` is the algorithm: a pure `init` and `step`, from which `VSMC` makes an
-objective, `particle_filter` a filter over a whole batch, and anyone an online filter that takes one
-new bin at a time.
+objective, `particle_filter` a filter over a whole batch, and `online` one that takes one new bin
+at a time.
 
 Sources: Gordon et al. 1993 (bootstrap), Pitt & Shephard 1999 (lookahead), Doucet & Johansen 2011;
 the variance of a single run: Lee & Whiteley, Biometrika 105:609 (2018).
@@ -176,8 +176,11 @@ class SequentialMonteCarlo:
     ) -> tuple[Particles, StepRecord]:
         """Move over bin t of what is observed."""
         model, proposal, encoding = self.model, self.model.proposal, observed.encoding
-        before = particles.log_evidence()
         inputs, is_first = observed.inputs[:, t], particles.state is None
+        # What the start weighs is evidence of the first bin.
+        before = (
+            torch.zeros_like(particles.log_mean_weight) if is_first else particles.log_evidence()
+        )
         prior, ahead = None, None
         if proposal.looks_ahead:
             prior = self._prior(particles, inputs)
@@ -382,7 +385,7 @@ def particle_filter(
             weights.append(torch.log_softmax(particles.log_weights, 0))
             records.append(record)
     increments = torch.stack([record.log_evidence for record in records])
-    _check_alive(increments, batch, model.first_bin)
+    check_alive(increments, batch.trial, model.first_bin)
     drawn = [record.drawn for record in records]
     paths = torch.stack(drawn)
     return Filtered(
@@ -404,12 +407,24 @@ def particle_filter(
     )
 
 
-def _check_alive(increments: Float[Tensor, "time trial"], batch: Batch, first_bin: int) -> None:
+def check_alive(
+    increments: Float[Tensor, "time trial"], trials: Int[Tensor, " trial"], first_bin: int
+) -> None:
+    """Refuse evidence that is 0 or not finite.
+
+    Args:
+        increments: log evidence of every bin.
+        trials: positions of the trials in their recording.
+        first_bin: number of the first of these bins.
+
+    Raises:
+        ArithmeticError: naming the first such bin and trial.
+    """
     dead = ~torch.isfinite(increments)
     if dead.any():
         t, trial = dead.nonzero()[0].tolist()
         raise ArithmeticError(
-            f"no particle explains bin {t + first_bin} of trial {int(batch.trial[trial])}: all"
+            f"no particle explains bin {t + first_bin} of trial {int(trials[trial])}: all"
             " weights are 0 or not finite; use more particles, a proposal that looks at the data,"
             " or a model with more noise"
         )

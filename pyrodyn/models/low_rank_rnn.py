@@ -237,12 +237,13 @@ class LowRankRNN(StateSpaceModel):
         return LowRankState(path, self.filtered(inputs), inputs)
 
     def filtered(
-        self, inputs: Float[Tensor, "*batch time input"]
+        self, inputs: Float[Tensor, "*batch time input"], before: LowRankState | None = None
     ) -> Float[Tensor, "*batch time input"]:
-        """The inputs v of all bins."""
+        """The inputs v of all bins, which follow the state ``before`` where there is one."""
         if not self.filters_inputs:
             return inputs
-        decay, v = self.input_decay(), [inputs[..., 0, :]]
+        decay = self.input_decay()
+        v = [inputs[..., 0, :] if before is None else torch.lerp(before.i, before.v, decay)]
         for t in range(1, inputs.shape[-2]):
             v.append(torch.lerp(inputs[..., t - 1, :], v[-1], decay))
         return torch.stack(v, -2)
@@ -311,8 +312,9 @@ class LowRankRNN(StateSpaceModel):
             lambda: (self._covariance(self.raw_start_noise), self._covariance(self.raw_noise)),
         )
 
-    def linear_emission(self, batch: Batch) -> LinearEmission:
-        """The observation as a linear-Gaussian function of z, for `OptimalFactor`.
+    def linear_emission(self, batch: Batch, before: LowRankState | None = None) -> LinearEmission:
+        """The observation as a linear-Gaussian function of z, for `OptimalFactor`; the bins
+        follow the state ``before`` where there is one.
 
         Raises:
             ValueError: where it is not.
@@ -321,7 +323,7 @@ class LowRankRNN(StateSpaceModel):
             raise ValueError(
                 "the optimal proposal needs a gaussian observation read from latents or currents"
             )
-        return self._linear_emission(self.filtered(self.known(batch)))
+        return self._linear_emission(self.filtered(self.known(batch), before))
 
     @property
     def _is_linear_gaussian(self) -> bool:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, times
-from pyrodyn.models.state_space import Law, Proposal
+from pyrodyn.models.state_space import Law, Proposal, State
 
 
 class LinearEmission(NamedTuple):
@@ -108,7 +108,15 @@ class OptimalFactor(FactorProposal):
 
     def encode(self, model: Any, batch: Batch) -> Factor:
         """The likelihood of the visible entries as a factor of z."""
-        emission: LinearEmission = model.linear_emission(batch)
+        return self._factor(model, batch, model.linear_emission(batch))
+
+    def encode_next(
+        self, model: Any, batch: Batch, state: State | None, past: None
+    ) -> tuple[Factor, None]:
+        """The same of one new bin, whose inputs may be filtered on from those of the state."""
+        return self._factor(model, batch, model.linear_emission(batch, state)), None
+
+    def _factor(self, model: Any, batch: Batch, emission: LinearEmission) -> Factor:
         bins = slice(model.first_bin, None)
         visible = batch.visible[:, bins]
         x = torch.where(visible, batch.seen[:, bins] / batch.gain - emission.offset, 0.0)
@@ -180,16 +188,45 @@ class EncoderFactor(FactorProposal):
 
     def encode(self, model: Any, batch: Batch) -> Factor:
         """Factors of all bins; in forecast bins there is nothing to say, and q is the model."""
+        return self._read(model, batch, None)[0]
+
+    def encode_next(
+        self, model: Any, batch: Batch, state: State | None, past: list[Tensor] | None
+    ) -> tuple[Factor, list[Tensor]]:
+        """Factors of a new bin; handed on are the last inputs of every layer, as many as its kernel
+        reaches back to.
+
+        Raises:
+            ValueError: for an encoder that looks ahead.
+        """
+        ahead = 0 if self.is_causal else sum(kernel // 2 for kernel in self.kernels)
+        if ahead:
+            raise ValueError(
+                f"this encoder looks {ahead} bins ahead, so it cannot follow bins as they arrive;"
+                " build the model with proposal='causal_encoder' or set model.proposal ="
+                " Bootstrap()"
+            )
+        return self._read(model, batch, past)
+
+    def _read(
+        self, model: Any, batch: Batch, past: list[Tensor] | None
+    ) -> tuple[Factor, list[Tensor]]:
+        """Factors, and the last inputs of every layer. Before the first bin every layer meets 0."""
         bins = slice(model.first_bin, None)
-        hidden = batch.seen[:, bins].mT
+        hidden, kept = batch.seen[:, bins].mT, []
         for position, (layer, kernel) in enumerate(zip(self.layers, self.kernels, strict=True)):
             reach = kernel - 1
             before = reach if self.is_causal else reach // 2
-            hidden = layer(functional.pad(hidden, (before, reach - before)))
+            if past is None:
+                hidden = functional.pad(hidden, (before, reach - before))
+            else:
+                hidden = torch.cat([past[position], hidden], -1)
+            kept.append(hidden[..., hidden.shape[-1] - reach :])
+            hidden = layer(hidden)
             if position < len(self.layers) - 1:
                 hidden = functional.gelu(hidden)
         mean, raw_precision = hidden.mT.chunk(2, -1)
         says = torch.arange(mean.shape[1], device=mean.device) < batch.horizon - model.first_bin
         precision = functional.softplus(raw_precision) * says[:, None]
         J = self.basis.mT @ (precision[..., None] * self.basis)
-        return Factor.combined((precision * mean) @ self.basis, J, model.process_noise())
+        return Factor.combined((precision * mean) @ self.basis, J, model.process_noise()), kept

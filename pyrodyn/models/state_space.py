@@ -208,6 +208,28 @@ class Proposal(nn.Module):
     def encode(self, model: Any, batch: Batch) -> Any:
         """What the data say, once per batch."""
 
+    def encode_next(
+        self, model: Any, batch: Batch, state: State | None, past: Any
+    ) -> tuple[Any, Any]:
+        """What one new bin of a stream says, as `encode` has it at the end of all bins so far.
+
+        Args:
+            model: that owns this proposal.
+            batch: the new bin alone.
+            state: of the particles at the bin before; None at the first bin.
+            past: what this method handed on at the bin before; None at the first bin.
+
+        Returns:
+            The encoding of the bin, and what to hand on, of a size that does not grow with time.
+
+        Raises:
+            ValueError: for a proposal that reads later bins too.
+        """
+        raise ValueError(
+            f"{type(self).__name__} reads the whole trial before it proposes anything, so it cannot"
+            " follow bins as they arrive; set model.proposal = Bootstrap() to filter online"
+        )
+
     def start(self, model: Any, encoding: Any) -> Law:
         """The law of the start site given the data; by default the model's own."""
         law: Law = model.start()
@@ -247,6 +269,12 @@ class Bootstrap(Proposal):
 
     def encode(self, model: Any, batch: Batch) -> None:
         """Nothing."""
+
+    def encode_next(
+        self, model: Any, batch: Batch, state: State | None, past: None
+    ) -> tuple[None, None]:
+        """Nothing, bin by bin too."""
+        return None, None
 
     def propose(self, prior: Law, memory: Any, encoding: Any, t: int, is_first: bool) -> Law:
         """The prior itself."""

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from linear_gaussian import (
-    NUM_BINS,
     NUM_TRIALS,
     batch_of,
     by_joint_gaussian,
@@ -166,32 +165,6 @@ def test_trials_are_filtered_as_if_alone():
     other = particle_filter(model, together, 64)
     torch.testing.assert_close(one.paths[:, :, 0], other.paths[:, :, 0])
     torch.testing.assert_close(one.log_evidence[:, 0], other.log_evidence[:, 0])
-
-
-def test_bins_come_one_at_a_time():
-    from pyrodyn.infer.particles import Observed, SequentialMonteCarlo
-
-    recorded = data()
-    model, batch = linear_network(recorded), batch_of(recorded)
-    torch.manual_seed(0)
-    whole = particle_filter(model, batch, 32)
-    algorithm = SequentialMonteCarlo(model, 32)
-    torch.manual_seed(0)
-    particles, increments = None, []
-    with torch.no_grad():
-        for t in range(NUM_BINS):
-            bin_ = batch.replace(
-                **{
-                    name: getattr(batch, name)[:, t : t + 1]
-                    for name in ("x", "seen", "visible", "scored", "inputs")
-                },
-                horizon=1,
-            )
-            observed = Observed.of(model, bin_)
-            particles = algorithm.init(observed) if particles is None else particles
-            particles, record = algorithm.step(particles, observed, 0)
-            increments.append(record.log_evidence)
-    torch.testing.assert_close(torch.stack(increments), whole.log_evidence)
 
 
 def test_all_weights_zero_names_trial_and_bin():

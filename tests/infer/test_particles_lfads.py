@@ -89,6 +89,17 @@ def test_one_particle_is_the_elbo(setting):
     assert abs(one.mean() - elbo.mean()) < 4 * error
 
 
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_evidence_per_bin_counts_what_the_start_weighs(setting, num_particles):
+    model, batch = setting
+    torch.manual_seed(0)
+    with torch.no_grad():
+        bound = -VSMC(num_particles, ess_threshold=0.5)(model, model.guide)(batch)
+    torch.manual_seed(0)
+    filtered = particle_filter(model, batch, num_particles)
+    torch.testing.assert_close(filtered.log_evidence.sum(), bound)
+
+
 @pytest.mark.parametrize("setting", LIGHT_TAILS, indirect=True)
 def test_evidence_is_that_of_importance_sampling(setting):
     model, batch = setting
