@@ -104,17 +104,22 @@ def particle_smoother(
 
 def _last(filtered: Filtered, t: int, num_draws: int) -> Int[Tensor, "draw trial"]:
     """Particles of bin t drawn by their weights."""
-    return _drawn(filtered.log_weights[t][:, None].expand(-1, num_draws, -1))
+    log_weights = filtered.log_weights[t]
+    return _searched(log_weights.T, num_draws).T
 
 
 def _drawn(log_weights: Float[Tensor, "particle draw trial"]) -> Int[Tensor, "draw trial"]:
     """One particle per draw and trial."""
-    _, num_draws, num_trials = log_weights.shape
-    summed = torch.softmax(log_weights.double(), 0).cumsum(0).permute(1, 2, 0).contiguous()
-    point = torch.rand(num_draws, num_trials, 1, dtype=summed.dtype, device=summed.device)
+    return _searched(log_weights.permute(1, 2, 0), 1)[..., 0]
+
+
+def _searched(log_weights: Float[Tensor, "*left particle"], number: int) -> Int[Tensor, "*left n"]:
+    """Particles drawn by weights that all of a row share."""
+    summed = torch.softmax(log_weights.double(), -1).cumsum(-1).contiguous()
+    points = summed.new_empty(*summed.shape[:-1], number).uniform_()
     total = summed[..., -1:]
     below = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(summed, torch.minimum(point * total, below), right=True)[..., 0]
+    return torch.searchsorted(summed, torch.minimum(points * total, below), right=True)
 
 
 def _ancestral(filtered: Filtered, num_draws: int) -> Int[Tensor, "time draw trial"]:
@@ -181,20 +186,20 @@ def _metropolis(
     num_moves: int,
 ) -> Int[Tensor, "draw trial"]:
     """Particles after Metropolis steps whose proposals are drawn by the filter's weights, so that
-    the transition density alone decides.
+    the transition density alone decides. None depends on the one before: all are drawn, and their
+    densities worked out, at once.
     """
-
-    def density(chosen: Int[Tensor, "draw trial"]) -> Float[Tensor, "draw trial"]:
-        of_chosen = type(state)(*(_rows(field, chosen) for field in state))
-        density_: Tensor = model.transition(of_chosen, inputs).log_prob(later)
-        return density_
-
-    num_draws = len(particle)
-    here = density(particle)
-    for _ in range(num_moves):
-        there = _drawn(log_weights[:, None].expand(-1, num_draws, -1))
-        its = density(there)
-        accepted = torch.rand_like(here).log() < its - here
+    num_draws, num_trials = particle.shape
+    proposed = _searched(log_weights.T, num_moves * num_draws).T
+    candidates = torch.cat([particle, proposed])
+    of_candidates = type(state)(*(_rows(field, candidates) for field in state))
+    law = model.transition(of_candidates, inputs)
+    shape = (num_moves + 1, num_draws, num_trials)
+    density = law.log_prob(later.repeat(num_moves + 1, 1, 1)).view(shape)
+    candidates, log_uniforms = candidates.view(shape), torch.rand_like(density).log()
+    here = density[0]
+    for there, its, log_uniform in zip(candidates[1:], density[1:], log_uniforms[1:], strict=True):
+        accepted = log_uniform < its - here
         particle, here = torch.where(accepted, there, particle), torch.where(accepted, its, here)
     return particle
 
