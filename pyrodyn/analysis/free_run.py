@@ -37,8 +37,8 @@ def free_run(
         ``latents (trial, time, latent)``, ``rates`` and ``x`` ``(trial, time, neuron)``.
 
     Raises:
-        ValueError: for lengths below 1, inputs that are missing or of the wrong shape, and starts
-            of the wrong shape.
+        ValueError: for lengths below 1, inputs that are missing, and inputs or starts that are not
+            finite or of the wrong shape.
     """
     if num_trials < 1 or num_bins < 1 or burn_in < 0:
         raise ValueError(
@@ -87,6 +87,9 @@ def _checked(given: Tensor, drawn: Tensor) -> Tensor:
         raise ValueError(
             f"start must be {tuple(drawn.shape)}, one row per run, not {tuple(given.shape)}"
         )
+    if not torch.isfinite(given).all():
+        run = int((~torch.isfinite(given)).nonzero()[0, 0])
+        raise ValueError(f"start is not finite in run {run}")
     return given
 
 
@@ -101,6 +104,9 @@ def _inputs(
             )
         return like.new_zeros(wanted)
     array = np.asarray(inputs, float)
-    if array.shape != wanted or not np.isfinite(array).all():
-        raise ValueError(f"inputs must be finite and of shape {wanted}, not {array.shape}")
+    if array.shape != wanted:
+        raise ValueError(f"inputs must be of shape {wanted} (burn-in included), not {array.shape}")
+    if not np.isfinite(array).all():
+        run, t, position = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"input {position} is not finite in run {run}, bin {t}")
     return torch.from_numpy(array).to(like)

@@ -67,17 +67,21 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
     Raises:
         ValueError: for fewer particles than a tail can be told from.
     """
-    if len(log_weights) < FEWEST_PARTICLES:
-        raise ValueError(
-            f"num_particles={len(log_weights)}; smoothing the largest weights needs at least"
-            f" {FEWEST_PARTICLES}, and some hundreds to be worth while"
-        )
+    _check_enough(len(log_weights))
     by_trial = log_weights.T.double().cpu().contiguous().numpy()
     # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
     smoothed, pareto_k = array_stats.psislw(-by_trial, axis=-1)
     weights = torch.from_numpy(np.asarray(smoothed).T.copy()).to(log_weights)
     k = torch.from_numpy(np.asarray(pareto_k)).to(log_weights)
     return Smoothed(torch.log_softmax(weights, 0), k)
+
+
+def _check_enough(num_particles: int) -> None:
+    if num_particles < FEWEST_PARTICLES:
+        raise ValueError(
+            f"num_particles={num_particles}; smoothing the largest weights needs at least"
+            f" {FEWEST_PARTICLES}, and some hundreds to be worth while"
+        )
 
 
 def log_evidence(
@@ -107,6 +111,7 @@ def importance_sample(
     Raises:
         ValueError: for too few particles, or a guide with sites that all trials share.
     """
+    _check_enough(num_particles)
     drawn = local_draws(guide, batch, num_particles)
     weighed = weigh(model, drawn, drawn, batch, num_particles)
     shape = weighed.log_weights.shape

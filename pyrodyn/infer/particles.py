@@ -27,7 +27,7 @@ from torch import Tensor
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import SharedNormal
 from pyrodyn.infer.resampling import effective_sample_size, scheme_named
-from pyrodyn.models.state_space import Law, State, StateSpaceModel
+from pyrodyn.models.state_space import Law, State, StateSpaceModel, check_proposed
 
 
 class Observed(NamedTuple):
@@ -212,6 +212,8 @@ class SequentialMonteCarlo:
         )
         shape = log_weights.shape
         law = proposal.propose(prior, memory, encoding, t, is_first)
+        if is_first:
+            check_proposed(proposal, law, prior, shape)
         law_of_draw = law if law.batch_shape == shape else law.expand(shape)
         z = law_of_draw.rsample()
         if particles.state is None:

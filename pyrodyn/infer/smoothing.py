@@ -84,6 +84,12 @@ def particle_smoother(
         )
     if filtered is None:
         filtered = particle_filter(model, batch, num_particles)
+    wanted, found = (batch.num_bins - model.first_bin, batch.num_trials), filtered.resampled.shape
+    if wanted != tuple(found):
+        raise ValueError(
+            f"filtered holds {found[1]} trials of {found[0]} bins, the batch {wanted[1]} of"
+            f" {wanted[0]}; filter this very batch, or leave filtered out"
+        )
     with model.hoisting():
         match method:
             case "ancestral":

@@ -133,7 +133,8 @@ class LatentDynamics(nn.Module):
         """
         unit, made_for = unit_dim(recording), "this model was made for"
         num_neurons, num_inputs = self.config["num_neurons"], self.config["input_dim"]
-        found, found_inputs = recording.sizes[unit], recording.sizes.get("input", 0)
+        found = recording.sizes[unit]
+        found_inputs = recording["inputs"].sizes["input"] if "inputs" in recording else 0
         if found != num_neurons:
             raise ValueError(f"the recording has {found} {unit}s; {made_for} {num_neurons}")
         if found_inputs != num_inputs:

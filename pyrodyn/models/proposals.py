@@ -176,7 +176,7 @@ class EncoderFactor(FactorProposal):
         super().__init__()
         if not kernels or min(kernels) < 1:
             raise ValueError(f"kernels={kernels} are widths in bins; each must be at least 1")
-        self.is_causal, self.kernels = is_causal, kernels
+        self.num_neurons, self.is_causal, self.kernels = num_neurons, is_causal, kernels
         widths = [num_neurons, *[num_channels] * (len(kernels) - 1), 2 * latent_dim]
         self.layers = nn.ModuleList(
             nn.Conv1d(inside, outside, kernel)
@@ -212,6 +212,14 @@ class EncoderFactor(FactorProposal):
         self, model: Any, batch: Batch, past: list[Tensor] | None
     ) -> tuple[Factor, list[Tensor]]:
         """Factors, and the last inputs of every layer. Before the first bin every layer meets 0."""
+        noises = model.process_noise()
+        made_for = self.num_neurons, len(self.basis)
+        wanted = batch.seen.shape[-1], len(noises[1].matrix)
+        if made_for != wanted:
+            raise ValueError(
+                f"this encoder was made for {made_for[0]} neurons and {made_for[1]} latents, but"
+                f" the model has {wanted[0]} and {wanted[1]}"
+            )
         bins = slice(model.first_bin, None)
         hidden, kept = batch.seen[:, bins].mT, []
         for position, (layer, kernel) in enumerate(zip(self.layers, self.kernels, strict=True)):
@@ -229,4 +237,4 @@ class EncoderFactor(FactorProposal):
         says = torch.arange(mean.shape[1], device=mean.device) < batch.horizon - model.first_bin
         precision = functional.softplus(raw_precision) * says[:, None]
         J = self.basis.mT @ (precision[..., None] * self.basis)
-        return Factor.combined((precision * mean) @ self.basis, J, model.process_noise()), kept
+        return Factor.combined((precision * mean) @ self.basis, J, noises), kept

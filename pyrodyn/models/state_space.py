@@ -281,6 +281,30 @@ class Bootstrap(Proposal):
         return prior
 
 
+def check_proposed(proposal: Proposal, law: Law, prior: Law, shape: Sequence[int]) -> None:
+    """Refuse a proposed law of another shape than the model's own.
+
+    Args:
+        proposal: that proposed it.
+        law: q(z_t | ...).
+        prior: the model's law of z_t.
+        shape: of the particles and trials, which the law's batch shape must broadcast to.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    wanted, found = (*shape, *prior.event_shape), (*law.batch_shape, *law.event_shape)
+    spread = zip(reversed(found), reversed(wanted), strict=False)
+    event_fits = law.event_shape == prior.event_shape
+    if not event_fits or len(found) > len(wanted) or any(n not in (1, m) for n, m in spread):
+        raise ValueError(
+            f"{type(proposal).__name__} proposes a law of batch shape {tuple(law.batch_shape)} and"
+            f" event shape {tuple(law.event_shape)}; this model's z_t needs the event shape"
+            f" {tuple(prior.event_shape)} and a batch shape that broadcasts to particles and"
+            f" trials, {tuple(shape)}"
+        )
+
+
 def nothing(like: Float[Tensor, "*left dim"]) -> Law:
     """The law of a vector without entries."""
     empty = like.new_zeros(*like.shape[:-1], 0)
@@ -399,9 +423,10 @@ class ProposalPath(_ModelPath):
             for t in range(self.event_shape[0]):
                 before = self.path_start if state is None else state
                 memory = proposal.remember(self.model, before, memory, self.encoding, t)
-                law = proposal.propose(
-                    self._prior(state, t), memory, self.encoding, t, state is None
-                )
+                prior = self._prior(state, t)
+                law = proposal.propose(prior, memory, self.encoding, t, state is None)
+                if state is None:
+                    check_proposed(proposal, law, prior, self.batch_shape)
                 taken: list[Tensor] = []
                 yield law, taken.append
                 state = self._move(state, taken[0], t)

@@ -86,7 +86,16 @@ def test_a_free_run_starts_where_it_is_told(make_lfads, make_recording):
     [
         ({"num_bins": 0}, "num_bins=0 must be at least 1"),
         ({}, "made for 1 inputs; give inputs of shape \\(2, 3, 1\\)"),
-        ({"inputs": np.zeros((2, 3, 2))}, "inputs must be finite and of shape"),
+        ({"inputs": np.zeros((2, 3, 2))}, "inputs must be of shape \\(2, 3, 1\\)"),
+        ({"burn_in": 2, "inputs": np.zeros((2, 3, 1))}, "\\(2, 5, 1\\) \\(burn-in included\\)"),
+        (
+            {"inputs": np.where(np.arange(6).reshape(2, 3, 1) == 4, np.nan, 0.0)},
+            "input 0 is not finite in run 1, bin 1",
+        ),
+        (
+            {"inputs": np.zeros((2, 3, 1)), "start": [[0.0, 0.0], [np.nan, 0.0]]},
+            "start is not finite in run 1",
+        ),
         ({"inputs": np.zeros((2, 3, 1)), "start": np.zeros((1, 2))}, "start must be \\(2, 2\\)"),
     ],
 )

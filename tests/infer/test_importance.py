@@ -57,5 +57,6 @@ def test_k_hat_tells_a_good_guide_from_a_bad_one():
 def test_requests_that_make_no_weights_are_refused():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
-    with pytest.raises(ValueError, match="num_particles=24; smoothing"):
-        importance_sample(model, model.guide, batch, 24)
+    for num_particles in (0, 24):
+        with pytest.raises(ValueError, match=f"num_particles={num_particles}; smoothing"):
+            importance_sample(model, model.guide, batch, num_particles)

@@ -12,9 +12,10 @@ from linear_gaussian import (
     exact_of,
     linear_network,
 )
+from pyro.distributions import Normal
 
-from pyrodyn.infer import RESAMPLING, particle_filter
-from pyrodyn.models.proposals import OptimalFactor
+from pyrodyn.infer import ELBO, RESAMPLING, VSMC, particle_filter
+from pyrodyn.models.proposals import EncoderFactor, OptimalFactor
 from pyrodyn.models.state_space import Bootstrap
 
 VARIANTS = {
@@ -189,3 +190,60 @@ def test_settings_that_make_no_run_are_refused(settings, said):
     model, batch = linear_network(recorded), batch_of(recorded)
     with pytest.raises(ValueError, match=said):
         particle_filter(model, batch, **{"num_particles": 4, **settings})
+
+
+class OfShape(Bootstrap):
+    """Proposes standard normals of a shape."""
+
+    def __init__(self, batch_shape, event_shape):
+        super().__init__()
+        self.shape, self.num_event_dims = (*batch_shape, *event_shape), len(event_shape)
+
+    def propose(self, prior, memory, encoding, t, is_first):
+        like = torch.zeros(self.shape, dtype=torch.float64)
+        return Normal(like, 1.0).to_event(self.num_event_dims)
+
+
+@pytest.mark.parametrize("run", ["filter", "vsmc", "elbo"])
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        (((NUM_TRIALS,), (3,)), r"batch shape \(3,\) and event shape \(3,\); .* shape \(2,\)"),
+        (((NUM_TRIALS,), (1,)), r"and event shape \(1,\); this model's z_t needs .* \(2,\)"),
+        (((NUM_TRIALS, 2), ()), r"batch shape \(3, 2\) and event shape \(\)"),
+        (((5,), (2,)), r"OfShape proposes a law of batch shape \(5,\)"),
+        (((7, 1, 1), (2,)), r"OfShape proposes a law of batch shape \(7, 1, 1\)"),
+    ],
+)
+def test_a_proposal_of_the_wrong_shape_is_refused(shapes, said, run):
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    model.proposal = OfShape(*shapes)
+    with pytest.raises(ValueError, match=said):
+        match run:
+            case "filter":
+                particle_filter(model, batch, 4)
+            case "vsmc":
+                VSMC(4)(model, model.guide)(batch)
+            case _:
+                ELBO()(model, model.guide)(batch)
+
+
+def test_a_law_that_all_particles_share_is_of_the_right_shape():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    for batch_shape in ((), (1,), (NUM_TRIALS,), (4, NUM_TRIALS)):
+        model.proposal = OfShape(batch_shape, (2,))
+        assert torch.isfinite(particle_filter(model, batch, 4).log_evidence).all()
+
+
+@pytest.mark.parametrize(
+    ("num_neurons", "latent_dim", "said"),
+    [(4, 3, "4 neurons and 3 latents, but the model has 4 and 2"), (5, 2, "5 neurons and 2 lat")],
+)
+def test_an_encoder_of_another_model_is_refused(num_neurons, latent_dim, said):
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    model.proposal = EncoderFactor(num_neurons, latent_dim).double()
+    with pytest.raises(ValueError, match=said):
+        particle_filter(model, batch, 4)

@@ -285,3 +285,10 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 def test_options_that_make_no_model_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         build(**options)
+
+
+def test_a_recording_whose_inputs_were_dropped_is_refused():
+    model, _ = build()
+    # The coordinate that names the inputs stays behind.
+    with pytest.raises(ValueError, match="has 0 inputs; this model was made for 2"):
+        model.check(data().drop_vars("inputs").assign_coords(input=["left", "right"]))
