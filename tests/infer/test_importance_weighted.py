@@ -6,6 +6,7 @@ z_n ~ N(mu, 1),  x_n ~ N(z_n + w, s^2)     one number per trial
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -97,6 +98,31 @@ def test_minibatches_average_to_the_full_bound(gradient):
     error = ((full.var() + minibatches.var()) / 40) ** 0.5
     assert abs(full.mean() - minibatches.mean()) < 4 * error
     assert abs(full.mean() - model.evidence()) < 1.0
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_minibatches_average_to_the_full_bound_with_a_global_site(gradient):
+    model = Points(has_global=True)
+    loss, splits = IWELBO(50, gradient)(model, model.guide), torch.Generator().manual_seed(0)
+    differences, kls = [], []
+    for seed in range(40):
+
+        def of(batch: Batch, seed: int = seed) -> float:
+            torch.manual_seed(seed)  # the guide draws w first: here the same for all batches
+            with torch.no_grad():
+                return -float(loss(batch))
+
+        split = torch.randperm(NUM_TRIALS, generator=splits).split(10)
+        parts = sum(of(model.batch(part)) for part in split) / len(split)
+        differences.append(parts - of(model.batch()))
+        torch.manual_seed(seed)
+        q = dist.Normal(0.2 * model.mu.detach(), 0.3)
+        w = q.sample()
+        kls.append(float(q.log_prob(w) - dist.Normal(0.0, 1.0).log_prob(w)))
+    found, error = np.mean(differences), np.std(differences) / len(differences) ** 0.5
+    assert abs(found) < 4 * error
+    # To weigh w once per minibatch, ten times in all, would be seen.
+    assert 9 * np.mean(kls) > 8 * error
 
 
 class Pyros:
