@@ -25,6 +25,9 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Named recordings.")
 app.add_typer(data_app, name="data")
 
+GENERATED = (64, 200)
+"""Trials and bins that a model generates where it is given no recording to begin a search at."""
+
 Seed = Annotated[int, typer.Option(help="Seeds everything random.")]
 
 
@@ -206,12 +209,18 @@ def posterior(
 def fixed_points(
     folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
     recording: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A file, or the name of a recording: the states where a search begins."
+            help="A file, or the name of a recording, whose states a search begins at. Without one"
+            " it begins at states that the model generates by itself."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Path of the .nc and .png to write, without ending.")],
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Path of the .nc and .png to write, without ending; DIR/fixed_points by default."
+        ),
+    ] = None,
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
     ] = None,
@@ -219,13 +228,16 @@ def fixed_points(
 ) -> None:
     """List the fixed points of a fitted model's dynamics; write them and a phase portrait."""
     from pyrodyn.analysis import fixed_points as found_points
-    from pyrodyn.analysis import phase_portrait, visited_states
-    from pyrodyn.models import StateSpaceModel
+    from pyrodyn.analysis import free_run, phase_portrait, visited_states
 
-    fitted = _fitted(folder)
-    if not isinstance(fitted, StateSpaceModel):
-        raise ValueError(f"{type(fitted).__name__} has no dynamics of its own to analyse")
-    states = visited_states(fitted, _recording(recording, bin_width), seed=seed)
+    fitted, out = _fitted(folder), out or folder / "fixed_points"
+    if recording is None:
+        num_trials, num_bins = GENERATED
+        undriven = np.zeros((num_trials, num_bins, fitted.config["input_dim"]))
+        run = free_run(fitted, num_trials, num_bins, inputs=undriven, seed=seed)
+        states = run["states"].values
+    else:
+        states = visited_states(fitted, _recording(recording, bin_width), seed=seed).cpu().numpy()
     points = found_points(fitted, starts=states, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     # netCDF knows no complex numbers.
@@ -239,12 +251,10 @@ def fixed_points(
     written.assign(parts).to_netcdf(out.with_suffix(".nc"), engine="h5netcdf")
     portrait = phase_portrait(fitted, states[:8], fixed_points=points)
     portrait.savefig(out.with_suffix(".png"), dpi=150)
-    for number, point in enumerate(points["point"].values):
-        at = ", ".join(f"{x:.3g}" for x in point[:6]) + (", ..." if len(point) > 6 else "")
-        residual = float(points["residual"][number])
-        typer.echo(
-            f"{number:>3}  {points['stability'].values[number]:<8}  residual {residual:.1e}  ({at})"
-        )
+    typer.echo(_table(points))
+    if points.sizes.get("slow_point"):
+        slowest = float(points["slow_residual"].min())
+        typer.echo(f"{points.sizes['slow_point']} slow points, the slowest of speed {slowest:.1e}")
     typer.echo(
         f"{points.sizes['fixed_point']} fixed points,"
         f" {'all there are' if points.attrs['complete'] else 'those that were found'};"
@@ -267,6 +277,24 @@ def list_data() -> None:
             f"{entry.name:<{name_width}}  {here:<7}  {entry.size:>7}  {entry.shape:<{shape_width}}"
             f"  {entry.licence}\n    {entry.what}"
         )
+
+
+def _table(points: "xr.Dataset") -> str:
+    """Fixed points, one per line: stability, how many modes grow, the fastest of them, residual,
+    place.
+    """
+    is_flow = points.attrs["kind"] == "flow"
+    per = "per second" if is_flow else "per bin"
+    lines = [f"     stability  growing  first eigenvalue, {per:<10}  residual  point"]
+    for number, point in enumerate(points["point"].values):
+        eigenvalues = points["eigenvalues"].values[number]
+        growing = int((eigenvalues.real > 0 if is_flow else np.abs(eigenvalues) > 1).sum())
+        at = ", ".join(f"{x:.3g}" for x in point[:6]) + (", ..." if len(point) > 6 else "")
+        lines.append(
+            f"{number:>3}  {points['stability'].values[number]:<9}  {growing:>7}"
+            f"  {eigenvalues[0]:>28.3g}  {float(points['residual'][number]):>8.1e}  ({at})"
+        )
+    return "\n".join(lines)
 
 
 def _fitted(folder: Path) -> "LatentDynamics":

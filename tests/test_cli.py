@@ -70,10 +70,27 @@ def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, mod
     points = xr.load_dataset(out.with_suffix(".nc"), engine="h5netcdf")
     found = int(re.search(r"(\d+) fixed points", printed)[1])
     assert points.sizes["fixed_point"] == found
-    assert len(re.findall(r"residual", printed)) == found
+    assert len(re.findall(r"^ *\d+  \w+ +\d+ ", printed, re.MULTILINE)) == found
     assert "eigenvalues_imag" in points
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert ("all there are" in printed) == bool(points.attrs["complete"])
+
+
+@pytest.mark.parametrize("model", ["lfads", "rnn-sae"])
+def test_fixed_points_need_no_recording(command, counts_file, tmp_path, model):
+    code, _, err = command("fit", counts_file, "--out", tmp_path / "run", "--model", model, *FIT)
+    assert code == 0, err
+    code, printed, err = command("fixed-points", tmp_path / "run")
+    assert code == 0, err
+    header, *rows = printed.splitlines()
+    assert header.split()[:3] == ["stability", "growing", "first"]
+    points = xr.load_dataset(tmp_path / "run" / "fixed_points.nc", engine="h5netcdf")
+    for number, stability in enumerate(points["stability"].values):
+        assert rows[number].split()[:2] == [str(number), stability]
+        eigenvalues = points["eigenvalues_real"] + 1j * points["eigenvalues_imag"]
+        growing = int((np.abs(eigenvalues[number]) > 1).sum())
+        assert int(rows[number].split()[2]) == growing
+    assert (tmp_path / "run" / "fixed_points.png").exists()
 
 
 @pytest.mark.parametrize(

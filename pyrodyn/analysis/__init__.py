@@ -14,6 +14,7 @@ from pyrodyn.analysis.portraits import (
     plot_attractors,
     plot_eigenvalues,
     plot_lyapunov,
+    plot_spectra,
 )
 from pyrodyn.analysis.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores import (
@@ -48,6 +49,7 @@ __all__ = [
     "plot_inferred_inputs",
     "plot_lyapunov",
     "plot_rates",
+    "plot_spectra",
     "power_spectrum",
     "psth_r2",
     "rate_r2",

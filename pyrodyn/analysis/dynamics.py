@@ -48,9 +48,41 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
     return copy.deepcopy(model_or_dynamics).double().eval().requires_grad_(False).dynamics()
 
 
+def state_space(model: LatentDynamics) -> StateSpaceModel:
+    """The model itself, where it has states that move.
+
+    Raises:
+        ValueError: for a model without them.
+    """
+    if not isinstance(model, StateSpaceModel):
+        raise ValueError(f"{type(model).__name__} has no dynamics of its own to analyse")
+    return model
+
+
+def refuse_divergence(path: Float[Tensor, "trial time *dims"], first_bin: int = 0) -> None:
+    """Stop at the first bin at which a path is not finite.
+
+    Args:
+        path: states, or what follows from them.
+        first_bin: the number of its first bin.
+
+    Raises:
+        ArithmeticError: naming trial and bin.
+    """
+    is_off = ~path.isfinite().flatten(2).all(-1)
+    if is_off.any():
+        t = int(is_off.any(0).nonzero()[0])
+        trial = int(is_off[:, t].nonzero()[0])
+        raise ArithmeticError(
+            f"the path of trial {trial} is not finite from bin {first_bin + t} on: start it inside"
+            " the basin of an attractor; of a NodeSAE, also compare its step with the exact path"
+            " by solver_check"
+        )
+
+
 @torch.no_grad()
 def visited_states(
-    model: StateSpaceModel, recording: xr.Dataset, *, seed: int = 0
+    model: LatentDynamics, recording: xr.Dataset, *, seed: int = 0
 ) -> Float[Tensor, "trial time state"]:
     """Where a model's dynamics are on a recording: one draw of the guide per trial.
 
@@ -60,7 +92,12 @@ def visited_states(
         model: a state-space model.
         recording: its trials.
         seed: seeds the draw.
+
+    Raises:
+        ValueError: for a model without dynamics.
+        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
     """
+    model = state_space(model)
     batch = model.trials_of(recording).batch()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -71,7 +108,9 @@ def visited_states(
         path = nodes[model.path_site]["value"]
     else:
         path = inputs.new_zeros(*inputs.shape[:2], 0)
-    return model.moving(model.states(start, path, inputs))
+    states = model.moving(model.states(start, path, inputs))
+    refuse_divergence(states, model.first_bin)
+    return states
 
 
 def known_dynamics(system: str | System) -> Dynamics:

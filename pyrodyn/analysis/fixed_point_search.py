@@ -98,13 +98,16 @@ def search_fixed_points(
         max_seconds: stop after this time with what has arrived by then.
 
     Returns:
-        ``point (fixed_point, latent)``; ``eigenvalues (fixed_point, mode)`` of the step's Jacobian,
-        largest modulus first, or for flows of the field's, largest real part first;
+        ``point (fixed_point, latent)``; ``jacobian (fixed_point, latent, by)`` of the step, or for
+        flows of the field: what each latent becomes, or how it changes, by each;
+        ``eigenvalues (fixed_point, mode)`` of it, for maps largest modulus first, for flows largest
+        real part first;
         ``stability (fixed_point)``: "stable", "saddle", "unstable" (all modes grow) or "marginal"
         (one neither grows nor decays, to 1e-9 per bin); ``residual (fixed_point)``, the largest
         entry of g; ``num_starts (fixed_point)``, how many starts reached it. The same of slow
-        points, along ``slow_point``, as ``slow_state``, ``slow_eigenvalues``, ``slow_residual`` and
-        ``slow_num_starts``. In the attributes: ``kind``, "map" or "flow"; ``complete``, always 0;
+        points, along ``slow_point``, as ``slow_state``, ``slow_jacobian``, ``slow_eigenvalues``,
+        ``slow_residual`` and ``slow_num_starts``. In the attributes: ``kind``, "map" or "flow";
+        ``complete``, always 0;
         ``num_starts`` in all; ``num_unfinished``, starts that arrived nowhere; ``num_outside``,
         starts that arrived outside the box; ``num_iterations``, ``tolerance``, ``seconds``,
         ``lower`` and ``upper``.
@@ -263,13 +266,13 @@ def _described(
         jacobian, value = g.jacobian(points), g.value(points)
     is_map = dynamics.vector_field is None
     if is_map:
-        eigenvalues = torch.linalg.eigvals(jacobian + torch.eye(dim, dtype=points.dtype)).numpy()
-        growth = np.abs(eigenvalues) - 1
-        rate = eigenvalues
-    else:
+        jacobian = jacobian + torch.eye(dim, dtype=points.dtype)
         eigenvalues = torch.linalg.eigvals(jacobian).numpy()
-        growth = eigenvalues.real
-        rate = eigenvalues / dynamics.bin_width
+        growth = np.abs(eigenvalues) - 1
+    else:
+        jacobian = jacobian / dynamics.bin_width
+        eigenvalues = torch.linalg.eigvals(jacobian).numpy()
+        growth = eigenvalues.real * dynamics.bin_width
     order = np.argsort(-growth, axis=1, kind="stable")
     stability = np.select(
         [(np.abs(growth) <= MARGIN).any(1), (growth < 0).all(1), (growth > 0).all(1)],
@@ -278,7 +281,8 @@ def _described(
     )
     described: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
         f"{prefix}{'state' if prefix else 'point'}": ((name, "latent"), points.numpy()),
-        f"{prefix}eigenvalues": ((name, "mode"), np.take_along_axis(rate, order, 1)),
+        f"{prefix}jacobian": ((name, "latent", "by"), jacobian.numpy()),
+        f"{prefix}eigenvalues": ((name, "mode"), np.take_along_axis(eigenvalues, order, 1)),
         f"{prefix}residual": ((name,), value.abs().amax(-1).numpy()),
         f"{prefix}num_starts": ((name,), num_starts.numpy()),
     }

@@ -6,12 +6,14 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyrodyn.analysis.dynamics import refuse_divergence, state_space
+from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.state_space import State, StateSpaceModel
 
 
 @torch.no_grad()
 def free_run(
-    model: StateSpaceModel,
+    model: LatentDynamics,
     num_trials: int,
     num_bins: int,
     *,
@@ -34,12 +36,17 @@ def free_run(
         seed: seeds the run.
 
     Returns:
-        ``latents (trial, time, latent)``, ``rates`` and ``x`` ``(trial, time, neuron)``.
+        ``latents (trial, time, latent)``, what is drawn in each bin; ``states (trial, time,
+        state)``, what the dynamics move (the same for most models; of LFADS the generator's state,
+        which moves under inferred inputs that are drawn); ``rates`` and ``x``
+        ``(trial, time, neuron)``.
 
     Raises:
-        ValueError: for lengths below 1, inputs that are missing, and inputs or starts that are not
-            finite or of the wrong shape.
+        ValueError: for a model without dynamics, lengths below 1, inputs that are missing, and
+            inputs or starts that are not finite or of the wrong shape.
+        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
     """
+    model = state_space(model)
     if num_trials < 1 or num_bins < 1 or burn_in < 0:
         raise ValueError(
             f"num_trials={num_trials} and num_bins={num_bins} must be at least 1, and"
@@ -71,11 +78,15 @@ def free_run(
         kept = type(state)(
             *(torch.stack(field[burn_in:], 1) for field in zip(*states, strict=True))
         )
+        moving = model.moving(kept)
+        refuse_divergence(moving, burn_in)
         emission = model.emission(kept)
+        refuse_divergence(emission.mean, burn_in)
         x = emission.sample()
     return xr.Dataset(
         {
             "latents": (("trial", "time", "latent"), torch.stack(path[burn_in:], 1).cpu().numpy()),
+            "states": (("trial", "time", "state"), moving.cpu().numpy()),
             "rates": (("trial", "time", "neuron"), emission.mean.cpu().numpy()),
             "x": (("trial", "time", "neuron"), x.cpu().numpy()),
         }

@@ -1,5 +1,5 @@
-"""Pictures of dynamics: phase portraits, eigenvalues, Lyapunov exponents, attractors. Each returns
-a matplotlib figure and shows nothing.
+"""Pictures of dynamics: phase portraits, eigenvalues, Lyapunov exponents, spectra, attractors. Each
+returns a matplotlib figure and shows nothing.
 
 A portrait shows the field on a plane z = centre + x p + y q through state space (for maps, the
 displacement over one bin)::
@@ -11,6 +11,7 @@ A system of two dimensions is its own plane; of more, the plane is that of the f
 components of the trajectories, and the part of f that leaves it is not seen.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -182,7 +183,7 @@ def plot_eigenvalues(fixed_points: xr.Dataset) -> Figure:
     if not is_flow:
         axis.set_aspect("equal")
     if len(eigenvalues):
-        axis.legend(title="fixed point", fontsize=8, title_fontsize=8)
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # hides no eigenvalue
     return figure
 
 
@@ -208,6 +209,34 @@ def plot_lyapunov(spectrum: xr.Dataset) -> Figure:
     dimension = float(spectrum["kaplan_yorke"])
     title = "" if np.isnan(dimension) else f"Kaplan-Yorke dimension {dimension:.3f}"
     right.set(xlabel="exponent", ylabel="Lyapunov exponent (1/s)", title=title)
+    return figure
+
+
+def plot_spectra(spectra: Mapping[str, xr.DataArray]) -> Figure:
+    """Power spectra of several signals on one pair of logarithmic axes: thin lines per dim, a thick
+    one for their mean.
+
+    Args:
+        spectra: by name, from `pyrodyn.analysis.power_spectrum`.
+
+    Raises:
+        ValueError: for no spectra, and for what is none.
+    """
+    if not spectra:
+        raise ValueError("there is no spectrum to draw; give at least one, by name")
+    figure, axis = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
+    for index, (name, spectrum) in enumerate(spectra.items()):
+        if spectrum.dims != ("frequency", "dim"):
+            raise ValueError(
+                f"{name!r} has dims {spectrum.dims}; give what power_spectrum returns, of dims"
+                " ('frequency', 'dim')"
+            )
+        moving = spectrum.isel(frequency=spectrum["frequency"].values > 0)  # 0 has no logarithm
+        frequency, color = moving["frequency"].values, f"C{index % 10}"
+        axis.loglog(frequency, moving.values, color=color, lw=0.5, alpha=0.3)
+        axis.loglog(frequency, moving.mean("dim").values, color=color, lw=1.8, label=name)
+    axis.set(xlabel="frequency (Hz)", ylabel="power per Hz")
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -27,6 +27,7 @@ from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.objectives import Loss
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.traces import latent_sites, paired_traces
+from pyrodyn.models.base import LatentDynamics
 
 
 class ShuffledBatches:
@@ -247,14 +248,30 @@ class Training(lightning.LightningModule):
                 self.loss.objective.num_particles,
             )
         for name in latent_sites(guide_trace):
-            if not torch.isfinite(guide_trace.nodes[name]["value"]).all():
-                return f"the guide's draw of site {name!r}"
+            value = guide_trace.nodes[name]["value"]
+            if not torch.isfinite(value).all():
+                return f"the guide's draw of site {name!r}{self._place(name, value)}"
+        for name, site in model_trace.nodes.items():
+            is_computed = site["type"] == "sample" and site["infer"].get("_deterministic")
+            if is_computed and not torch.isfinite(site["value"]).all():
+                return f"the path of site {name!r}{self._place(name, site['value'])}"
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
             for name, site in trace.nodes.items():
                 if site["type"] == "sample" and not torch.isfinite(site["log_prob"]).all():
                     return f"the log density of site {name!r}"
         return "the gradient"
+
+    def _place(self, name: str, value: Tensor) -> str:
+        """Where a path first is not finite: trial of the recording and bin."""
+        model = self.loss.model
+        if not isinstance(model, LatentDynamics) or model.site_dims.get(name, ())[:1] != ("time",):
+            return ""
+        is_off = ~torch.isfinite(value).all(-1)
+        is_off = is_off.reshape(-1, *is_off.shape[-2:]).any(0)  # of any particle
+        first = int(is_off.any(0).nonzero()[0])
+        trial = int(self._last.batch.trial[is_off[:, first].nonzero()[0]])
+        return f" in trial {trial} from bin {first + model.first_bin} on"
 
 
 class KeepBest(Checkpoint):

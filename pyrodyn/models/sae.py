@@ -300,7 +300,10 @@ class NodeSAE(SequentialAutoencoder):
         """A solver whose step was too coarse for the field that it trained."""
         if self.phi.is_map:
             return []
-        check = self.solver_check(batch)
+        try:
+            check = self.solver_check(batch)
+        except ArithmeticError as problem:
+            return [str(problem)]
         if check.is_fine:
             return []
         return [

@@ -132,6 +132,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: for times that do not increase.
+            ArithmeticError: for a path that cannot be followed, naming the farthest trial.
         """
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
             raise ValueError(
@@ -139,6 +140,17 @@ class Flow(nn.Module):
                 " duplicates"
             )
         held = z.new_zeros(0) if inputs is None else inputs
+        try:
+            path = self._solved(z, times, held, tolerance)
+        except AssertionError as problem:  # torchdiffeq's, of steps that have become too small
+            trial = int(z.detach().abs().amax(-1).argmax()) % (z.shape[-2] if z.ndim > 1 else 1)
+            raise ArithmeticError(
+                f"the path of trial {trial} cannot be followed from {float(times[0]):g} to"
+                f" {float(times[-1]):g} bins ({problem}): the vector field runs off to infinity"
+            ) from problem
+        return path.movedim(0, -2)
+
+    def _solved(self, z: Tensor, times: Tensor, held: Tensor, tolerance: float) -> Tensor:
         method = self.solver if self.solver in ADAPTIVE else "dopri5"
         if method == "dopri5_adjoint":
             path = odeint_adjoint(
@@ -160,7 +172,7 @@ class Flow(nn.Module):
                 atol=tolerance,
                 method=method,
             )
-        return path.movedim(0, -2)
+        return torch.as_tensor(path)
 
 
 def roll_by_steps(
@@ -232,14 +244,26 @@ class SolverCheck(NamedTuple):
 def solver_check(
     flow: Flow, z: Float[Tensor, "trial state"], inputs: Float[Tensor, "trial time input"]
 ) -> SolverCheck:
-    """Solve from the same states at the trained step and by dopri5 to a tolerance of 1e-6."""
+    """Solve from the same states at the trained step and by dopri5 to a tolerance of 1e-6.
+
+    Raises:
+        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
+    """
     z, inputs = z.double(), inputs.double()
     double = copy.deepcopy(flow).double()
     own = double.roll(z, inputs)
+    is_off = ~own.isfinite().all(-1)
+    if is_off.any():
+        t = int(is_off.any(0).nonzero()[0])
+        raise ArithmeticError(
+            f"the path of trial {int(is_off[:, t].nonzero()[0])} is not finite {t + 1} bins after"
+            f" its start: a step of {flow.solver!r} with substeps={flow.substeps} is too coarse for"
+            " this vector field, or the field itself runs off to infinity"
+        )
     exact, states = z, []
     unit = z.new_tensor([0.0, 1.0])
     for t in range(inputs.shape[-2]):
-        exact = double.at_times(exact, unit, inputs[:, t], CHECK_TOLERANCE)[:, 1]
+        exact = double.at_times(exact, unit + t, inputs[:, t], CHECK_TOLERANCE)[:, 1]
         states.append(exact)
     truth = torch.stack(states, 1)
     spread = truth - truth.mean((0, 1))

@@ -166,6 +166,7 @@ def test_one_latent_by_hand() -> None:
     found = fixed_points_of(network)
     np.testing.assert_allclose(found["point"].values[:, 0], [-2, 0, 2], atol=1e-12)
     np.testing.assert_allclose(found["eigenvalues"].values[:, 0], [0.5, 4.5, 0.5])
+    np.testing.assert_allclose(found["jacobian"].values[:, 0, 0], [0.5, 4.5, 0.5])
     assert list(found["stability"].values) == ["stable", "unstable", "stable"]
     np.testing.assert_array_equal(found["region"].values[:, 0], [0, 1, 2])
     np.testing.assert_allclose(found["residual"], 0, atol=1e-12)

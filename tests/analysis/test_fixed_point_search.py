@@ -30,7 +30,11 @@ def test_known_flows_have_their_known_fixed_points(name):
     assert found.attrs["kind"] == "flow"
     assert found.attrs["complete"] == 0
     assert system.jacobian is not None
-    for point, eigenvalues in zip(KNOWN[name], found["eigenvalues"].values, strict=True):
+    assert found["jacobian"].dims == ("fixed_point", "latent", "by")
+    for point, jacobian, eigenvalues in zip(
+        KNOWN[name], found["jacobian"].values, found["eigenvalues"].values, strict=True
+    ):
+        np.testing.assert_allclose(jacobian, system.jacobian(np.array(point)), atol=1e-7)
         expected = np.linalg.eigvals(system.jacobian(np.array(point)))
         np.testing.assert_allclose(
             np.sort_complex(eigenvalues), np.sort_complex(expected), atol=1e-8
@@ -59,6 +63,7 @@ def test_a_linear_map_under_a_held_input(moduli, stability):
     np.testing.assert_allclose(found["point"], expected[None], atol=1e-8)
     np.testing.assert_array_equal(found["num_starts"], [512])
     np.testing.assert_array_equal(found["stability"], [stability])
+    np.testing.assert_allclose(found["jacobian"], matrix[None], atol=1e-12)
     np.testing.assert_allclose(
         found["eigenvalues"].values[0], sorted(moduli, key=abs)[::-1], atol=1e-12
     )
@@ -77,6 +82,7 @@ def test_slow_points_are_classed_apart():
     np.testing.assert_allclose(found["slow_state"], [[0.0, 0.0]], atol=1e-3)
     np.testing.assert_allclose(found["slow_residual"], [0.001], rtol=1e-3)
     np.testing.assert_allclose(found["slow_eigenvalues"], [[0.0, -1.0]], atol=1e-2)
+    np.testing.assert_allclose(found["slow_jacobian"], [np.diag([0.0, -1.0])], atol=1e-2)
     found = fixed_points(ghost, inputs=[-0.25], region=region)
     np.testing.assert_allclose(found["point"], [[-0.5, 0.0], [0.5, 0.0]], atol=1e-9)
     np.testing.assert_array_equal(found["stability"], ["stable", "saddle"])

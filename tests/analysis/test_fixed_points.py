@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from pyrodyn.analysis import fixed_points, free_run
-from pyrodyn.models import LowRankRNN
+from pyrodyn.analysis import (
+    fixed_points,
+    free_run,
+    lyapunov_spectrum,
+    phase_portrait,
+    visited_states,
+)
+from pyrodyn.models import LowRankRNN, NodeSAE
+from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.low_rank_rnn import LowRankState
 
 
@@ -79,6 +86,61 @@ def test_a_free_run_starts_where_it_is_told(make_lfads, make_recording):
     runs = [free_run(lfads, 3, 5, start=g0, seed=seed)["rates"].values for seed in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
+
+
+def test_a_free_run_tells_what_the_dynamics_move(make_lfads, make_recording):
+    model = network(input_dim=0)
+    run = free_run(model, 3, 5)
+    np.testing.assert_array_equal(run["states"], run["latents"])
+    lfads = make_lfads(make_recording(4))
+    run = free_run(lfads, 3, 5)
+    assert run.sizes["latent"] == 0  # nothing is drawn without inferred inputs
+    dynamics = lfads.dynamics()
+    state = torch.from_numpy(run["states"].values)
+    with torch.no_grad():
+        moved = dynamics.step(state[:, :-1], dynamics.no_inputs(state[:, :-1]))
+    torch.testing.assert_close(moved, state[:, 1:])
+
+
+def test_a_path_that_runs_off_is_named_by_trial_and_bin(make_recording):
+    recording = make_recording(4)
+    model = NodeSAE.for_recording(recording, is_linear_plus=True)
+    with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
+        model.phi.field.linear.copy_(1e6 * torch.eye(3))
+        for layer in model.phi.field.linear_layers():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    start = np.zeros((3, 3))
+    start[1] = 1.0
+    with pytest.raises(ArithmeticError, match="trial 1 is not finite from bin 4 on"):
+        free_run(model, 3, 20, start=start)
+    with pytest.raises(ArithmeticError, match="trial 1 is not finite from bin 4 on"):
+        free_run(model, 3, 9, start=start, burn_in=4)
+    with pytest.raises(ArithmeticError, match=r"trial \d is not finite from bin \d+ on"):
+        visited_states(model, recording)
+
+
+def test_a_model_without_dynamics_is_refused(make_recording):
+    class Still(LatentDynamics):
+        def start_readout(self, predictors):
+            raise NotImplementedError
+
+        def model(self, batch):
+            raise NotImplementedError
+
+        def guide(self, batch):
+            raise NotImplementedError
+
+    still, refusal = Still(), "Still has no dynamics of its own to analyse"
+    for analysed in (
+        lambda: fixed_points(still, starts=np.zeros(3)),
+        lambda: lyapunov_spectrum(still, np.zeros(3), 10),
+        lambda: phase_portrait(still, np.zeros((4, 2))),
+        lambda: free_run(still, 2, 3),
+        lambda: visited_states(still, make_recording(4)),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            analysed()
 
 
 @pytest.mark.parametrize(

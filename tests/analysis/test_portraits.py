@@ -15,7 +15,9 @@ from pyrodyn.analysis.portraits import (
     plot_attractors,
     plot_eigenvalues,
     plot_lyapunov,
+    plot_spectra,
 )
+from pyrodyn.analysis.spectra import power_spectrum
 from pyrodyn.data.simulate import trajectory
 from pyrodyn.models import Dynamics
 
@@ -128,6 +130,8 @@ def test_eigenvalues_stand_beside_what_divides_growth_from_decay():
     assert circle.radius == 1.0
     np.testing.assert_allclose(np.sort(labelled(step)["saddle"].get_xdata()), [0.9, 1.1], atol=1e-9)
     assert "per bin" in step.get_xlabel()
+    assert step.get_legend() is None  # it stands below the axes, where it hides no eigenvalue
+    assert len(step.figure.legends) == 1
 
 
 def test_exponents_and_how_they_settled():
@@ -137,6 +141,25 @@ def test_exponents_and_how_they_settled():
     np.testing.assert_allclose(left.lines[0].get_xdata(), np.arange(1, 21) * 0.1)
     np.testing.assert_allclose(right.lines[0].get_ydata(), spectrum["exponents_per_second"])
     assert right.get_title() == "Kaplan-Yorke dimension 0.000"
+
+
+def test_spectra_share_their_axes():
+    time = 0.01 * np.arange(512)
+    waves = np.stack([np.sin(2 * np.pi * 6.25 * time), np.sin(2 * np.pi * 25 * time)], -1)
+    spectra = {"waves": power_spectrum(waves, 0.01), "half": power_spectrum(waves / 2, 0.01)}
+    axis = plot_spectra(spectra).axes[0]
+    lines = labelled(axis)
+    assert set(lines) == {"waves", "half"}
+    frequency, power = lines["waves"].get_data()
+    assert frequency[0] > 0
+    np.testing.assert_allclose(sorted(frequency[np.argsort(power)[-2:]]), [6.25, 25.0])
+    np.testing.assert_allclose(power, 4 * lines["half"].get_ydata())
+    assert len(axis.lines) == 2 * 3
+    assert axis.get_xscale() == axis.get_yscale() == "log"
+    with pytest.raises(ValueError, match="there is no spectrum to draw"):
+        plot_spectra({})
+    with pytest.raises(ValueError, match=r"'waves' has dims \('frequency',\)"):
+        plot_spectra({"waves": spectra["waves"].mean("dim")})
 
 
 def test_attractors_side_by_side():

@@ -1,6 +1,7 @@
 """`fit`: that it takes the steps it should, the same ones again, and stops where it should."""
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -512,6 +513,24 @@ def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, c
     assert (caught.value.step, caught.value.site) == (4, site)
     assert same(weights(model), weights(good))
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("process_noise", "what"), [(False, "the path"), (True, "the guide's draw")]
+)
+def test_a_path_that_runs_off_is_named_by_trial_and_bin(train, process_noise, what):
+    model = NodeSAE.for_recording(train, process_noise=process_noise, is_linear_plus=True)
+    with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
+        model.phi.field.linear.copy_(1e6 * torch.eye(3))
+    with (
+        pytest.warns(UserWarning, match="Encountered NaN"),
+        pytest.raises(NonFiniteLossError) as caught,
+    ):
+        fit(model, train, max_epochs=1, **QUIET)
+    place = re.fullmatch(what + r" of site 'z' in trial (\d+) from bin (\d+) on", caught.value.site)
+    assert place is not None
+    assert int(place[1]) < 12
+    assert int(place[2]) in (3, 4)
 
 
 def test_nan_after_a_validation_leaves_the_best_weights(train, valid, make_lfads, tmp_path):

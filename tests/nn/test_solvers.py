@@ -155,3 +155,19 @@ def test_other_activations_roll(activation):
         path[..., 0, :],
         torch.addcmul(steering.shift[..., 0, :], steering.gain[..., 0, :], phi(z, inputs[:, 0])),
     )
+
+
+def test_a_path_that_runs_off_is_named_by_trial_and_bin():
+    phi = flow("midpoint", is_linear_plus=True)
+    with torch.no_grad():
+        phi.field.linear.copy_(1e60 * torch.eye(3, dtype=torch.float64))
+        for layer in phi.field.linear_layers():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    z, inputs = torch.zeros(4, 3), torch.zeros(4, 5, 0)
+    z[2] = 1.0
+    # (1e60)^2 / 2 per bin: the third is beyond 1e308.
+    with pytest.raises(ArithmeticError, match="path of trial 2 is not finite 3 bins after its"):
+        solver_check(phi, z, inputs)
+    with pytest.raises(ArithmeticError, match="trial 2 cannot be followed from 4 to 7 bins"):
+        phi.at_times(z.double(), torch.tensor([4.0, 7.0]))

@@ -34,9 +34,10 @@ def fixed_points_of(
             search is over ``period x latent`` dimensions.
 
     Returns:
-        ``point (fixed_point, latent)``, ``eigenvalues (fixed_point, mode)`` of the Jacobian
-        a + n phi' m, largest modulus first, ``stability (fixed_point)`` ("stable" if all are inside
-        the unit circle, "unstable" if all outside, else "saddle"; "marginal" if one is on it),
+        ``point (fixed_point, latent)``, ``jacobian (fixed_point, latent, by)``, a + n phi' m,
+        ``eigenvalues (fixed_point, mode)`` of it, largest modulus first,
+        ``stability (fixed_point)`` ("stable" if all are inside the unit circle, "unstable" if all
+        outside, else "saddle"; "marginal" if one is on it),
         ``residual (fixed_point)``, the largest entry of F(z) - z, and
         ``region (fixed_point, neuron)``, the piece of each unit. For a period above 1 the dims are
         ``cycle`` and, for point and region, ``phase``; the Jacobian is that of the whole cycle and
@@ -152,6 +153,7 @@ def _described(network: PiecewiseLinear, points: Array, period: int) -> xr.Datas
     return xr.Dataset(
         {
             "point": ((name, *phases, "latent"), points[:, where]),
+            "jacobian": ((name, "latent", "by"), jacobian),
             "eigenvalues": ((name, "mode"), eigenvalues),
             "stability": (name, stability),
             "residual": (name, np.abs(image - np.roll(points, -1, axis=1)).max((1, 2))),
