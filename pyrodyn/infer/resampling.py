@@ -18,6 +18,7 @@ independently of each other.
 Source of the classical four: Douc, Cappe & Moulines, ISPA 2005.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,11 +85,12 @@ def residual(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
 
 def soft(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """Systematic from a mixture with the uniform law, corrected by weights with a gradient."""
-    num_particles = len(log_weights)
-    weights = torch.softmax(log_weights, 0)
-    mixture = SOFT_SHARE * weights + (1 - SOFT_SHARE) / num_particles
-    ancestors = systematic(mixture.log()).ancestors
-    return Resampled(ancestors, (weights / mixture).log().gather(0, ancestors))
+    # In logarithms throughout: a weight that rounds to 0 may be chosen, and has a gradient then.
+    own = torch.log_softmax(log_weights, 0)
+    uniform = own.new_tensor(math.log((1 - SOFT_SHARE) / len(log_weights)))
+    mixture = torch.logaddexp(own + math.log(SOFT_SHARE), uniform)
+    ancestors = systematic(mixture).ancestors
+    return Resampled(ancestors, (own - mixture).gather(0, ancestors))
 
 
 RESAMPLING: dict[str, Scheme] = {

@@ -142,7 +142,8 @@ class LowRankRNN(StateSpaceModel):
         if filters_inputs:
             self.input_log_rate = nn.Parameter(torch.tensor(start_rate))
         if is_full_rank:
-            self.recurrent = nn.Parameter(torch.randn(dim, dim) / math.sqrt(dim))
+            # Weaker than the decay, or states would grow from bin to bin before any training.
+            self.recurrent = nn.Parameter(torch.randn(dim, dim) * 0.05 / math.sqrt(dim))
         else:
             self.m = nn.Parameter(torch.randn(num_units, dim) / math.sqrt(dim))
             self.n = nn.Parameter(torch.randn(dim, num_units) * 0.5 / num_units)

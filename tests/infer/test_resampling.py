@@ -107,6 +107,19 @@ def test_only_soft_weights_carry_a_gradient(scheme):
     assert survivors.requires_grad is (scheme == "soft")
 
 
+def test_soft_weights_that_round_to_nothing_have_a_gradient():
+    log_weights = torch.tensor([[0.0], [-200.0], [-300.0], [-1.0]]).requires_grad_()
+    torch.manual_seed(0)
+    chosen = set()
+    for _ in range(20):
+        ancestors, survivors = RESAMPLING["soft"](log_weights)
+        chosen |= set(ancestors[:, 0].tolist())
+        (gradient,) = torch.autograd.grad(survivors.sum(), log_weights)
+        assert torch.isfinite(survivors).all()
+        assert torch.isfinite(gradient).all()
+    assert chosen == {0, 1, 2, 3}  # those without weight too, by the uniform share
+
+
 def test_effective_sample_size_of_known_weights():
     log_weights = torch.log(torch.tensor([[1.0, 1.0], [1.0, 0.0], [2.0, 0.0]]))
     torch.testing.assert_close(effective_sample_size(log_weights), torch.tensor([16 / 6, 1.0]))

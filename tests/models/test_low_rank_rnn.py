@@ -91,6 +91,22 @@ def test_every_pair_of_options_runs(pair):
     assert model.raw_noise.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("is_full_rank", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_network_explodes_before_it_is_trained(activation, is_full_rank):
+    rng = np.random.default_rng(0)
+    counts = recording(counts=rng.poisson(1.0, (2, 300, 10)), bin_width=0.01)
+    torch.manual_seed(0)
+    model = LowRankRNN.for_recording(
+        counts, num_units=10, activation=activation, is_full_rank=is_full_rank
+    )
+    path = poutine.trace(model).get_trace(model.trials_of(counts).batch()).nodes["z"]["value"]
+    early, late = path[:, 20:50].square().mean(), path[:, -30:].square().mean()
+    assert late < 10 * early
+    with torch.no_grad():
+        assert torch.isfinite(VSMC(3)(model, model.guide)(model.trials_of(counts).batch()))
+
+
 def test_a_step_is_that_of_the_equation():
     model, batch = build(activation="clipped_relu", noise="full", filters_inputs=True)
     z = torch.randn(NUM_TRIALS, 2)
