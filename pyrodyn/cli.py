@@ -63,6 +63,7 @@ def simulate(
     trials: int = 400,
     bins: int = 100,
     neurons: int = 50,
+    channels: Annotated[int, typer.Option(help="Of a signal observed beside the spikes.")] = 0,
     bin_width: Annotated[float, typer.Option(help="Seconds per bin.")] = 0.01,
     mean_rate: Annotated[float, typer.Option(help="Spikes per second.")] = 20.0,
     seed: Seed = 0,
@@ -73,7 +74,14 @@ def simulate(
 
     write(
         simulate_recording(
-            system, trials, bins, neurons, bin_width=bin_width, mean_rate=mean_rate, seed=seed
+            system,
+            trials,
+            bins,
+            neurons,
+            num_channels=channels,
+            bin_width=bin_width,
+            mean_rate=mean_rate,
+            seed=seed,
         ),
         out,
     )
@@ -97,7 +105,11 @@ def fit(
     ] = 0,
     generator: Annotated[int, typer.Option(help="Generator units of lfads.")] = 64,
     observation: Annotated[
-        str | None, typer.Option(help="Observation model; by the kind of data if left out.")
+        str | None,
+        typer.Option(
+            help="Observation model; by the kind of data if left out. Of counts and a signal two,"
+            " such as poisson,gaussian."
+        ),
     ] = None,
     dropout: Annotated[
         float | None,
@@ -139,7 +151,10 @@ def fit(
         raise ValueError(f"--model {model} is unknown; the zoo has: {', '.join(zoo)}")
     kind, sizes, objective = zoo[model.lower()]
     if observation:
-        sizes = {**sizes, "observation": observation}
+        names = observation.split(",")
+        is_pair = len(names) == 2
+        named = dict(zip(("counts", "signal"), names, strict=True)) if is_pair else observation
+        sizes = {**sizes, "observation": named}
     data = _recording(recording, bin_width)
     train, valid = split(data, (1 - valid_share, valid_share), seed=seed)
     share_hidden = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout

@@ -7,7 +7,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyrodyn.analysis.dynamics import refuse_divergence, state_space
+from pyrodyn.data.schema import Block, side_by_side
 from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.observations import Joint, Observation
 from pyrodyn.models.state_space import State, StateSpaceModel
 
 
@@ -39,7 +41,8 @@ def free_run(
         ``latents (trial, time, latent)``, what is drawn in each bin; ``states (trial, time,
         state)``, what the dynamics move (the same for most models; of LFADS the generator's state,
         which moves under inferred inputs that are drawn); ``rates`` and ``x``
-        ``(trial, time, neuron)``.
+        ``(trial, time, neuron)``; of a model of counts and a signal ``rates`` and ``counts``,
+        ``signal_mean`` and ``signal`` ``(trial, time, channel)``.
 
     Raises:
         ValueError: for a model without dynamics, lengths below 1, inputs that are missing, and
@@ -83,14 +86,22 @@ def free_run(
         emission = model.emission(kept)
         refuse_divergence(emission.mean, burn_in)
         x = emission.sample()
-    return xr.Dataset(
-        {
-            "latents": (("trial", "time", "latent"), torch.stack(path[burn_in:], 1).cpu().numpy()),
-            "states": (("trial", "time", "state"), moving.cpu().numpy()),
-            "rates": (("trial", "time", "neuron"), emission.mean.cpu().numpy()),
-            "x": (("trial", "time", "neuron"), x.cpu().numpy()),
-        }
-    )
+    rates = emission.mean
+    run = {
+        "latents": (("trial", "time", "latent"), torch.stack(path[burn_in:], 1).cpu().numpy()),
+        "states": (("trial", "time", "state"), moving.cpu().numpy()),
+    }
+    for block in _blocks(model.observation):
+        for name, values in ((block.rates, rates), (block.x, x)):
+            run[name] = (block.dims, values[..., block.columns].cpu().numpy())
+    return xr.Dataset(run)
+
+
+def _blocks(observation: Observation) -> tuple[Block, ...]:
+    """What a model observes; without a recording all that is alike counts as neurons."""
+    if isinstance(observation, Joint):
+        return observation.blocks
+    return side_by_side({"counts": observation.num_neurons})
 
 
 def _checked(given: Tensor, drawn: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pyrodyn.data.recording import observed_name
+from pyrodyn.data.schema import blocks, measured
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -48,24 +48,32 @@ class RateR2(NamedTuple):
     pooled: float
 
 
-def entry_mask(recording: xr.Dataset, entries: str = "all") -> xr.DataArray:
+def entry_mask(
+    recording: xr.Dataset, entries: str = "all", observed: str | None = None
+) -> xr.DataArray:
     """Which entries of a recording's observed variable a score counts.
 
     Args:
         recording: a recording.
         entries: "all", "held_in" (neurons and bins that the encoder sees), "held_out" (held-out
             neurons before the forecast: co-smoothing) or "forecast" (all neurons in the last bins).
+        observed: which variable, ``"counts"`` or ``"signal"``; by default the counts where both
+            were recorded.
 
     Returns:
         Bool, ``(trial, time, neuron | channel)``; false wherever nothing was measured.
 
     Raises:
-        ValueError: if ``entries`` is unknown, or marks nothing in this recording.
+        ValueError: if ``entries`` is unknown or marks nothing in this recording, or there is no
+            such variable.
     """
     if entries not in ENTRIES:
         raise ValueError(f"unknown entries {entries!r}; choose one of {', '.join(ENTRIES)}")
-    observed = recording[observed_name(recording)]
-    held_out = recording.coords.get("held_out", xr.DataArray(False)).astype(bool)
+    recorded = {block.observed: block for block in blocks(recording)}
+    if observed is not None and observed not in recorded:
+        raise ValueError(f"observed={observed!r}; this recording holds {' and '.join(recorded)}")
+    block = next(iter(recorded.values())) if observed is None else recorded[observed]
+    held_out = recording.coords.get(block.held_out, xr.DataArray(False)).astype(bool)
     forecast = recording.coords.get("forecast", xr.DataArray(False)).astype(bool)
     chosen = {
         "all": xr.DataArray(True),
@@ -73,15 +81,12 @@ def entry_mask(recording: xr.Dataset, entries: str = "all") -> xr.DataArray:
         "held_out": held_out & ~forecast,
         "forecast": forecast,
     }[entries]
-    mask: xr.DataArray = xr.ones_like(observed, dtype=bool) & chosen.drop_vars(chosen.coords)
-    if "valid" in recording:
-        mask = mask & recording["valid"]
+    mask: xr.DataArray = measured(recording, block) & chosen.drop_vars(chosen.coords)
     if not bool(mask.any()):
         raise ValueError(
             f"no measured entry of this recording is {entries}; pyrodyn.data.held_out marks "
             "neurons to hold out and bins to forecast"
         )
-    mask.name = None
     return mask
 
 
@@ -137,9 +142,11 @@ def recording_bits_per_spike(
 ) -> float:
     """`bits_per_spike` of a recording's held-out neurons, forecast bins, held-in part or all of it.
 
+    Of a recording that holds a signal too the counts alone are scored.
+
     Args:
         rates: expected counts per bin, shaped as the recording's counts.
-        recording: a recording of counts.
+        recording: a recording with counts.
         entries: as in `entry_mask`.
         null: as in `bits_per_spike`.
 
@@ -277,9 +284,9 @@ def refuse(name: str, values: Array, wrong: Mask, rule: str) -> None:
 
 
 def counts_of(recording: xr.Dataset) -> xr.DataArray:
-    """The counts of a recording; ValueError if it holds a signal."""
+    """The counts of a recording; ValueError if it holds none."""
     if "counts" not in recording:
-        raise ValueError("this recording holds a signal; this score is about spike counts")
+        raise ValueError("this recording holds a signal alone; this score is about spike counts")
     return recording["counts"]
 
 

@@ -13,7 +13,7 @@ from pyrodyn.data.masking import (
 )
 from pyrodyn.data.nwb import read_nwb
 from pyrodyn.data.readers import read, write
-from pyrodyn.data.recording import held_out, recording
+from pyrodyn.data.recording import alone, held_out, recording
 from pyrodyn.data.schema import validate
 from pyrodyn.data.simulate import simulate, trajectory
 from pyrodyn.data.split import folds, split
@@ -31,6 +31,7 @@ __all__ = [
     "SpikeJitter",
     "TemporalShift",
     "Trials",
+    "alone",
     "catalog",
     "folds",
     "held_out",

@@ -14,7 +14,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyrodyn.data.recording import observed_name, unit_dim
+from pyrodyn.data.schema import blocks, measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Batch:
     """Some trials of a recording.
 
     Attributes:
-        x: observations ``(trial, time, neuron)``; 0 where nothing was measured. None asks a model
+        x: observations ``(trial, time, neuron)``, those of neurons and then those of channels where
+            both were recorded; 0 where nothing was measured. None asks a model
             to draw them (predictive use).
         seen: the encoder's view of ``x``: 0 where hidden, the rest rescaled where a trick asks for
             it.
@@ -82,19 +83,21 @@ class Trials:
     """
 
     def __init__(self, recording: xr.Dataset, device: torch.device | str = "cpu") -> None:
-        x = _tensor(recording[observed_name(recording)], torch.float32, device)
-        valid = torch.ones(x.shape, dtype=torch.bool, device=device)
-        if "valid" in recording:
-            measured = _tensor(recording["valid"], torch.bool, device)
-            valid &= measured if measured.ndim == 3 else measured[..., None]
+        observed = blocks(recording)
+        x = torch.cat([_tensor(recording[b.observed], torch.float32, device) for b in observed], -1)
+        valid = torch.cat(
+            [_tensor(measured(recording, b), torch.bool, device) for b in observed], -1
+        )
         if "inputs" in recording:
             inputs = _tensor(recording["inputs"], torch.float32, device)
         else:
             inputs = x.new_zeros(*x.shape[:2], 0)
         visible = valid.clone()
         horizon = x.shape[1]
-        if "held_out" in recording.coords:
-            visible[:, :, _tensor(recording["held_out"], torch.bool, device)] = False
+        for block in observed:
+            if block.held_out in recording.coords:
+                hidden = _tensor(recording[block.held_out], torch.bool, device)
+                visible[:, :, block.columns] &= ~hidden
         if "forecast" in recording.coords:
             horizon = int((~recording["forecast"].values).sum())
             visible[:, horizon:] = False
@@ -139,5 +142,5 @@ def _tensor(array: xr.DataArray, dtype: torch.dtype, device: torch.device | str)
 
 
 def num_units(recording: xr.Dataset) -> int:
-    """Number of neurons or channels of a recording."""
-    return recording.sizes[unit_dim(recording)]
+    """Number of neurons and channels of a recording."""
+    return sum(block.size for block in blocks(recording))

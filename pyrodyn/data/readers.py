@@ -12,7 +12,7 @@ The first three hold a whole recording and can be written. In an ``.npz`` a coor
 under ``coords/DIM/NAME`` (``coords/neuron/neuron`` holds the neurons' labels,
 ``coords/neuron/held_out`` a mark on them) and attributes as JSON text under ``attrs`` and
 ``attrs/VARIABLE``, so that what was written comes back exactly. A hand-made ``.npz`` needs
-``counts`` or ``signal``, and ``bin_width``.
+``counts``, ``signal`` or both, and ``bin_width``.
 """
 
 import contextlib
@@ -40,7 +40,11 @@ WRITABLE = (".npz", ".nc", ".nc4", ".zarr")
 READABLE = (*WRITABLE, ".h5", ".hdf5", ".nwb")
 """Kinds of file that `read` understands."""
 
-NPZ_KEYS = ("counts", "signal", "bin_width", "start", *OPTIONAL, "valid", "rates")
+NPZ_KEYS = (
+    *("counts", "signal", "bin_width", "start"),
+    *OPTIONAL,
+    *("valid", "rates", "signal_valid", "signal_mean"),
+)
 """Keys of an ``.npz`` beside its coordinates and attributes: the arguments of `recording`."""
 
 

@@ -15,14 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from pyrodyn.data.schema import (
     OBSERVED,
     OPTIONAL,
+    Block,
+    blocks,
     is_number,
+    measured,
     observed_name,
     unit_dim,
     validate,
     wrong_dims,
 )
 
-__all__ = ["held_out", "observed_name", "recording", "unit_dim", "validate"]
+__all__ = ["alone", "held_out", "observed_name", "recording", "unit_dim", "validate"]
 
 
 def recording(
@@ -37,6 +40,8 @@ def recording(
     valid: ArrayLike | None = None,
     rates: ArrayLike | Sequence[ArrayLike] | None = None,
     latents: ArrayLike | Sequence[ArrayLike] | None = None,
+    signal_valid: ArrayLike | None = None,
+    signal_mean: ArrayLike | Sequence[ArrayLike] | None = None,
     names: Mapping[str, Sequence[Any] | NDArray] | None = None,
 ) -> xr.Dataset:
     """Arrays to a recording.
@@ -45,7 +50,8 @@ def recording(
         counts: spikes per bin, ``(trials, bins, neurons)``; or a list with one ``(bins, neurons)``
             array per trial, whose lengths may differ: shorter trials are padded and the padding is
             marked in ``valid``.
-        signal: real-valued observations of the same form, given instead of ``counts``.
+        signal: real-valued observations of the same form, given instead of ``counts`` or, of the
+            same trials and bins, beside them.
         bin_width: seconds per bin.
         start: time of the first bin's left edge in seconds, relative to the trials' common event.
         inputs: known inputs, ``(trials, bins, inputs)`` (or a list, as ``counts``).
@@ -53,9 +59,13 @@ def recording(
             where it was not measured.
         condition: one label per trial.
         valid: bool, ``(trials, bins)`` or ``(trials, bins, neurons)``; false where nothing was
-            measured. Values there are ignored and stored as 0.
+            measured. Values there are ignored and stored as 0. Along neurons it says nothing
+            of a signal beside them.
         rates: true expected counts per bin (or true mean signal), shaped as the observed array.
         latents: true latent states, ``(trials, bins, latents)``.
+        signal_valid: for a signal beside counts, bool, ``(trials, bins)`` or ``(trials, bins,
+            channels)``; false where no signal was measured.
+        signal_mean: for a signal beside counts, its true mean.
         names: coordinate labels per dim, such as ``{"neuron": ["a1", "a2"]}``; default 0, 1, 2, ...
 
     Returns:
@@ -64,8 +74,15 @@ def recording(
     Raises:
         ValueError: with one sentence naming what is wrong and where.
     """
-    if (counts is None) == (signal is None):
-        raise ValueError("give exactly one of counts= (spikes per bin) and signal= (real values)")
+    if counts is None and signal is None:
+        raise ValueError("give counts= (spikes per bin), signal= (real values) or both")
+    both = counts is not None and signal is not None
+    for name, array in {"signal_valid": signal_valid, "signal_mean": signal_mean}.items():
+        if array is not None and not both:
+            raise ValueError(
+                f"{name}= is for a signal beside counts; of one observed variable give valid= and"
+                " rates="
+            )
     if not (is_number(bin_width) and np.isfinite(bin_width) and bin_width > 0):
         raise ValueError(
             f"bin_width is {bin_width!r}; it is the seconds per bin, a positive number"
@@ -80,7 +97,10 @@ def recording(
     if lengths is None:
         lengths = np.full(len(values), values.shape[1])
     variables: dict[str, tuple[tuple[str, ...], NDArray]] = {observed: (dims, values)}
-    optional = {"inputs": inputs, "behavior": behavior, "latents": latents, "rates": rates}
+    dims_of = {**OPTIONAL, "rates": dims}
+    dims_of |= dict.fromkeys(("signal", "signal_mean"), ("trial", "time", "channel"))
+    optional = {"signal": signal, "signal_mean": signal_mean} if both else {}
+    optional |= {"inputs": inputs, "behavior": behavior, "latents": latents, "rates": rates}
     for name, array in optional.items():
         if array is None:
             continue
@@ -91,27 +111,37 @@ def recording(
                 f"{name} has {own[trial]} bins in trial {trial} where {observed} has"
                 f" {lengths[trial]}; lengths must agree"
             )
-        variables[name] = (dims if name == "rates" else OPTIONAL[name], padded)
+        variables[name] = (dims_of[name], padded)
     if condition is not None:
         variables["condition"] = (("trial",), _array(condition, "condition"))
 
     inside = np.arange(values.shape[1]) < lengths[:, None]
-    if valid is not None:
-        mask = _array(valid, "valid")
-        if mask.dtype == bool and mask.shape[:2] == inside.shape:
-            mask = mask & (inside if mask.ndim == 2 else inside[..., None])
-        variables["valid"] = (dims[:2] if mask.ndim < 3 else dims, mask)
-    elif not inside.all():
-        variables["valid"] = (dims[:2], inside)
+    whole = ("trial", "time")
+    for name, array, its_dims in (
+        ("valid", valid, dims),
+        ("signal_valid", signal_valid, dims_of["signal"]),
+    ):
+        if array is not None:
+            mask = _array(array, name)
+            if mask.dtype == bool and mask.shape[:2] == inside.shape:
+                mask = mask & (inside if mask.ndim == 2 else inside[..., None])
+            variables[name] = (whole if mask.ndim < 3 else its_dims, mask)
+    if not inside.all():
+        # Padding is said once for all, or where one variable's validity is said, of each.
+        variables.setdefault("valid", (whole, inside))
+        if both and variables["valid"][1].ndim == 3:
+            variables.setdefault("signal_valid", (whole, inside))
 
     sizes: dict[str, int] = {}
+    said_by: dict[str, str] = {}
     for name, (wanted, array) in variables.items():
         if len(wanted) != array.ndim:
             raise ValueError(wrong_dims(name, array.ndim, wanted))
         for dim, size in zip(wanted, array.shape, strict=True):
+            said_by.setdefault(dim, name)
             if sizes.setdefault(dim, size) != size:
                 raise ValueError(
-                    f"{name} has {size} along {dim} where {observed} has {sizes[dim]};"
+                    f"{name} has {size} along {dim} where {said_by[dim]} has {sizes[dim]};"
                     " lengths must agree"
                 )
     coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
@@ -131,6 +161,7 @@ def held_out(
     data: xr.Dataset,
     *,
     neurons: float | Sequence[int] | NDArray[np.integer] | None = None,
+    channels: float | Sequence[int] | NDArray[np.integer] | None = None,
     forecast_bins: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -139,53 +170,101 @@ def held_out(
     Args:
         data: a recording.
         neurons: the share of neurons to hold out (a float in (0, 1), drawn with ``seed``) or their
-            positions.
+            positions. Where a signal alone was recorded, its channels are meant.
+        channels: the same of the channels beside neurons. Of one of the two all may be held out.
         forecast_bins: number of last bins to forecast.
         seed: seeds the draw of neurons.
 
     Returns:
-        The recording with bool coordinates ``held_out`` along neuron | channel and ``forecast``
-        along time.
+        The recording with bool coordinates ``held_out`` along neuron | channel (beside neurons
+        ``signal_held_out`` along channel) and ``forecast`` along time.
 
     Raises:
         ValueError: where nothing would be left to see, or a position does not exist.
     """
-    unit = unit_dim(data)
-    num_units, num_bins = data.sizes[unit], data.sizes["time"]
-    mask = np.zeros(num_units, bool)
-    if isinstance(neurons, float):
-        if not 0 < neurons < 1:
-            raise ValueError(
-                f"neurons={neurons} holds out a share of the {unit}s; it must lie between 0 and 1"
-            )
-        count = max(1, round(neurons * num_units))
-        mask[np.random.default_rng(seed).permutation(num_units)[:count]] = True
-    elif neurons is not None:
-        positions = np.asarray(neurons)
-        if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
-            raise ValueError(
-                f"neurons={neurons!r} is neither a share (a float between 0 and 1) nor a list of"
-                f" whole-number positions of {unit}s"
-            )
-        positions = positions.astype(int)
-        wrong = positions[(positions < 0) | (positions >= num_units)]
-        if wrong.size:
-            raise ValueError(
-                f"neurons names position {wrong[0]}; this recording has {unit}s 0 to"
-                f" {num_units - 1}"
-            )
-        mask[positions] = True
-    if mask.all():
+    observed, num_bins = blocks(data), data.sizes["time"]
+    if channels is not None and len(observed) == 1:
         raise ValueError(
-            f"neurons holds out all {num_units} {unit}s; the encoder needs at least one"
+            f"channels= is for channels beside neurons; this recording has {observed[0].unit}s"
+            " alone, which neurons= marks"
         )
+    rngs = np.random.default_rng(seed), np.random.default_rng(seed).spawn(1)[0]
+    marks = {
+        block.held_out: (block.unit, _marked(wanted, name, block, rng))
+        for block, wanted, name, rng in zip(
+            observed, (neurons, channels), ("neurons", "channels"), rngs, strict=False
+        )
+    }
+    if all(mask.all() for _, mask in marks.values()):
+        every = " and ".join(f"{block.size} {block.unit}s" for block in observed)
+        raise ValueError(f"neurons holds out all {every}; the encoder needs at least one")
     if not 0 <= forecast_bins < num_bins:
         raise ValueError(
             f"forecast_bins={forecast_bins} must leave at least one of the {num_bins} bins to see"
         )
-    return data.assign_coords(
-        held_out=(unit, mask), forecast=("time", np.arange(num_bins) >= num_bins - forecast_bins)
+    forecast = np.arange(num_bins) >= num_bins - forecast_bins
+    return data.assign_coords({**marks, "forecast": ("time", forecast)})
+
+
+def alone(data: xr.Dataset, observed: str) -> xr.Dataset:
+    """One observed variable of a recording, as if the other had not been recorded.
+
+    Args:
+        data: a recording of counts and a signal.
+        observed: ``"counts"`` or ``"signal"``.
+
+    Returns:
+        A recording of that variable, all else as it was.
+
+    Raises:
+        ValueError: where it is not observed, or nothing of it was measured in some trial.
+    """
+    recorded = {block.observed: block for block in blocks(data)}
+    if observed not in recorded:
+        raise ValueError(f"observed={observed!r}; this recording holds {' and '.join(recorded)}")
+    own = recorded.pop(observed)
+    valid = measured(data, own).values
+    for other in recorded.values():
+        data = data.drop_dims(other.unit)
+    names = {own.rates: "rates", own.held_out: "held_out"}
+    data = data.drop_vars(own.valid, errors="ignore").rename(
+        {old: new for old, new in names.items() if old in data}
     )
+    return validate(data if valid.all() else data.assign(valid=(own.dims, valid)))
+
+
+def _marked(
+    wanted: float | Sequence[int] | NDArray[np.integer] | None,
+    name: str,
+    block: Block,
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """Which units of a block a share or positions ask for."""
+    unit, num_units = block.unit, block.size
+    mask = np.zeros(num_units, bool)
+    if wanted is None:
+        return mask
+    if isinstance(wanted, float):
+        if not 0 < wanted < 1:
+            raise ValueError(
+                f"{name}={wanted} holds out a share of the {unit}s; it must lie between 0 and 1"
+            )
+        mask[rng.permutation(num_units)[: max(1, round(wanted * num_units))]] = True
+        return mask
+    positions = np.asarray(wanted)
+    if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name}={wanted!r} is neither a share (a float between 0 and 1) nor a list of"
+            f" whole-number positions of {unit}s"
+        )
+    positions = positions.astype(int)
+    wrong = positions[(positions < 0) | (positions >= num_units)]
+    if wrong.size:
+        raise ValueError(
+            f"{name} names position {wrong[0]}; this recording has {unit}s 0 to {num_units - 1}"
+        )
+    mask[positions] = True
+    return mask
 
 
 def _padded(given: Any, name: str, fill: float = 0.0) -> tuple[NDArray, NDArray | None]:

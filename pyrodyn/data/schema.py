@@ -1,11 +1,11 @@
 """A recording: trials of one population, as an `xarray.Dataset` with one agreed schema.
 
-Dims ``trial, time`` and ``neuron`` (spike counts) or ``channel`` (a real-valued signal).
+Dims ``trial, time`` and ``neuron`` (spike counts), ``channel`` (a real-valued signal) or both.
 Coordinates are in seconds and names. Variables:
 
 ==============  ===================================  ==============================================
-``counts``      ``(trial, time, neuron)`` int        spikes per bin; or instead of it
-``signal``      ``(trial, time, channel)`` float     a field potential, calcium trace, ...
+``counts``      ``(trial, time, neuron)`` int        spikes per bin; or
+``signal``      ``(trial, time, channel)`` float     a field potential, calcium trace, ...; or both
 ``inputs``      ``(trial, time, input)``             known external inputs (optional)
 ``behavior``    ``(trial, time, quantity)``          what the animal did, to be decoded (optional)
 ``condition``   ``(trial,)``                         the trial's experimental condition (optional)
@@ -14,14 +14,28 @@ Coordinates are in seconds and names. Variables:
 ``latents``     ``(trial, time, latent)``            true latent state (simulations)
 ==============  ===================================  ==============================================
 
+Where both are observed, ``rates`` are those of the counts, ``valid`` is about the bins of both or
+along ``neuron`` about the counts alone, and the signal has two more:
+
+================  =================================  ==============================================
+``signal_mean``   ``(trial, time, channel)``         true mean of the signal (simulations)
+``signal_valid``  ``(trial, time, channel)`` bool    false where no signal was measured (optional)
+================  =================================  ==============================================
+
 Two boolean coordinates mark what an encoder must not see: ``held_out`` on neurons (co-smoothing)
-and ``forecast`` on time (the last bins). `recording.held_out` sets them; batches obey them. Any
-other coordinate is kept as it is, such as ``split`` on trials.
+and ``forecast`` on time (the last bins); beside counts ``signal_held_out`` marks channels.
+`recording.held_out` sets them; batches obey them. Any other coordinate is kept as it is, such as
+``split`` on trials.
+
+To a model the observed variables are one array: the columns of the counts, then those of the
+signal, which `blocks` tells apart.
 
 `validate` is the only door: everything behind it trusts the schema and checks nothing twice.
 """
 
 import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -39,6 +53,69 @@ OPTIONAL = {
 """Optional variables with their dims (``valid`` and ``rates`` follow the observed variable)."""
 
 
+class Block(NamedTuple):
+    """The columns of one observed variable, and what belongs to it.
+
+    Attributes:
+        observed: the variable, ``"counts"`` or ``"signal"``.
+        columns: which columns of a batch are its.
+        x: name of what is observed and predicted in a `DataTree`.
+        rates: name of its expected values, true or inferred.
+        valid: name of the variable that says where it was measured.
+        held_out: name of the coordinate that marks what an encoder must not see.
+    """
+
+    observed: str
+    columns: slice
+    x: str = "x"
+    rates: str = "rates"
+    valid: str = "valid"
+    held_out: str = "held_out"
+
+    @property
+    def unit(self) -> str:
+        """Name of its last dim, ``"neuron"`` or ``"channel"``."""
+        return OBSERVED[self.observed]
+
+    @property
+    def size(self) -> int:
+        """Number of its columns."""
+        size: int = self.columns.stop - self.columns.start
+        return size
+
+    @property
+    def dims(self) -> tuple[str, str, str]:
+        """Dims of the variable."""
+        return ("trial", "time", self.unit)
+
+
+def blocks(data: xr.Dataset) -> tuple[Block, ...]:
+    """The observed variables of a recording: one, or counts and then a signal."""
+    return side_by_side({name: data.sizes[OBSERVED[name]] for name in OBSERVED if name in data})
+
+
+def side_by_side(sizes: Mapping[str, int]) -> tuple[Block, ...]:
+    """Blocks of these sizes, by observed variable."""
+    if len(sizes) == 1:
+        ((observed, size),) = sizes.items()
+        return (Block(observed, slice(0, size)),)
+    num_neurons, num_units = sizes["counts"], sizes["counts"] + sizes["signal"]
+    names = ("signal", "signal_mean", "signal_valid", "signal_held_out")
+    return (
+        Block("counts", slice(0, num_neurons), x="counts"),
+        Block("signal", slice(num_neurons, num_units), *names),
+    )
+
+
+def measured(data: xr.Dataset, block: Block) -> xr.DataArray:
+    """Where a block was measured, bool ``(trial, time, neuron | channel)``."""
+    everywhere = xr.ones_like(data[block.observed], dtype=bool)
+    for name in {"valid", block.valid}:
+        if name in data and set(data[name].dims) <= set(block.dims):
+            everywhere = everywhere & data[name]
+    return everywhere.rename(None)
+
+
 def validate(data: xr.Dataset) -> xr.Dataset:
     """Check a dataset against the schema and bring it to canonical form.
 
@@ -50,10 +127,11 @@ def validate(data: xr.Dataset) -> xr.Dataset:
         ValueError: with one sentence naming the variable, the fault and the first index where it
             occurs.
     """
-    observed, dims = _check_dims(data)
-    unit = dims[-1]
-    data = data.copy().transpose(*dims, ...)
-    for dim in ("trial", unit):
+    _check_dims(data)
+    observed = blocks(data)
+    units = [block.unit for block in observed]
+    data = data.copy().transpose("trial", "time", *units, ...)
+    for dim in ("trial", *units):
         if dim not in data.coords:
             data = data.assign_coords({dim: np.arange(data.sizes[dim])})
     width = _bin_width(data)
@@ -64,33 +142,30 @@ def validate(data: xr.Dataset) -> xr.Dataset:
     if "condition" in data and data["condition"].dtype.kind == "f":
         missing = data["condition"].isnull()
         _refuse(data["condition"], missing, "is missing", "drop that trial or give it a label")
-    _check_marks(data, unit)
+    _check_marks(data, observed)
+    _check_valid(data, observed)
+    if "signal_valid" in data:  # along channel, so that it goes where the channels are dropped
+        data["signal_valid"] = data["signal_valid"].broadcast_like(data["signal"])
 
-    valid = _valid(data, dims)
-    for name in (observed, "inputs", "rates", "latents"):
-        if name not in data:
-            continue
-        _check_numeric(data[name])
-        # One unmeasured neuron does not make the trial's inputs and latents unknown in that bin.
-        keep = valid if set(valid.dims) <= set(data[name].dims) else valid.any(unit)
-        values = data[name].where(keep, 0)
-        _refuse(values, ~np.isfinite(values), "is not finite", "mark unmeasured bins in valid=")
-        if observed == "counts" and name in ("counts", "rates"):
-            _refuse(values, values < 0, "is negative", "counts and their expectations are >= 0")
-        if name != "counts":
-            data[name] = _as_float32(values)
-            continue
-        remedy = "give whole spike counts, or real values as signal="
-        _refuse(values, values.astype(np.float64) % 1 != 0, "is fractional", remedy)
-        _refuse(values, values > np.iinfo(np.int32).max, "is beyond 2**31 - 1", remedy)
-        data["counts"] = values.astype(np.int32)
+    where = [measured(data, block) for block in observed]
+    for block, its in zip(observed, where, strict=True):
+        for name in (block.observed, block.rates):
+            if name in data:
+                data[name] = _observed(data[name], its, block)
+    # One unmeasured neuron does not make the trial's inputs and latents unknown in that bin.
+    known = where[0].any(units[0])
+    for its, unit in zip(where[1:], units[1:], strict=True):
+        known = known | its.any(unit)
+    for name in ("inputs", "latents"):
+        if name in data:
+            data[name] = _as_float32(_known(data[name], known))
     if "behavior" in data:
         _check_numeric(data["behavior"])
         remedy = "use NaN where it was not measured"
         _refuse(data["behavior"], np.isinf(data["behavior"]), "is infinite", remedy)
         data["behavior"] = _as_float32(data["behavior"])
-    if observed == "counts":
-        silent = data[unit].values[(data["counts"] == 0).all(("trial", "time")).values]
+    if "counts" in data:
+        silent = data["neuron"].values[(data["counts"] == 0).all(("trial", "time")).values]
         if silent.size:
             shown = ", ".join(map(str, silent[:5])) + (", ..." if silent.size > 5 else "")
             message = f"{silent.size} neuron(s) never fire: {shown}"
@@ -99,12 +174,12 @@ def validate(data: xr.Dataset) -> xr.Dataset:
 
 
 def observed_name(data: xr.Dataset) -> str:
-    """Name of the observed variable, ``"counts"`` or ``"signal"``."""
+    """Name of the observed variable, ``"counts"`` or ``"signal"``; of both the former."""
     return "counts" if "counts" in data else "signal"
 
 
 def unit_dim(data: xr.Dataset) -> str:
-    """Name of the observed variable's last dim, ``"neuron"`` or ``"channel"``."""
+    """Name of its last dim, ``"neuron"`` or ``"channel"``."""
     return OBSERVED[observed_name(data)]
 
 
@@ -129,45 +204,46 @@ def _labels(values: NDArray, name: str) -> NDArray:
     return np.array(given).reshape(values.shape)
 
 
-def _check_dims(data: xr.Dataset) -> tuple[str, tuple[str, str, str]]:
-    """The observed variable and its dims, once every variable is known and has the right dims."""
+def _check_dims(data: xr.Dataset) -> None:
+    """Refuse unknown variables, and wrong dims."""
     if not isinstance(data, xr.Dataset):
         raise ValueError(
             f"a recording is an xarray.Dataset, not a {type(data).__name__};"
             " pyrodyn.data.recording makes one from arrays"
         )
     present = [name for name in OBSERVED if name in data]
-    if len(present) != 1:
+    if not present:
         raise ValueError(
-            "a recording holds exactly one of counts and signal; this dataset holds"
-            f" {' and '.join(present) or 'neither'} (its variables:"
-            f" {', '.join(sorted(map(str, data.data_vars))) or 'none'})"
+            "a recording holds counts, a signal or both; this dataset holds neither (its"
+            f" variables: {', '.join(sorted(map(str, data.data_vars))) or 'none'})"
         )
-    observed = present[0]
-    dims = ("trial", "time", OBSERVED[observed])
-    expected: dict[str, tuple[str, ...]] = {observed: dims, "rates": dims, **OPTIONAL}
+    whole = ("trial", "time")
+    allowed = {name: [dims] for name, dims in OPTIONAL.items()}
+    # Sizes are asked for once the dims are known to be there.
+    for block in side_by_side(dict.fromkeys(present, 0)):
+        allowed |= {block.observed: [block.dims], block.rates: [block.dims]}
+        allowed[block.valid] = [whole, block.dims]
     for name in map(str, data.data_vars):
-        if name not in {*expected, "valid"}:
+        if name not in allowed:
             raise ValueError(
-                f"unknown variable {name!r}; a recording may hold"
-                f" {', '.join(sorted({*expected, 'valid'}))}"
+                f"unknown variable {name!r}; a recording may hold {', '.join(sorted(allowed))}"
             )
         found = tuple(map(str, data[name].dims))
-        allowed = (dims[:2], dims) if name == "valid" else (expected[name],)
-        if all(set(found) != set(wanted) for wanted in allowed):
-            wanted_dims = " or ".join(f"({', '.join(wanted)})" for wanted in allowed)
+        if all(set(found) != set(wanted) for wanted in allowed[name]):
+            wanted_dims = " or ".join(f"({', '.join(wanted)})" for wanted in allowed[name])
             raise ValueError(f"{name} has dims ({', '.join(found)}); it must have {wanted_dims}")
-    for dim in dims:
-        if data.sizes[dim] == 0:
-            raise ValueError(f"{observed} is empty along {dim}")
+    for name in present:
+        for dim in (*whole, OBSERVED[name]):
+            if data.sizes[dim] == 0:
+                raise ValueError(f"{name} is empty along {dim}")
     if data.sizes["time"] < 2:
         raise ValueError("a trial needs at least two bins; this recording has one")
-    return observed, dims
 
 
-def _check_marks(data: xr.Dataset, unit: str) -> None:
+def _check_marks(data: xr.Dataset, observed: tuple[Block, ...]) -> None:
     """The coordinates that `held_out` sets, where there are any."""
-    for name, dim in (("held_out", unit), ("forecast", "time")):
+    marks = [(block.held_out, block.unit) for block in observed]
+    for name, dim in (*marks, ("forecast", "time")):
         if name not in data.coords:
             continue
         mark = data[name]
@@ -176,24 +252,48 @@ def _check_marks(data: xr.Dataset, unit: str) -> None:
                 f"coordinate {name} must be bool along {dim}; it is {mark.dtype} along"
                 f" {tuple(map(str, mark.dims))}, so set it with held_out(...)"
             )
-        if bool(mark.all()):
-            raise ValueError(f"coordinate {name} leaves no {dim} for the encoder to see")
+    for names in ([name for name, _ in marks], ["forecast"]):
+        if all(name in data.coords and bool(data[name].all()) for name in names):
+            dims = " and no ".join(str(data[name].dims[0]) for name in names)
+            raise ValueError(
+                f"coordinate {' and '.join(names)} leaves no {dims} for the encoder to see"
+            )
     if "forecast" in data.coords and (np.diff(data["forecast"].values.astype(int)) < 0).any():
         raise ValueError("coordinate forecast must mark the last bins of time and no others")
 
 
-def _valid(data: xr.Dataset, dims: tuple[str, str, str]) -> xr.DataArray:
-    """Which entries were measured; everything where ``valid`` is absent."""
-    if "valid" not in data:
-        return xr.ones_like(data[observed_name(data)], dtype=bool)
-    valid = data["valid"]
-    if valid.dtype != bool:
-        raise ValueError(f"valid has dtype {valid.dtype}; it must be bool")
-    empty = ~valid.any([dim for dim in dims[1:] if dim in valid.dims])
-    if bool(empty.any()):
-        trial = data["trial"].values[int(np.argmax(empty.values))]
+def _check_valid(data: xr.Dataset, observed: tuple[Block, ...]) -> None:
+    """The variables that say what was measured, where there are any."""
+    for name in {"valid", *(block.valid for block in observed)} & set(data.data_vars):
+        if data[name].dtype != bool:
+            raise ValueError(f"{name} has dtype {data[name].dtype}; it must be bool")
+    empty = np.ones(data.sizes["trial"], bool)
+    for block in observed:
+        empty &= ~measured(data, block).any(block.dims[1:]).values
+    if empty.any():
+        trial = data["trial"].values[int(np.argmax(empty))]
         raise ValueError(f"valid marks every bin of trial {trial} as unmeasured; drop that trial")
-    return valid
+
+
+def _observed(values: xr.DataArray, where: xr.DataArray, block: Block) -> xr.DataArray:
+    """A block's observations or their expected values, checked and in canonical form."""
+    values = _known(values, where)
+    if block.observed == "counts":
+        _refuse(values, values < 0, "is negative", "counts and their expectations are >= 0")
+    if values.name != "counts":
+        return _as_float32(values)
+    remedy = "give whole spike counts, or real values as signal="
+    _refuse(values, values.astype(np.float64) % 1 != 0, "is fractional", remedy)
+    _refuse(values, values > np.iinfo(np.int32).max, "is beyond 2**31 - 1", remedy)
+    return values.astype(np.int32)
+
+
+def _known(values: xr.DataArray, where: xr.DataArray) -> xr.DataArray:
+    """Finite numbers, 0 where nothing was measured."""
+    _check_numeric(values)
+    values = values.where(where, 0)
+    _refuse(values, ~np.isfinite(values), "is not finite", "mark unmeasured bins in valid=")
+    return values
 
 
 def _bin_width(data: xr.Dataset) -> float:

@@ -5,6 +5,11 @@
     rates = c link(gain a_t)                  expected counts per bin; c sets the mean rate
     x_t   ~ Poisson(rates)                    or negative binomial, or Normal(gain a_t, noise_sd)
 
+and where there are channels beside the neurons, a field potential that sees the same state through
+a readout of its own::
+
+    y_t   ~ Normal(b_t, noise_sd),            b_t = zscore(D zscore(z_t)),  D as C
+
 Every trial starts from its own random state and runs until it lies on the attractor before its
 first bin is recorded. Trials are therefore independent: a random split into training and test
 trials leaks nothing, which neighbouring segments of one long path would. The state in a bin is that
@@ -24,6 +29,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -51,6 +57,7 @@ def simulate(
     gain: float | ArrayLike = 1.0,
     dispersion: float = 0.5,
     noise_sd: float = 0.5,
+    num_channels: int = 0,
     pulse_probability: float = 1.0,
     pulse_size: float = 0.5,
 ) -> xr.Dataset:
@@ -72,17 +79,18 @@ def simulate(
             and time, one number or one per neuron.
         dispersion: of the negative binomial; 0 would be Poisson.
         noise_sd: standard deviation of the gaussian observations around their mean.
+        num_channels: channels of a signal observed beside counts.
         pulse_probability: share of trials that receive their pulse, for a system that takes pulses.
             At 0 the other random numbers stay as they are: the unpulsed twin of the same seed.
         pulse_size: the pulse adds ``pulse_size`` times the system's pulse direction to the state.
 
     Returns:
-        A recording with ``counts`` or ``signal``, ``rates`` (expected counts per bin, or the
-        signal's mean), ``latents`` (the system's state, not rescaled; for a delay system the
-        present and the delayed state), and what was simulated in attrs. If the system takes pulses,
-        the coordinate ``pulse_bin`` on trials holds the bin at whose left edge the pulse arrived,
-        -1 for none, and ``pulse_size`` is in attrs. It lies in the middle half of the trial. Models
-        are not given it.
+        A recording with ``counts``, ``signal`` or both, ``rates`` (expected counts per bin, or the
+        signal's mean; beside counts that is ``signal_mean``), ``latents`` (the system's state, not
+        rescaled; for a delay system the present and the delayed state), and what was simulated in
+        attrs. If the system takes pulses, the coordinate ``pulse_bin`` on trials holds the bin at
+        whose left edge the pulse arrived, -1 for none, and ``pulse_size`` is in attrs. It lies in
+        the middle half of the trial. Models are not given it.
 
     Raises:
         ValueError: if an argument is out of range, or the system runs to infinity.
@@ -108,12 +116,19 @@ def simulate(
         raise ValueError(
             f"gain has shape {gains.shape}; give one number or {num_neurons}, one per neuron"
         )
+    if num_channels < 0 or (num_channels and observation == "gaussian"):
+        raise ValueError(
+            f"num_channels is {num_channels}; it is a number of channels beside counts (of a"
+            " gaussian signal alone, num_neurons)"
+        )
     if not noise_sd >= 0:
         raise ValueError(f"noise_sd is {noise_sd}; it must not be negative")
     if not 0 <= pulse_probability <= 1:
         raise ValueError(f"pulse_probability is {pulse_probability}; it must lie between 0 and 1")
 
-    initial_rng, pulse_rng, readout_rng, observation_rng = np.random.default_rng(seed).spawn(4)
+    initial_rng, pulse_rng, readout_rng, observation_rng, channel_rng, noise_rng = (
+        np.random.default_rng(seed).spawn(6)
+    )
     pulse_bin = _pulse_bins(num_trials, num_bins, pulse_probability, pulse_rng)
     substeps = math.ceil(time_per_bin / system.max_step - 1e-9)
     step = time_per_bin / substeps
@@ -143,7 +158,12 @@ def simulate(
             # A Poisson variable whose rate is gamma distributed with this mean and shape.
             intensity = observation_rng.gamma(1.0 / dispersion, dispersion * rates)
         counts = observation_rng.poisson(intensity)
-        data = recording(counts=counts, bin_width=bin_width, rates=rates, latents=latents)
+        beside: dict[str, Any] = {}
+        if num_channels:
+            mean = _readout(latents, num_channels, channel_rng)
+            signal = mean + noise_sd * noise_rng.standard_normal(mean.shape)
+            beside = {"signal": signal, "signal_mean": mean}
+        data = recording(counts, bin_width=bin_width, rates=rates, latents=latents, **beside)
     if system.pulse is not None:
         data = data.assign_coords(pulse_bin=("trial", pulse_bin)).assign_attrs(
             pulse_size=pulse_size

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.data.batch import Transform
-from pyrodyn.data.recording import observed_name, unit_dim
+from pyrodyn.data.schema import blocks
 from pyrodyn.infer.memory import keep_freed_memory
 from pyrodyn.infer.objectives import ELBO, Objective
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
@@ -194,12 +194,12 @@ def _resumed(folder: Path | None, resume: bool) -> Path | None:
 
 
 def _schema(recording: xr.Dataset) -> dict[str, Any]:
-    unit = unit_dim(recording)
+    observed = blocks(recording)
     return {
-        "observed": observed_name(recording),
+        "observed": " and ".join(block.observed for block in observed),
         "bin_width": recording.attrs["bin_width"],
         "num_bins": recording.sizes["time"],
-        unit: [str(label) for label in recording[unit].values],
+        **{b.unit: [str(label) for label in recording[b.unit].values] for b in observed},
     }
 
 

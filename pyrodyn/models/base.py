@@ -21,9 +21,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Trials, num_units
-from pyrodyn.data.recording import observed_name, unit_dim
+from pyrodyn.data.schema import blocks
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.observations import Observation
+from pyrodyn.models.observations import Joint, Observation, observation_for
 
 # A bound in brackets would name the class before it exists, which shape checks at run time refuse.
 Model = TypeVar("Model", bound="LatentDynamics")
@@ -62,16 +62,17 @@ class LatentDynamics(nn.Module):
         Args:
             recording: a validated recording.
             sizes: any argument of the class; the observation model defaults to ``"poisson"`` for
-                counts and ``"gaussian"`` for a signal.
+                counts and ``"gaussian"`` for a signal. For a recording of both it is named as
+                ``observation={"counts": "negative_binomial", "signal": "gaussian"}``.
 
         Raises:
             ValueError: for sizes that make no model, and observations that the observation model
                 gives no density to.
         """
-        default = "poisson" if observed_name(recording) == "counts" else "gaussian"
+        named = observation_for(blocks(recording), sizes.get("observation"))
         everything = Trials(recording).batch()
         assert everything.x is not None  # a recording always has observations
-        sizes = cls.sizes_for(recording, {"observation": default, **sizes})
+        sizes = cls.sizes_for(recording, {**sizes, "observation": named})
         seen = {"num_neurons": num_units(recording), "input_dim": everything.inputs.shape[-1]}
         model = cls(**seen, **sizes)
         model.observation.check(everything.x, everything.scored)
@@ -131,12 +132,19 @@ class LatentDynamics(nn.Module):
         Raises:
             ValueError: naming what differs from the recording that the model was made for.
         """
-        unit, made_for = unit_dim(recording), "this model was made for"
-        num_neurons, num_inputs = self.config["num_neurons"], self.config["input_dim"]
-        found = recording.sizes[unit]
+        made_for = "this model was made for"
+        num_inputs = self.config["input_dim"]
         found_inputs = recording["inputs"].sizes["input"] if "inputs" in recording else 0
-        if found != num_neurons:
-            raise ValueError(f"the recording has {found} {unit}s; {made_for} {num_neurons}")
+        held = blocks(recording)
+        if isinstance(self.observation, Joint) != (len(held) > 1):
+            names, wanted = " and ".join(b.observed for b in held), "counts and a signal"
+            if len(held) > 1:
+                wanted = "one of them, which pyrodyn.data.alone takes out"
+            raise ValueError(f"the recording holds {names}; {made_for} {wanted}")
+        sizes = [single.num_neurons for single in self.observation.singles()]
+        for block, size in zip(held, sizes, strict=True):
+            if block.size != size:
+                raise ValueError(f"the recording has {block.size} {block.unit}s; {made_for} {size}")
         if found_inputs != num_inputs:
             raise ValueError(f"the recording has {found_inputs} inputs; {made_for} {num_inputs}")
         forecast = int(recording["forecast"].sum()) if "forecast" in recording.coords else 0

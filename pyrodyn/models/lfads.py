@@ -41,8 +41,8 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.observations import Named, observe
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.observations import observe
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.nn.gru_steps import GRUWeights
@@ -71,7 +71,7 @@ class LFADS(StateSpaceModel):
     """LFADS for one recording. Equations in the module's docstring.
 
     Args:
-        num_neurons: neurons or channels observed.
+        num_neurons: neurons or channels observed, or both together.
         input_dim: known external inputs.
         inferred_input_dim: dimension of u; 0 leaves the controller out.
         factor_dim: dimension of f.
@@ -86,7 +86,7 @@ class LFADS(StateSpaceModel):
             generator starts after them. 0 shows it the whole trial.
         input_prior: ``"ar1"``, ``"white"`` (alpha = 0) or ``"student_t"`` (AR(1) with heavy-tailed
             increments).
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
         dropout: dropout on what the encoders read and on what they say. Never inside the closed
             loop, where it would make the density of u depend on a mask.
         state_clip: bound on every generator state.
@@ -120,7 +120,7 @@ class LFADS(StateSpaceModel):
         lag: int = 1,
         initial_condition_bins: int = 0,
         input_prior: str = "ar1",
-        observation: str = "poisson",
+        observation: Named = "poisson",
         dropout: float = 0.0,
         state_clip: float = 5.0,
         recurrent_precision: float = 0.0,
@@ -150,7 +150,7 @@ class LFADS(StateSpaceModel):
             self.generator.weight_ih_l0.requires_grad_(False)
         self.factor_weight = nn.Parameter(nn.Linear(generator_dim, factor_dim).weight.detach())
         self.observation = observation_model(observation, num_neurons)
-        self.readout = nn.Linear(factor_dim, self.observation.num_predictors * num_neurons)
+        self.readout = nn.Linear(factor_dim, self.observation.predictor_dim)
 
         # Guide
         self.dropout = nn.Dropout(dropout)

@@ -12,7 +12,8 @@ J = m n. The full-rank alternative has one latent per unit::
 
     z_t = a z_{t-1} + W phi(z_{t-1}) + W_u v_{t-1} + e_t
 
-Guide: a proposal q(z_t | z_{t-1}, x), see `proposals`: ``"optimal"`` for Gaussian observations,
+Guide: a proposal q(z_t | z_{t-1}, x), see `proposals`: ``"optimal"`` for Gaussian observations
+(of a field potential beside spikes: exact for the former, while the weights count the latter),
 ``"encoder"`` or ``"causal_encoder"`` for any, ``"bootstrap"`` for the prior itself.
 
 Source: Pals, Sagtekin, Pei, Gloeckler & Macke, NeurIPS 2024. Departures: the decay may be one per
@@ -37,7 +38,7 @@ from pyrodyn.distributions.gaussian import (
     times,
 )
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.observations import Gaussian
+from pyrodyn.models.observations import GaussianPart, Named, Observation
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.proposals import EncoderFactor, LinearEmission, OptimalFactor
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
@@ -46,16 +47,6 @@ ACTIVATIONS = ("relu", "clipped_relu", "tanh", "identity")
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
 PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
-
-
-LOG_MEAN_OBSERVATIONS = (
-    "poisson",
-    "negative_binomial",
-    "zero_inflated_poisson",
-    "gamma",
-    "zero_inflated_gamma",
-)
-"""Observations whose first linear predictor is a log mean: what a softplus link replaces."""
 
 NOISE_FLOOR = 1e-4
 """Smallest standard deviation of process noise: a density must exist."""
@@ -79,7 +70,7 @@ class LowRankRNN(StateSpaceModel):
     """A stochastic low-rank RNN. Equations in the module's docstring.
 
     Args:
-        num_neurons: neurons or channels observed.
+        num_neurons: neurons or channels observed, or both together.
         input_dim: known external inputs.
         latent_dim: R, the rank; the number of units where ``is_full_rank``.
         num_units: units of the network; ``num_neurons`` where the readout is one-to-one.
@@ -92,9 +83,9 @@ class LowRankRNN(StateSpaceModel):
         is_full_rank: the full-rank alternative.
         readout: what is read out: ``"latents"``, ``"latents_and_inputs"`` (both affinely), or unit
             by unit ``"currents"`` (m z + W_u v) or ``"rates"`` (phi of them).
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
         link: ``"canonical"``, or ``"softplus"`` for observations by their log mean, whose mean is
-            then softplus of the readout.
+            then softplus of the readout; of two it is about those that have one.
         proposal: ``"optimal"``, ``"encoder"``, ``"causal_encoder"`` or ``"bootstrap"``.
     """
 
@@ -119,13 +110,15 @@ class LowRankRNN(StateSpaceModel):
         filters_inputs: bool = False,
         is_full_rank: bool = False,
         readout: str = "latents",
-        observation: str = "poisson",
+        observation: Named = "poisson",
         link: str = "canonical",
         proposal: str = "encoder",
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         _check(config)
+        self.observation = observation_model(observation, num_neurons)
+        _check_observation(config, self.observation)
         self.config: dict[str, Any] = config
         self.activation, self.noise, self.noise_df = activation, noise, noise_df
         self.filters_inputs, self.is_full_rank, self.readout_from = (
@@ -159,8 +152,12 @@ class LowRankRNN(StateSpaceModel):
         self.raw_start_noise = nn.Parameter(_raw_noise(noise, dim, 1.0))
 
         # Observation
-        self.observation = observation_model(observation, num_neurons)
-        num_predictors = self.observation.num_predictors * num_neurons
+        num_predictors = self.observation.predictor_dim
+        self.neuron_of_predictor: Tensor
+        self.is_log_mean: Tensor
+        neuron, is_log_mean = self.observation.predictors()
+        self.register_buffer("neuron_of_predictor", neuron, persistent=False)
+        self.register_buffer("is_log_mean", is_log_mean, persistent=False)
         if readout in ("latents", "latents_and_inputs"):
             self.loading = nn.Parameter(torch.randn(num_predictors, dim) / math.sqrt(dim))
         else:
@@ -178,7 +175,8 @@ class LowRankRNN(StateSpaceModel):
         one-to-one.
         """
         sizes = {**sizes}
-        if "proposal" not in sizes and sizes["observation"] == "gaussian":
+        observed = observation_model(sizes["observation"], num_units(recording))
+        if "proposal" not in sizes and _is_all(observed.gaussian_part(), observed):
             is_linear = sizes.get("readout", "latents") != "rates" and not sizes.get("noise_df")
             sizes["proposal"] = "optimal" if is_linear else "encoder"
         if sizes.get("readout") in ("currents", "rates"):
@@ -188,8 +186,8 @@ class LowRankRNN(StateSpaceModel):
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias, through the inverse of the link."""
         if self.link == "softplus":
-            log_mean = predictors[: self.observation.num_neurons]
-            log_mean.copy_(log_mean.exp().expm1().log())
+            read = predictors.exp().expm1().log()
+            predictors = torch.where(self.is_log_mean, read, predictors)
         self.bias.copy_(predictors)
 
     # ------------------------------------------------------------------ the four densities
@@ -314,26 +312,29 @@ class LowRankRNN(StateSpaceModel):
         )
 
     def linear_emission(self, batch: Batch, before: LowRankState | None = None) -> LinearEmission:
-        """The observation as a linear-Gaussian function of z, for `OptimalFactor`; the bins
-        follow the state ``before`` where there is one.
+        """The observation, or its gaussian part, as a linear function of z, for `OptimalFactor`;
+        the bins follow the state ``before`` where there is one.
 
         Raises:
-            ValueError: where it is not.
+            ValueError: where there is none.
         """
-        if not self._is_linear_gaussian:
+        return self._linear_emission(self.filtered(self.known(batch), before))
+
+    def _gaussian_part(self) -> GaussianPart | None:
+        """What is gaussian around a linear readout."""
+        if self.readout_from == "rates":
+            return None
+        return self.hoisted("gaussian_part", self.observation.gaussian_part)
+
+    def _linear_emission(self, v: Float[Tensor, "*left input"]) -> LinearEmission:
+        part = self._gaussian_part()
+        if part is None:
             raise ValueError(
                 "the optimal proposal needs a gaussian observation read from latents or currents"
             )
-        return self._linear_emission(self.filtered(self.known(batch), before))
-
-    @property
-    def _is_linear_gaussian(self) -> bool:
-        return isinstance(self.observation, Gaussian) and self.readout_from != "rates"
-
-    def _linear_emission(self, v: Float[Tensor, "*left input"]) -> LinearEmission:
-        assert isinstance(self.observation, Gaussian)
-        offset = self.bias + functional.linear(v, self._input_loading())
-        return LinearEmission(self._loading(), offset, self.observation.scale().square())
+        rows = part.predictors
+        offset = self.bias[rows] + functional.linear(v, self._input_loading()[rows])
+        return LinearEmission(self._loading()[rows], offset, part.scale.square(), part.columns)
 
     def log_likelihood(
         self,
@@ -348,7 +349,7 @@ class LowRankRNN(StateSpaceModel):
         constant + z' h - z' J z / 2, where all that has the size of x is worked out per trial and
         not per particle.
         """
-        if not self._is_linear_gaussian or not scored.all():
+        if not _is_all(self._gaussian_part(), self.observation) or not scored.all():
             return super().log_likelihood(state, x, scored, scored_weight)
         emission = self._linear_emission(state.v)
         wrong, C, r = x - emission.offset, emission.matrix, emission.variance
@@ -385,14 +386,15 @@ class LowRankRNN(StateSpaceModel):
         if self._reads_latents:
             return self.loading
         eye = torch.eye(self.config["num_units"], device=self.gain.device, dtype=self.gain.dtype)
-        return self.gain[:, None] * (eye if self.is_full_rank else self.m)
+        units = eye if self.is_full_rank else self.m
+        return self.gain[:, None] * units[self.neuron_of_predictor]
 
     def _input_loading(self) -> Float[Tensor, "predictor input"]:
         """What the readout multiplies v by."""
         if self.readout_from == "latents_and_inputs":
             return self.input_loading
         if self.readout_from == "currents" and not self.is_full_rank:
-            return self.gain[:, None] * self.input_weights
+            return self.gain[:, None] * self.input_weights[self.neuron_of_predictor]
         return self.input_weights.new_zeros(len(self.bias), self.input_weights.shape[1])
 
     def _read(self, state: LowRankState) -> Float[Tensor, "*left predictor"]:
@@ -406,15 +408,15 @@ class LowRankRNN(StateSpaceModel):
                 units = self.currents(state)
             case _:
                 units = self.activate(self.currents(state))
-        blocks = torch.cat([units] * self.observation.num_predictors, -1)
-        return torch.addcmul(self.bias, self.gain, blocks)
+        if len(self.bias) > units.shape[-1]:  # neurons with two predictors
+            units = units.index_select(-1, self.neuron_of_predictor)
+        return torch.addcmul(self.bias, self.gain, units)
 
     def _linked(self, read: Float[Tensor, "*left predictor"]) -> Float[Tensor, "*left predictor"]:
         """Linear predictors: what was read, or log softplus of it where it is a log mean."""
         if self.link == "canonical":
             return read
-        num_neurons = self.observation.num_neurons
-        return torch.cat([log_softplus(read[..., :num_neurons]), read[..., num_neurons:]], -1)
+        return torch.where(self.is_log_mean, log_softplus(read), read)
 
     @staticmethod
     def _proposal(kind: str, num_neurons: int, dim: int) -> Proposal:
@@ -539,14 +541,23 @@ def _check(config: dict[str, Any]) -> None:
             f"latent_dim={config['latent_dim']} is the rank of {config['num_units']} units and"
             " cannot exceed them"
         )
-    if config["link"] == "softplus" and config["observation"] not in LOG_MEAN_OBSERVATIONS:
+
+
+def _check_observation(config: dict[str, Any], observation: Observation) -> None:
+    """Refuse what an observation model does not allow."""
+    if config["link"] == "softplus" and not observation.predictors().is_log_mean.any():
         raise ValueError(
             f"link='softplus' is for observations by their log mean, not for"
             f" {config['observation']!r}"
         )
-    linear = config["observation"] == "gaussian" and config["readout"] != "rates"
+    linear = observation.gaussian_part() is not None and config["readout"] != "rates"
     if config["proposal"] == "optimal" and not (linear and config["noise_df"] is None):
         raise ValueError(
             "the optimal proposal needs a gaussian observation read from latents or currents, and"
             " gaussian process noise; take proposal='encoder' or 'bootstrap'"
         )
+
+
+def _is_all(part: GaussianPart | None, observation: Observation) -> bool:
+    """Whether all that is observed is Gaussian."""
+    return part is not None and part.columns == slice(0, observation.num_neurons)

@@ -19,19 +19,28 @@ name                       data    linear predictors                    learned 
 
 Two linear predictors per neuron lie in blocks: first those of all neurons, then the second ones of
 all neurons. Every model of the zoo reads out into one of these classes by its name.
+
+Of a recording that holds spikes and a field potential, each observed in its own way, `Joint` puts
+two of them side by side::
+
+    p(x_t | eta_t) = p_counts(x_t1 .. x_tN | eta_t) p_signal(x_t,N+1 .. | eta_t)
+
+Its linear predictors are all those of the counts, then all those of the signal.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, final
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyrodyn.data.schema import OBSERVED, Block, side_by_side
 from pyrodyn.distributions.amplitudes import MeanGamma
 from pyrodyn.distributions.amplitudes import ZeroInflatedGamma as ZeroInflatedGammaDistribution
 from pyrodyn.distributions.counts import (
@@ -39,6 +48,7 @@ from pyrodyn.distributions.counts import (
     NegativeBinomialMean,
     ZeroInflatedLogPoisson,
 )
+from pyrodyn.distributions.side_by_side import SideBySide
 
 DISPERSION_RANGE = (1e-2, 1e1)
 """Where a negative binomial may start: at the ends its gradient still moves it."""
@@ -50,22 +60,40 @@ GATE_RANGE = (0.05, 0.95)
 """Where the probability of silence may start."""
 
 
+class Predictors(NamedTuple):
+    """What the linear predictors of an observation model are.
+
+    Attributes:
+        neuron: position of the neuron that each is about.
+        is_log_mean: which are log means.
+    """
+
+    neuron: Int[Tensor, " predictor"]
+    is_log_mean: Bool[Tensor, " predictor"]
+
+
+class GaussianPart(NamedTuple):
+    """The neurons or channels whose law is Normal(linear predictor, scale).
+
+    Attributes:
+        columns: their positions.
+        predictors: positions of their linear predictors.
+        scale: their standard deviations.
+    """
+
+    columns: slice
+    predictors: slice
+    scale: Float[Tensor, " channel"]
+
+
 class Observation(nn.Module):
     """Abstract observation model of ``num_neurons`` neurons or channels.
 
     Attributes:
-        observed: the variable of a recording that it is meant for, ``"counts"`` or ``"signal"``.
-        num_predictors: linear predictors per neuron.
         filler: a value inside the support, put at entries that are not scored.
-        support: the values it gives a density to.
-        domain: the support in words.
     """
 
-    observed: ClassVar[str]
-    num_predictors: ClassVar[int] = 1
     filler: ClassVar[float] = 0.0
-    support: ClassVar[constraints.Constraint]
-    domain: ClassVar[str]
 
     def __init__(self, num_neurons: int) -> None:
         super().__init__()
@@ -92,6 +120,7 @@ class Observation(nn.Module):
             valid: where something was measured.
         """
 
+    @abstractmethod
     def check(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> None:
@@ -101,6 +130,69 @@ class Observation(nn.Module):
             ValueError: naming the first such value, where it lies and which observation models fit
                 the data.
         """
+
+    @abstractmethod
+    def singles(self) -> "tuple[Single, ...]":
+        """The models that this one is made of, each of neurons of one kind, in order."""
+
+    @property
+    def predictor_dim(self) -> int:
+        """Number of linear predictors, of all neurons together."""
+        return sum(single.num_neurons * single.num_predictors for single in self.singles())
+
+    def predictors(self) -> Predictors:
+        """What the linear predictors are, in their order."""
+        neurons, log_means, start = [], [], 0
+        for single in self.singles():
+            positions = torch.arange(single.num_neurons).repeat(single.num_predictors)
+            is_first = torch.arange(len(positions)) < single.num_neurons
+            neurons.append(start + positions)
+            log_means.append(is_first & single.has_log_mean)
+            start += single.num_neurons
+        return Predictors(torch.cat(neurons), torch.cat(log_means))
+
+    def gaussian_part(self) -> GaussianPart | None:
+        """Those that are Gaussian around their linear predictor; None where none is."""
+        column, predictor = 0, 0
+        parts = []
+        for single in self.singles():
+            end, last = column + single.num_neurons, predictor + single.predictor_dim
+            if isinstance(single, Gaussian):
+                parts.append(
+                    GaussianPart(slice(column, end), slice(predictor, last), single.scale())
+                )
+            column, predictor = end, last
+        if not parts:
+            return None
+        # Side by side where there are two.
+        return GaussianPart(
+            slice(parts[0].columns.start, parts[-1].columns.stop),
+            slice(parts[0].predictors.start, parts[-1].predictors.stop),
+            torch.cat([part.scale for part in parts]),
+        )
+
+
+class Single(Observation):
+    """Abstract observation model of neurons or channels that are all of one kind.
+
+    Attributes:
+        observed: the variable of a recording that it is meant for, ``"counts"`` or ``"signal"``.
+        num_predictors: linear predictors per neuron.
+        has_log_mean: whether the first of them is a log mean.
+        support: the values it gives a density to.
+        domain: the support in words.
+    """
+
+    observed: ClassVar[str]
+    num_predictors: ClassVar[int] = 1
+    has_log_mean: ClassVar[bool] = False
+    support: ClassVar[constraints.Constraint]
+    domain: ClassVar[str]
+
+    def check(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> None:
+        """Refuse data outside the support."""
         wrong = valid & ~self.support.check(x)
         if not wrong.any():
             return
@@ -115,12 +207,17 @@ class Observation(nn.Module):
             f" observation models for these data: {', '.join(fitting) or 'none (not finite)'}"
         )
 
+    def singles(self) -> "tuple[Single, ...]":
+        """Itself."""
+        return (self,)
+
 
 @final
-class Poisson(Observation):
+class Poisson(Single):
     """Counts whose variance equals their mean."""
 
     observed = "counts"
+    has_log_mean = True
     support = constraints.nonnegative_integer
     domain = "whole numbers >= 0"
 
@@ -137,10 +234,11 @@ class Poisson(Observation):
 
 
 @final
-class NegativeBinomial(Observation):
+class NegativeBinomial(Single):
     """Counts more variable than Poisson: variance m + phi m^2, one phi per neuron."""
 
     observed = "counts"
+    has_log_mean = True
     support = constraints.nonnegative_integer
     domain = "whole numbers >= 0"
 
@@ -165,11 +263,12 @@ class NegativeBinomial(Observation):
 
 
 @final
-class ZeroInflatedPoisson(Observation):
+class ZeroInflatedPoisson(Single):
     """Poisson counts of neurons that fall silent with a probability that varies in time."""
 
     observed = "counts"
     num_predictors = 2
+    has_log_mean = True
     support = constraints.nonnegative_integer
     domain = "whole numbers >= 0"
 
@@ -193,7 +292,7 @@ class ZeroInflatedPoisson(Observation):
 
 
 @final
-class Bernoulli(Observation):
+class Bernoulli(Single):
     """At most one spike per bin."""
 
     observed = "counts"
@@ -215,7 +314,7 @@ class Bernoulli(Observation):
 
 
 @final
-class Gaussian(Observation):
+class Gaussian(Single):
     """Real values with one standard deviation per channel."""
 
     observed = "signal"
@@ -247,11 +346,12 @@ class Gaussian(Observation):
 
 
 @final
-class Gamma(Observation):
+class Gamma(Single):
     """Positive amplitudes whose standard deviation is a fixed share of their mean."""
 
     observed = "signal"
     filler = 1.0
+    has_log_mean = True
     support = constraints.positive
     domain = "real numbers > 0"
 
@@ -274,13 +374,14 @@ class Gamma(Observation):
 
 
 @final
-class ZeroInflatedGamma(Observation):
+class ZeroInflatedGamma(Single):
     """Amplitudes that are exactly 0 with a probability that varies in time, such as deconvolved
     calcium.
     """
 
     observed = "signal"
     num_predictors = 2
+    has_log_mean = True
     support = constraints.nonnegative
     domain = "real numbers >= 0"
 
@@ -309,7 +410,55 @@ class ZeroInflatedGamma(Observation):
         return torch.cat([_log(nonzero.mean), gate.logit()])
 
 
-OBSERVATIONS: dict[str, type[Observation]] = {
+@final
+class Joint(Observation):
+    """Observation models of counts and of a signal, side by side.
+
+    Args:
+        parts: per observed variable, ``"counts"`` and ``"signal"``, its observation model.
+    """
+
+    filler = 1.0  # inside every support
+
+    def __init__(self, parts: Mapping[str, Single]) -> None:
+        sizes = {name: part.num_neurons for name, part in parts.items()}
+        super().__init__(sum(sizes.values()))
+        self.parts = nn.ModuleDict(parts)
+        self.blocks: tuple[Block, ...] = side_by_side(sizes)
+        self._sizes = list(sizes.values())
+        self._predictor_dims = [part.predictor_dim for part in parts.values()]
+
+    def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
+        """The law of the counts beside that of the signal."""
+        split = predictors.split(self._predictor_dims, -1)
+        return SideBySide([single(its) for single, its in zip(self.singles(), split, strict=True)])
+
+    @torch.no_grad()
+    def initialise(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> Float[Tensor, " predictor"]:
+        """The start of each."""
+        split = zip(
+            self.singles(), x.split(self._sizes, -1), valid.split(self._sizes, -1), strict=True
+        )
+        return torch.cat([single.initialise(its, where) for single, its, where in split])
+
+    def check(
+        self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
+    ) -> None:
+        """Refuse data outside the support of their own model, naming the variable."""
+        for block, single in zip(self.blocks, self.singles(), strict=True):
+            try:
+                single.check(x[..., block.columns], valid[..., block.columns])
+            except ValueError as error:
+                raise ValueError(f"{block.observed}: {error}") from None
+
+    def singles(self) -> tuple[Single, ...]:
+        """That of the counts, that of the signal."""
+        return tuple(self.parts.values())  # type: ignore[arg-type]
+
+
+OBSERVATIONS: dict[str, type[Single]] = {
     "poisson": Poisson,
     "negative_binomial": NegativeBinomial,
     "zero_inflated_poisson": ZeroInflatedPoisson,
@@ -320,13 +469,88 @@ OBSERVATIONS: dict[str, type[Observation]] = {
 }
 """Observation models by the names that models know them by."""
 
+Named = str | Mapping[str, Sequence[str | int]]
+"""How a model is told its observation model: by a name in `OBSERVATIONS`; or, of counts and a
+signal side by side, by name and size of both, ``{"counts": ["poisson", 30], "signal": ["gaussian",
+16]}``.
+"""
 
-def observation(name: str, num_neurons: int) -> Observation:
-    """The observation model of a name in `OBSERVATIONS`.
+DEFAULTS = {"counts": "poisson", "signal": "gaussian"}
+"""The observation model to begin with."""
+
+
+def observation(named: Named, num_neurons: int) -> Observation:
+    """The observation model of a name, or of two.
 
     Raises:
-        ValueError: where there is none of that name.
+        ValueError: where there is none of that name, or the sizes are not those of ``num_neurons``
+            neurons and channels.
     """
+    if isinstance(named, str):
+        return _single(named, num_neurons)
+    _check_blocks(named)
+    parts = {}
+    for name in OBSERVED:
+        match tuple(named[name]):
+            case str(kind), int(size) if size >= 1:
+                parts[name] = _single(kind, size)
+            case _:
+                raise ValueError(
+                    f"observation of {name} is {named[name]!r}; it must be a name and a number of"
+                    f" {OBSERVED[name]}s, such as {[DEFAULTS[name], 10]}"
+                )
+    sizes = {name: part.num_neurons for name, part in parts.items()}
+    if sum(sizes.values()) != num_neurons:
+        told = " and ".join(f"{size} {OBSERVED[name]}s" for name, size in sizes.items())
+        raise ValueError(
+            f"observation tells of {told}, together {sum(sizes.values())}, but num_neurons="
+            f"{num_neurons}"
+        )
+    return Joint(parts)
+
+
+def observation_for(blocks: Sequence[Block], given: str | Mapping[str, str] | None) -> Named:
+    """What to tell a model of a recording's blocks, from the names that a user gave, if any.
+
+    Raises:
+        ValueError: where one name is given for two blocks, or the other way about.
+    """
+    names = [block.observed for block in blocks]
+    if len(blocks) == 1:
+        if given is None or isinstance(given, str):
+            return DEFAULTS[names[0]] if given is None else given
+        raise ValueError(
+            f"observation={dict(given)} names models of two variables, but the recording holds"
+            f" {names[0]} alone; give one name"
+        )
+    given = DEFAULTS if given is None else given
+    if isinstance(given, str):
+        raise ValueError(
+            f"observation={given!r} names one model, but the recording holds {' and '.join(names)};"
+            f" name both, such as observation={DEFAULTS}"
+        )
+    _check_blocks(given)
+    sizes = {block.observed: block.size for block in blocks}
+    return {name: [given[name], sizes[name]] for name in names}
+
+
+def _check_blocks(named: Mapping[str, object]) -> None:
+    """Refuse anything but one entry for counts and one for a signal."""
+    for name in named:
+        if name not in OBSERVED:
+            raise ValueError(
+                f"observation names {name!r}, which no recording holds; it may hold"
+                f" {' and '.join(OBSERVED)}"
+            )
+    for name in OBSERVED:
+        if name not in named:
+            raise ValueError(
+                f"observation={dict(named)} names no model of {name}; name one for each of"
+                f" {' and '.join(OBSERVED)}"
+            )
+
+
+def _single(name: str, num_neurons: int) -> Single:
     if name not in OBSERVATIONS:
         raise ValueError(f"observation={name!r} is unknown; it is one of {', '.join(OBSERVATIONS)}")
     return OBSERVATIONS[name](num_neurons)

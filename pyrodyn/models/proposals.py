@@ -31,11 +31,13 @@ class LinearEmission(NamedTuple):
         matrix: C, ``(neuron, dim)``.
         offset: ``(neuron,)`` or ``(trial, time, neuron)``.
         variance: r, ``(neuron,)``.
+        columns: which entries of x it is about; others may be observed in another way.
     """
 
     matrix: Float[Tensor, "neuron dim"]
     offset: Float[Tensor, "... neuron"]
     variance: Float[Tensor, " neuron"]
+    columns: slice
 
 
 class Factor(NamedTuple):
@@ -101,7 +103,8 @@ class OptimalFactor(FactorProposal):
     """The exact p(z_t | state_{t-1}, x_t) of a linear-Gaussian observation.
 
     A particle's weight is p(x_t | state_{t-1}), known before z_t is drawn; it is worked out in the
-    dimensions of z, not of x. Entries that the encoder may not see enter the weight alone.
+    dimensions of z, not of x. Entries that the encoder may not see, and spikes beside a Gaussian
+    field potential, enter the weight alone.
     """
 
     looks_ahead: ClassVar[bool] = True
@@ -118,8 +121,9 @@ class OptimalFactor(FactorProposal):
 
     def _factor(self, model: Any, batch: Batch, emission: LinearEmission) -> Factor:
         bins = slice(model.first_bin, None)
-        visible = batch.visible[:, bins]
-        x = torch.where(visible, batch.seen[:, bins] / batch.gain - emission.offset, 0.0)
+        visible = batch.visible[:, bins, emission.columns]
+        seen = batch.seen[:, bins, emission.columns]
+        x = torch.where(visible, seen / batch.gain - emission.offset, 0.0)
         C, r = emission.matrix, emission.variance
         h = (x / r) @ C
         if visible.all():
@@ -128,7 +132,9 @@ class OptimalFactor(FactorProposal):
             J = torch.einsum("btn,nd,ne->btde", visible / r, C, C)
         constants = torch.where(visible, (LOG_2PI + r.log()), 0.0)
         log_scale = -0.5 * (x.square() / r + constants).sum(-1)
-        is_exact = batch.scored_weight == 1 and torch.equal(visible, batch.scored[:, bins])
+        told = torch.zeros_like(batch.visible[:, bins])
+        told[..., emission.columns] = visible
+        is_exact = batch.scored_weight == 1 and torch.equal(told, batch.scored[:, bins])
         return Factor.combined(h, J, model.process_noise(), log_scale, bool(is_exact))
 
     def lookahead(

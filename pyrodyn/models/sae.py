@@ -44,6 +44,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.observations import Named
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.cells import GRUCell, MapCell
@@ -110,10 +111,11 @@ class SequentialAutoencoder(StateSpaceModel):
             self.log_noise_limit: Tensor
             self.register_buffer("log_noise_limit", torch.full((dim,), torch.inf))
         self.observation = observation_model(config["observation"], num_neurons)
-        num_predictors = self.observation.num_predictors * num_neurons
         width = config["readout_width"]
         hidden = [nn.Linear(dim, width), nn.Tanh()] if width else []
-        self.readout = nn.Sequential(*hidden, nn.Linear(width or dim, num_predictors))
+        self.readout = nn.Sequential(
+            *hidden, nn.Linear(width or dim, self.observation.predictor_dim)
+        )
 
         # Guide
         self.proposal: Proposal
@@ -218,7 +220,7 @@ class NodeSAE(SequentialAutoencoder):
     """An autoencoder whose dynamics are a neural ODE. Equations in the module's docstring.
 
     Args:
-        num_neurons: neurons or channels observed.
+        num_neurons: neurons or channels observed, or both together.
         input_dim: known external inputs.
         latent_dim: dimension of z.
         field_width: units per hidden layer of the vector field.
@@ -232,7 +234,7 @@ class NodeSAE(SequentialAutoencoder):
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
     """
 
     phi: Flow
@@ -253,7 +255,7 @@ class NodeSAE(SequentialAutoencoder):
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
-        observation: str = "poisson",
+        observation: Named = "poisson",
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)
@@ -317,7 +319,7 @@ class RnnSAE(SequentialAutoencoder):
     """An autoencoder with recurrent dynamics. Equations in the module's docstring.
 
     Args:
-        num_neurons: neurons or channels observed.
+        num_neurons: neurons or channels observed, or both together.
         input_dim: known external inputs.
         latent_dim: dimension of z.
         cell: ``"gru"``, ``"vanilla"``, ``"residual"``, ``"next_state"`` or ``"residual_mlp"``, see
@@ -328,7 +330,7 @@ class RnnSAE(SequentialAutoencoder):
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`.
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
     """
 
     phi: GRUCell | MapCell
@@ -346,7 +348,7 @@ class RnnSAE(SequentialAutoencoder):
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
-        observation: str = "poisson",
+        observation: Named = "poisson",
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)

@@ -10,6 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyrodyn.data.schema import OBSERVED, blocks, measured
+
 
 def for_ppc(
     tree: xr.DataTree, by: Literal["neuron", "channel", "trial"] | None = None
@@ -19,7 +21,8 @@ def for_ppc(
     Args:
         tree: from `to_datatree`.
         by: a dim that becomes one variable per label (``x_neuron_3``), hence one panel each; None
-            stacks everything into ``x``.
+            stacks everything into ``x``. Counts and a signal stay apart (``counts``, ``signal``,
+            ``counts_neuron_3``); a dim that one alone has leaves the other out.
 
     Returns:
         A tree with the groups ``observed_data`` and ``posterior_predictive``, loaded; integers
@@ -28,30 +31,34 @@ def for_ppc(
     Raises:
         ValueError: when ``by`` is no dim of the observations.
     """
-    observed = tree["observed_data"].to_dataset()["x"].load()
-    predicted = tree["posterior_predictive"].to_dataset()["x"].load()
+    observed = tree["observed_data"].to_dataset().load()
+    predicted = tree["posterior_predictive"].to_dataset().load()
     if by is not None and by not in observed.dims:
-        raise ValueError(f"by={by!r} is no dim of the observations; these are {observed.dims}")
-    valid = tree["constant_data"].to_dataset().get("valid")
-    measured = (
-        xr.ones_like(observed, dtype=bool) if valid is None else valid.broadcast_like(observed)
-    )
-
-    def stacked(values: xr.DataArray, part: dict[str, Any]) -> NDArray[Any]:
-        dims = [dim for dim in observed.dims if dim not in part]
-        keep = measured.isel(part).transpose(*dims).values
-        own = [dim for dim in values.dims if dim in ("chain", "draw")]
-        return values.isel(part).transpose(*own, *dims).values[..., keep]
-
-    parts: dict[str, dict[str, Any]] = {"x": {}}
-    if by is not None:
-        labels = observed[by].values
-        parts = {f"x_{by}_{label}": {by: i} for i, label in enumerate(labels)}
-    observations, predictions = {}, {}
-    for name, part in parts.items():
-        dim = "observation" if by is None else f"observation_{name}"
-        observations[name] = (dim, stacked(observed, part))
-        predictions[name] = (("chain", "draw", dim), stacked(predicted, part))
+        raise ValueError(
+            f"by={by!r} is no dim of the observations; these are {tuple(observed.dims)}"
+        )
+    constant = tree["constant_data"].to_dataset()
+    # As in a recording, where one observed variable goes by its own name.
+    names = {unit: name for name, unit in OBSERVED.items()}
+    recorded = constant.assign({names[str(x.dims[-1])]: x for x in observed.data_vars.values()})
+    observations: dict[str, Any] = {}
+    predictions: dict[str, Any] = {}
+    for block in blocks(recorded):
+        if by is not None and by not in block.dims:
+            continue
+        where = measured(recorded, block)
+        parts: dict[str, dict[str, Any]] = {block.x: {}}
+        if by is not None:
+            labels = enumerate(observed[by].values)
+            parts = {f"{block.x}_{by}_{label}": {by: i} for i, label in labels}
+        for name, part in parts.items():
+            along = "observation" if name == "x" else f"observation_{name}"
+            dims = [dim for dim in block.dims if dim not in part]
+            keep = where.isel(part).transpose(*dims).values
+            x, drawn = observed[block.x].isel(part), predicted[block.x].isel(part)
+            observations[name] = (along, x.transpose(*dims).values[keep])
+            values = drawn.transpose("chain", "draw", *dims).values[..., keep]
+            predictions[name] = (("chain", "draw", along), values)
     draws = {dim: predicted[dim].values for dim in ("chain", "draw")}
     return xr.DataTree.from_dict(
         {

@@ -2,21 +2,24 @@
 *event)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
 import torch
+from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.schema import Block
 from pyrodyn.infer.importance import log_evidence, pareto_smoothed
 from pyrodyn.infer.particles import Filtered, particle_filter
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
 from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.observations import Joint
 from pyrodyn.models.state_space import StateSpaceModel
 
 
@@ -26,7 +29,8 @@ class Draws(NamedTuple):
     Attributes:
         sites: latent and deterministic sites by name, ``(draw, trial, *event)``.
         predictive: ``x`` drawn from the observation model.
-        log_likelihood: log p(x | latents) over scored entries, ``(draw, trial)``.
+        log_likelihood: ``x``, log p(x | latents) over scored entries, ``(draw, trial)``; where
+            counts and a signal are observed, also that of either.
         log_p: log p(x, latents), ``(draw, trial)``.
         log_q: log q(latents | x), ``(draw, trial)``; NaN for a guide that draws all trials jointly
             and so has no density per trial, None for draws that no guide made.
@@ -35,7 +39,7 @@ class Draws(NamedTuple):
 
     sites: dict[str, Tensor]
     predictive: Tensor
-    log_likelihood: Tensor
+    log_likelihood: dict[str, Tensor]
     log_p: Tensor
     log_q: Tensor | None
     diagnostics: dict[str, Tensor]
@@ -61,7 +65,7 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
     return Draws(
         sites={name: _value(model_trace.nodes[name], shape) for name in sites},
         predictive=x["fn"].sample(),
-        log_likelihood=x["log_prob"].expand(shape),
+        log_likelihood=_log_likelihood(model, x, shape),
         log_p=total(model_trace, [*latent, "x"]),
         log_q=total(guide_trace, drawn_sites(guide_trace)),
         diagnostics={},
@@ -92,7 +96,7 @@ def importance_draws(
     return Draws(
         sites={name: kept(value) for name, value in drawn.sites.items()},
         predictive=kept(drawn.predictive),
-        log_likelihood=kept(drawn.log_likelihood),
+        log_likelihood={name: kept(value) for name, value in drawn.log_likelihood.items()},
         log_p=kept(drawn.log_p),
         log_q=kept(drawn.log_q),
         diagnostics={
@@ -133,7 +137,7 @@ def smoother_draws(
             for name in [*values, *_deterministic_sites(trace)]
         },
         predictive=x["fn"].sample(),
-        log_likelihood=x["log_prob"].expand(shape),
+        log_likelihood=_log_likelihood(model, x, shape),
         log_p=torch.stack(
             [trace.nodes[name]["log_prob"].expand(shape) for name in [*values, "x"]]
         ).sum(0),
@@ -145,6 +149,35 @@ def smoother_draws(
             "first_particles_with_descendants": num_first,
         },
     )
+
+
+def by_block[Array: (Tensor, NDArray[Any])](
+    site: str, dims: tuple[str, ...], values: Array, observed: tuple[Block, ...]
+) -> Iterator[tuple[str, tuple[str, ...], Array]]:
+    """A site as the variables that a user knows it by: name, event dims and values of each.
+
+    What lies along neurons is parted where counts and a signal are observed; the rest stays whole.
+    """
+    if dims[-1:] != ("neuron",):
+        yield site, dims, values
+        return
+    for block in observed:
+        name = {"x": block.x, "rates": block.rates}[site]
+        yield name, (*dims[:-1], block.unit), values[..., block.columns]
+
+
+def _log_likelihood(
+    model: LatentDynamics, x: Mapping[str, Any], shape: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Log p(x | latents) from the site x, in all and of either where counts and a signal are
+    observed.
+    """
+    parts = {}
+    if isinstance(model.observation, Joint):
+        entries = x["fn"].base_dist.log_prob(x["value"]) * x["scale"]
+        for block in model.observation.blocks:
+            parts[block.x] = entries[..., block.columns].sum((-2, -1)).expand(shape)
+    return {**parts, "x": x["log_prob"].expand(shape)}
 
 
 def _eves(filtered: Filtered) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 import xarray as xr
 
-from pyrodyn.data.recording import unit_dim, validate
+from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
-from pyrodyn.posterior.draws import posterior_draws
+from pyrodyn.posterior.draws import by_block, posterior_draws
 
 
 def predict(
@@ -33,7 +33,8 @@ def predict(
     Returns:
         A dataset over the recording's trials with, per site such as ``rates`` (expected
         observation per bin) and ``factors``, its mean and, as ``{site}_sd``, its standard
-        deviation.
+        deviation. Of counts and a signal ``rates`` are those of the counts, beside the signal's
+        ``signal_mean``.
 
     Raises:
         ValueError: when the recording does not fit the model.
@@ -64,17 +65,18 @@ def predict(
             }
             parts.append({**mean, **sd})
     model.train(was_training)
-    unit = unit_dim(recording)
+    observed = blocks(recording)
     coords = {
         "trial": recording["trial"],
         "time": recording["time"][model.first_bin :],
-        unit: recording[unit],
+        **{block.unit: recording[block.unit] for block in observed},
     }
     variables = {}
     for name in parts[0]:
-        dims = model.site_dims[name.removesuffix("_sd")]
+        site = name.removesuffix("_sd")
         values = torch.cat([part[name] for part in parts]).float().cpu().numpy()
-        variables[name] = (("trial", *(unit if dim == "neuron" else dim for dim in dims)), values)
+        for own, dims, its in by_block(site, model.site_dims[site], values, observed):
+            variables[own + name.removeprefix(site)] = (("trial", *dims), its)
     used = {dim for dims, _ in variables.values() for dim in dims}
     return xr.Dataset(
         variables, coords={dim: coord for dim, coord in coords.items() if dim in used}

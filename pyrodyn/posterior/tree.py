@@ -17,6 +17,10 @@
 One chain holds all draws, since they are independent. Rates are expected observations per bin.
 Where nothing was measured ``x`` is 0 in the observed and in the predicted data alike;
 ``constant_data.valid`` says where.
+
+Where counts and a signal are observed, ``counts`` and ``signal`` stand for ``x``, and beside
+``rates`` (of the counts) there is ``signal_mean``. ``log_likelihood`` holds those of both and their
+sum ``x``: to leave out whole trials, ask `arviz_stats.loo` for ``var_name="x"``.
 """
 
 import json
@@ -34,11 +38,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.data.recording import observed_name, unit_dim, validate
+from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.posterior.draws import (
     Draws,
+    by_block,
     importance_draws,
     posterior_draws,
     prior_draws,
@@ -145,7 +150,7 @@ def _parts(
             groups = {
                 "posterior": draws.sites,
                 "posterior_predictive": {"x": _measured(draws.predictive, model, batch)},
-                "log_likelihood": {"x": draws.log_likelihood},
+                "log_likelihood": draws.log_likelihood,
                 "sample_stats": stats,
             }
             if num_prior_draws:
@@ -167,31 +172,30 @@ def _tree(
     recording: xr.Dataset,
     batch: Batch,
 ) -> xr.DataTree:
-    unit = unit_dim(recording)
-    integer = observed_name(recording) == "counts"
-
-    def array(group: str, name: str, value: Tensor) -> NDArray[Any]:
-        values: NDArray[Any] = value[None].cpu().numpy()
-        return values.astype(np.int32) if integer and group.endswith("predictive") else values
-
-    dims = {
-        name: ["trial", *(unit if dim == "neuron" else dim for dim in event_dims)]
-        for name, event_dims in model.site_dims.items()
-    }
+    observed = blocks(recording)
+    counts = [block.x for block in observed if block.observed == "counts"]
+    per_trial = ("log_likelihood", "sample_stats")
+    arrays: dict[str, dict[str, NDArray[Any]]] = {group: {} for group in groups}
+    dims: dict[str, dict[str, list[str]]] = {group: {} for group in groups}
+    for group, sites in groups.items():
+        for site, value in sites.items():
+            event_dims = () if group in per_trial else model.site_dims[site]
+            for name, own_dims, its in by_block(site, event_dims, value, observed):
+                array = its[None].cpu().numpy()
+                is_count = name in counts and group.endswith("predictive")
+                arrays[group][name] = array.astype(np.int32) if is_count else array
+                dims[group][name] = ["trial", *own_dims]
     trials = recording["trial"].values[batch.trial.cpu().numpy()]
     coords = {
         "trial": trials,
         "time": recording["time"].values[model.first_bin :],
-        unit: recording[unit].values,
+        **{block.unit: recording[block.unit].values for block in observed},
     }
-    per_trial = ("log_likelihood", "sample_stats")
     trees = {
-        group: arviz_base.from_dict(
-            {group: {name: array(group, name, value) for name, value in values.items()}},
-            dims={name: ["trial"] for name in values} if group in per_trial else dims,
-            coords=coords,
-        )[group].to_dataset()
-        for group, values in groups.items()
+        group: arviz_base.from_dict({group: arrays[group]}, dims=dims[group], coords=coords)[
+            group
+        ].to_dataset()
+        for group in groups
     }
     for name, values in diagnostics.items():
         dims_of = ("trial", "time")[: values.ndim]
@@ -204,10 +208,10 @@ def _tree(
 def _data_groups(model: LatentDynamics, recording: xr.Dataset) -> dict[str, xr.Dataset]:
     """Observed and constant data over the bins that the model generates."""
     generated = recording.isel(time=slice(model.first_bin, None))
-    observed = observed_name(recording)
+    names = {block.observed: block.x for block in blocks(recording)}
     return {
-        "observed_data": generated[[observed]].rename({observed: "x"}),
-        "constant_data": generated.drop_vars(observed),
+        "observed_data": generated[list(names)].rename(names),
+        "constant_data": generated.drop_vars(names),
     }
 
 

@@ -18,9 +18,10 @@ from pyrodyn.data.catalog import load
 from pyrodyn.data.lfads_hdf5 import lfads_recording
 from pyrodyn.data.nwb import read_nwb
 from pyrodyn.data.readers import read, write
-from pyrodyn.data.recording import held_out, recording
+from pyrodyn.data.recording import alone, held_out, recording
 from pyrodyn.data.schema import validate
 from pyrodyn.data.split import folds, split
+from pyrodyn.models import LowRankRNN, RnnSAE
 
 
 def counts(*shape: int) -> np.ndarray:
@@ -42,16 +43,65 @@ def dataset(**variables: Any) -> xr.Dataset:
     return xr.Dataset(variables, coords={"time": [0.0, 0.1, 0.2, 0.3]})
 
 
+def both() -> xr.Dataset:
+    return good(signal=counts(3, 4, 5))
+
+
 COUNTS = (("trial", "time", "neuron"), counts())
+SIGNAL = (("trial", "time", "channel"), counts())
 
 ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
     "nothing observed": (
         lambda: recording(bin_width=0.1),
-        r"exactly one of counts= .* and signal=",
+        r"give counts= \(spikes per bin\), signal= \(real values\) or both",
     ),
-    "both observed": (
-        lambda: good(signal=counts()),
-        r"exactly one of counts= \(spikes per bin\) and signal= \(real values\)",
+    "trials of the signal differ": (
+        lambda: good(signal=counts(2, 4, 5)),
+        r"signal has 2 along trial where counts has 3; lengths must agree",
+    ),
+    "bins of the signal differ": (
+        lambda: good(signal=counts(3, 5, 5)),
+        r"signal has 5 along time where counts has 4; lengths must agree",
+    ),
+    "bins of one trial's signal differ": (
+        lambda: good(counts=[counts(4, 2), counts(3, 2)], signal=[counts(4, 5), counts(4, 5)]),
+        r"signal has 4 bins in trial 1 where counts has 3; lengths must agree",
+    ),
+    "a flat signal beside counts": (
+        lambda: good(signal=counts(3, 4)),
+        r"signal has 2 dims; it must have dims \(trial, time, channel\)",
+    ),
+    "missing signal beside counts": (
+        lambda: good(signal=changed((0, 3, 1), np.nan)),
+        r"signal is not finite \(nan\) at trial 0, time 3, channel 1; mark unmeasured",
+    ),
+    "fractional count beside a signal": (
+        lambda: good(counts=changed((2, 0, 1), 0.5), signal=counts(3, 4, 5)),
+        r"counts is fractional \(0\.5\) at trial 2, time 0, neuron 1",
+    ),
+    "mean of another signal": (
+        lambda: good(signal=counts(3, 4, 5), signal_mean=counts(3, 4, 2)),
+        r"signal_mean has 2 along channel where signal has 5; lengths must agree",
+    ),
+    "mean of no signal": (
+        lambda: good(signal_mean=counts()),
+        r"signal_mean= is for a signal beside counts; .* give valid= and rates=",
+    ),
+    "validity of a signal alone": (
+        lambda: recording(signal=counts(), bin_width=0.1, signal_valid=np.ones((3, 4), bool)),
+        r"signal_valid= is for a signal beside counts",
+    ),
+    "signal_valid as numbers": (
+        lambda: good(signal=counts(3, 4, 5), signal_valid=counts(3, 4)),
+        r"signal_valid has dtype int64; it must be bool",
+    ),
+    "neither valid": (
+        lambda: good(
+            valid=np.arange(3)[:, None, None] != np.full((1, 4, 2), 1),
+            signal=counts(3, 4, 5),
+            signal_valid=np.arange(3)[:, None] != np.full((1, 4), 1),
+        ),
+        r"valid marks every bin of trial 1 as unmeasured; drop that trial",
     ),
     "negative bins": (lambda: good(bin_width=-0.1), r"bin_width is -0\.1; .* a positive number"),
     "endless bins": (
@@ -192,15 +242,27 @@ ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
 DATASETS: dict[str, tuple[Callable[[], object], str]] = {
     "empty dataset": (
         lambda: validate(xr.Dataset()),
-        r"exactly one of counts and signal; .* holds neither \(its variables: none\)",
+        r"holds counts, a signal or both; .* holds neither \(its variables: none\)",
     ),
     "spikes are not counts": (
         lambda: validate(dataset(spikes=COUNTS)),
         r"holds neither \(its variables: spikes\)",
     ),
-    "counts and signal": (
+    "a signal along neurons": (
         lambda: validate(dataset(counts=COUNTS, signal=COUNTS)),
-        r"this dataset holds counts and signal",
+        r"signal has dims \(trial, time, neuron\); it must have \(trial, time, channel\)",
+    ),
+    "a signal's mean beside no counts": (
+        lambda: validate(dataset(signal=SIGNAL, signal_mean=SIGNAL)),
+        r"unknown variable 'signal_mean'; a recording may hold behavior",
+    ),
+    "both held out": (
+        lambda: validate(
+            both().assign_coords(
+                held_out=("neuron", [True] * 2), signal_held_out=("channel", [True] * 5)
+            )
+        ),
+        r"held_out and signal_held_out leaves no neuron and no channel for the encoder to see",
     ),
     "unknown variable": (
         lambda: validate(dataset(counts=COUNTS, rate=COUNTS)),
@@ -270,6 +332,22 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: held_out(good(), neurons=[0, 1]),
         r"holds out all 2 neurons; the encoder needs at least one",
     ),
+    "all neurons and channels": (
+        lambda: held_out(both(), neurons=[0, 1], channels=[0, 1, 2, 3, 4]),
+        r"holds out all 2 neurons and 5 channels; the encoder needs at least one",
+    ),
+    "channels beside none": (
+        lambda: held_out(good(), channels=[0]),
+        r"channels= is for channels beside neurons; this recording has neurons alone",
+    ),
+    "channels beyond": (
+        lambda: held_out(both(), channels=[5]),
+        r"channels names position 5; this recording has channels 0 to 4",
+    ),
+    "alone what is not there": (
+        lambda: alone(good(), "signal"),
+        r"observed='signal'; this recording holds counts$",
+    ),
     "all bins forecast": (
         lambda: held_out(good(), forecast_bins=4),
         r"forecast_bins=4 must leave at least one of the 4 bins to see",
@@ -286,6 +364,64 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "an empty part": (
         lambda: split(good(), (0.9, 0.1)),
         r"part 1 of 2 would be empty with 3 trial\(s\); use fewer parts or larger fractions",
+    ),
+    "one model for counts and a signal": (
+        lambda: RnnSAE.for_recording(both(), observation="gaussian"),
+        r"'gaussian' names one model, but the recording holds counts and signal; name both, such",
+    ),
+    "two models for counts": (
+        lambda: RnnSAE.for_recording(good(), observation={"counts": "poisson", "signal": "gamma"}),
+        r"names models of two variables, but the recording holds counts alone; give one name",
+    ),
+    "no model of the signal": (
+        lambda: RnnSAE.for_recording(both(), observation={"counts": "poisson"}),
+        r"observation=\{'counts': 'poisson'\} names no model of signal; name one for each",
+    ),
+    "a model of nothing recorded": (
+        lambda: RnnSAE.for_recording(both(), observation={"counts": "poisson", "lfp": "gamma"}),
+        r"observation names 'lfp', which no recording holds; it may hold counts and signal",
+    ),
+    "an unknown model of the signal": (
+        lambda: RnnSAE.for_recording(both(), observation={"counts": "poisson", "signal": "normal"}),
+        r"observation='normal' is unknown; it is one of poisson, .*gaussian",
+    ),
+    "a model without a size": (
+        lambda: RnnSAE(7, observation={"counts": "poisson", "signal": "gaussian"}),
+        r"observation of counts is 'poisson'; it must be a name and a number of neurons",
+    ),
+    "sizes that do not add up": (
+        lambda: RnnSAE(8, observation={"counts": ["poisson", 2], "signal": ["gaussian", 5]}),
+        r"tells of 2 neurons and 5 channels, together 7, but num_neurons=8",
+    ),
+    "a signal outside the support": (
+        lambda: RnnSAE.for_recording(
+            good(signal=-counts(3, 4, 5)), observation={"counts": "poisson", "signal": "gamma"}
+        ),
+        r"signal: Gamma observations are real numbers > 0, but neuron 0 is -1 at trial 0, bin 0",
+    ),
+    "both for a model of counts": (
+        lambda: RnnSAE.for_recording(good()).check(both()),
+        r"holds counts and signal; this model was made for one of them, .*alone takes out",
+    ),
+    "counts for a model of both": (
+        lambda: RnnSAE.for_recording(both()).check(good()),
+        r"holds counts; this model was made for counts and a signal",
+    ),
+    "other channels": (
+        lambda: RnnSAE.for_recording(both()).check(good(signal=counts(3, 4, 6))),
+        r"has 6 channels; this model was made for 5",
+    ),
+    "an optimal proposal for spikes": (
+        lambda: LowRankRNN.for_recording(
+            both(), proposal="optimal", observation={"counts": "poisson", "signal": "gamma"}
+        ),
+        r"the optimal proposal needs a gaussian observation",
+    ),
+    "a softplus of no log mean": (
+        lambda: LowRankRNN.for_recording(
+            both(), link="softplus", observation={"counts": "bernoulli", "signal": "gaussian"}
+        ),
+        r"link='softplus' is for observations by their log mean",
     ),
     "one fold": (lambda: folds(good(), 1), r"num_folds=1 must be at least 2"),
     "more folds than trials": (
@@ -486,7 +622,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
             xr.Dataset({"t2m": ("x", [1.0])}).to_netcdf(at / "a.nc", engine="h5netcdf")
             or read(at / "a.nc")
         ),
-        r"a\.nc: a recording holds exactly one .* neither \(its variables: t2m\)",
+        r"a\.nc: a recording holds counts, .* neither \(its variables: t2m\)",
     ),
     "empty zarr": (lambda at: read(folder(at / "a.zarr")), r"a\.zarr is broken or no \.zarr file"),
     "corrupted zarr": (
@@ -583,7 +719,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "write over a folder": (lambda at: write(good(), folder(at / "a.nc")), r"a\.nc is a folder"),
     "write what is no recording": (
         lambda at: write(xr.Dataset(), at / "a.npz"),
-        r"a recording holds exactly one of counts and signal",
+        r"a recording holds counts, a signal or both",
     ),
     "write attributes that are no JSON": (
         lambda at: write(good().assign_attrs(made_by=object()), at / "a.nc"),

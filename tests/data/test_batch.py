@@ -30,6 +30,24 @@ def test_a_signal_is_read_from_its_channels():
     assert num_units(data) == 3
 
 
+def test_neurons_come_first_and_then_the_channels():
+    x, signal = counts(2, 5, 3), np.random.default_rng(1).normal(size=(2, 5, 2)).astype(np.float32)
+    valid, signal_valid = np.ones((2, 5, 3), bool), np.ones((2, 5, 2), bool)
+    valid[0, 1, 2] = signal_valid[1, 4, 0] = False
+    data = recording(x, signal=signal, bin_width=0.01, valid=valid, signal_valid=signal_valid)
+    data = held_out(data, neurons=[0], channels=[1], forecast_bins=1)
+    assert num_units(data) == 5
+    batch = Trials(data).batch()
+    measured = np.concatenate([valid, signal_valid], -1)
+    np.testing.assert_array_equal(batch.x, np.concatenate([x, signal], -1) * measured)
+    np.testing.assert_array_equal(batch.scored, measured)
+    visible = measured.copy()
+    visible[:, :, [0, 4]] = False
+    visible[:, 4] = False
+    np.testing.assert_array_equal(batch.visible, visible)
+    np.testing.assert_array_equal(batch.seen, batch.x.numpy() * visible)
+
+
 def test_without_known_inputs_there_are_no_input_columns():
     batch = Trials(recording(counts(2, 5, 3), bin_width=0.01)).batch()
     assert batch.inputs.shape == (2, 5, 0)

@@ -58,7 +58,24 @@ def full_signal() -> xr.Dataset:
     return recording(signal=rng.normal(size=(1, 5, 2)), bin_width=1 / 160)
 
 
-@pytest.mark.parametrize("make", [full_recording, full_signal])
+def full_pair() -> xr.Dataset:
+    """Counts and a signal, with gaps, marks and truth of both."""
+    rng = np.random.default_rng(2)
+    data = recording(
+        rng.poisson(2.0, (4, 6, 3)),
+        signal=rng.normal(size=(4, 6, 2)),
+        bin_width=0.1,
+        valid=rng.random((4, 6, 3)) > 0.2,
+        signal_valid=rng.random((4, 6, 2)) > 0.2,
+        rates=rng.gamma(2.0, size=(4, 6, 3)),
+        signal_mean=rng.normal(size=(4, 6, 2)),
+        names={"channel": ["c1", "c2"]},
+    )
+    data["signal"].attrs = {"units": "uV"}
+    return held_out(data, neurons=[2], channels=[0], forecast_bins=2)
+
+
+@pytest.mark.parametrize("make", [full_recording, full_signal, full_pair])
 @pytest.mark.parametrize("kind", WRITABLE)
 def test_what_is_written_is_read_exactly(tmp_path: Path, kind: str, make: Make) -> None:
     data = make()

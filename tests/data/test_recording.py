@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyrodyn.data.recording import held_out, recording
-from pyrodyn.data.schema import observed_name, unit_dim, validate
+from pyrodyn.data.recording import alone, held_out, recording
+from pyrodyn.data.schema import blocks, measured, observed_name, unit_dim, validate
 
 
 def spikes(*shape: int, seed: int = 0) -> np.ndarray:
@@ -159,3 +159,132 @@ def test_held_out_draws_a_share_with_its_seed(share: float, count: int) -> None:
     assert marks.sum() == count
     np.testing.assert_array_equal(marks, again)
     assert any((marks != other).any() for other in others)
+
+
+# ------------------------------------------------------------------ counts and a signal
+
+
+def test_counts_and_a_signal_of_the_same_bins() -> None:
+    counts, signal = spikes(3, 5, 2), np.random.default_rng(1).normal(size=(3, 5, 4))
+    data = recording(
+        counts,
+        signal=signal,
+        bin_width=0.02,
+        rates=np.full((3, 5, 2), 0.5),
+        signal_mean=signal / 2,
+        names={"channel": ["c1", "c2", "c3", "c4"]},
+    )
+    assert data["counts"].dtype == np.int32
+    assert data["signal"].dtype == data["signal_mean"].dtype == np.float32
+    np.testing.assert_array_equal(data["counts"], counts)
+    np.testing.assert_array_equal(data["signal"], signal.astype(np.float32))
+    np.testing.assert_array_equal(data["signal_mean"], (signal / 2).astype(np.float32))
+    assert data["rates"].dims == ("trial", "time", "neuron")
+    assert data["channel"].values.tolist() == ["c1", "c2", "c3", "c4"]
+    of_counts, of_signal = blocks(data)
+    assert (of_counts.observed, of_counts.unit, of_counts.size) == ("counts", "neuron", 2)
+    assert (of_signal.observed, of_signal.unit, of_signal.size) == ("signal", "channel", 4)
+    assert (of_counts.columns, of_signal.columns) == (slice(0, 2), slice(2, 6))
+    xr.testing.assert_identical(validate(data), data)
+    shuffled = data.transpose("channel", "neuron", "time", "trial", ...)
+    xr.testing.assert_identical(validate(shuffled), data)
+
+
+def test_each_variable_has_gaps_of_its_own() -> None:
+    """Lost bins concern both, a lost neuron no channel, and a lost channel no neuron."""
+    counts, signal = spikes(2, 4, 3).astype(float), np.ones((2, 4, 2))
+    by_bin = np.ones((2, 4), bool)
+    by_bin[0, 1] = False
+    channel_valid = np.ones((2, 4, 2), bool)
+    channel_valid[1, 2, 0] = False
+    signal[1, 2, 0] = np.nan
+    latents = np.ones((2, 4, 1))
+    data = recording(
+        counts,
+        signal=signal,
+        bin_width=0.01,
+        valid=by_bin,
+        signal_valid=channel_valid,
+        latents=latents,
+    )
+    of_counts, of_signal = (measured(data, block).values for block in blocks(data))
+    np.testing.assert_array_equal(of_counts, np.repeat(by_bin[..., None], 3, -1))
+    np.testing.assert_array_equal(of_signal, by_bin[..., None] & channel_valid)
+    np.testing.assert_array_equal(data["signal"], of_signal)
+    np.testing.assert_array_equal(data["counts"], counts * of_counts)
+    np.testing.assert_array_equal(data["latents"][..., 0], by_bin)
+
+    by_neuron = np.ones((2, 4, 3), bool)
+    by_neuron[1] = False  # no neuron in that trial, but channels
+    data = recording(
+        counts, signal=np.ones((2, 4, 2)), bin_width=0.01, valid=by_neuron, latents=latents
+    )
+    of_counts, of_signal = (measured(data, block).values for block in blocks(data))
+    np.testing.assert_array_equal(of_counts, by_neuron)
+    assert of_signal.all()
+    assert (data["latents"] == 1).all()
+
+
+@pytest.mark.parametrize("by_neuron", [False, True])
+def test_padding_is_unmeasured_in_both(by_neuron: bool) -> None:
+    counts = [spikes(1, 4, 2)[0], spikes(1, 2, 2)[0]]
+    signal = [np.ones((4, 3)), np.ones((2, 3))]
+    valid = np.ones((2, 4, 2), bool) if by_neuron else None
+    data = recording(counts, signal=signal, bin_width=0.01, valid=valid)
+    inside = np.array([[True] * 4, [True, True, False, False]])
+    for block in blocks(data):
+        expected = np.repeat(inside[..., None], block.size, -1)
+        np.testing.assert_array_equal(measured(data, block), expected)
+
+
+def test_held_out_channels_are_marked_beside_neurons() -> None:
+    data = recording(spikes(2, 5, 4), signal=np.ones((2, 5, 3)), bin_width=0.01)
+    marked = held_out(data, neurons=[1], channels=[0, 1, 2])
+    assert marked["held_out"].values.tolist() == [False, True, False, False]
+    assert marked["signal_held_out"].values.tolist() == [True] * 3
+    xr.testing.assert_identical(validate(marked), marked)
+    # The share of neurons drawn does not depend on whether there are channels.
+    spikes_alone = held_out(recording(spikes(2, 5, 4), bin_width=0.01), neurons=0.5, seed=3)
+    xr.testing.assert_equal(
+        held_out(data, neurons=0.5, channels=0.5, seed=3)["held_out"].variable,
+        spikes_alone["held_out"].variable,
+    )
+
+
+def test_one_of_two_alone_is_the_recording_without_the_other() -> None:
+    rng = np.random.default_rng(2)
+    counts, signal = spikes(3, 5, 2), rng.normal(size=(3, 5, 4))
+    valid = np.ones((3, 5), bool)
+    valid[2, 3:] = False
+    signal_valid = rng.random((3, 5, 4)) > 0.2
+    shared = {"bin_width": 0.02, "inputs": rng.normal(size=(3, 5, 1)), "condition": [0, 1, 0]}
+    rates, mean = np.full((3, 5, 2), 0.5), signal / 2
+    data = held_out(
+        recording(
+            counts,
+            signal=signal,
+            valid=valid,
+            signal_valid=signal_valid,
+            rates=rates,
+            signal_mean=mean,
+            **shared,
+        ),
+        neurons=[1],
+        channels=[2],
+        forecast_bins=1,
+    )
+    by_neuron = np.repeat(valid[..., None], 2, -1)
+    expected = recording(counts, valid=by_neuron, rates=rates, **shared)
+    xr.testing.assert_identical(
+        alone(data, "counts"), held_out(expected, neurons=[1], forecast_bins=1)
+    )
+    by_channel = valid[..., None] & signal_valid
+    expected = recording(signal=signal, valid=by_channel, rates=mean, **shared)
+    xr.testing.assert_identical(
+        alone(data, "signal"), held_out(expected, neurons=[2], forecast_bins=1)
+    )
+    complete = recording(counts, signal=signal, **shared)
+    xr.testing.assert_identical(alone(complete, "counts"), recording(counts, **shared))
+    xr.testing.assert_identical(
+        alone(alone(complete, "signal"), "signal"), recording(signal=signal, **shared)
+    )

@@ -393,3 +393,27 @@ def test_divergence_and_short_delay_are_named() -> None:
         simulate(SYSTEMS["mackey_glass"]._replace(delay=0.1), 3, 5, 4)
     with pytest.raises(ValueError, match="num_steps is 0"):
         trajectory("lorenz", 0, 0.01)
+
+
+def test_channels_see_the_same_state_beside_the_spikes() -> None:
+    sizes = {"num_trials": 60, "num_bins": 50, "num_neurons": 4, "seed": 3}
+    spikes = simulate("lorenz", **sizes)
+    data = simulate("lorenz", **sizes, num_channels=5, noise_sd=0.3)
+    for name in spikes.variables:
+        xr.testing.assert_identical(data[name].drop_attrs(), spikes[name].drop_attrs())
+    mean, latents = data["signal_mean"].values, data["latents"].values
+    # A linear readout, standardised: a regression on the state leaves nothing.
+    state = (latents - latents.mean((0, 1))).reshape(-1, 3)
+    weights = np.linalg.lstsq(state, mean.reshape(-1, 5), rcond=None)[0]
+    np.testing.assert_allclose(state @ weights, mean.reshape(-1, 5), atol=1e-4)
+    np.testing.assert_allclose(mean.std((0, 1)), 1.0, rtol=1e-5)
+    noise = (data["signal"] - data["signal_mean"]).values
+    error = 0.3 / np.sqrt(2 * noise.size)
+    assert abs(noise.std() - 0.3) < 4 * error
+    assert abs(noise.mean()) < 4 * 0.3 / np.sqrt(noise.size)
+
+
+@pytest.mark.parametrize("wrong", [{"num_channels": -1}, {"observation": "gaussian"}])
+def test_channels_beside_no_counts_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"num_channels is .*; it is a number of channels beside"):
+        simulate("lorenz", 2, 5, 3, **{"num_channels": 2, **wrong})
