@@ -90,7 +90,10 @@ def linear_network(recorded: xr.Dataset, seed: int = 0, **options: object) -> Lo
             model.start_mean += torch.randn_like(model.start_mean)
             if "n" in dict(model.named_parameters()):
                 model.n *= 2
-            model.observation.log_scale.copy_(torch.tensor([-0.5, 0.0, 0.3, -0.2]))
+            scales = torch.tensor([-0.5, 0.0, 0.3, -0.2])
+            for part in model.observation.singles():
+                its, scales = scales.tensor_split([part.num_neurons])
+                part.log_scale.copy_(its)
     return model.double()
 
 

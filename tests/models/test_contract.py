@@ -12,7 +12,8 @@ from pyrodyn.data import Trials, recording
 from pyrodyn.infer import ELBO
 from pyrodyn.models import LFADS, OBSERVATIONS, LowRankRNN, NodeSAE, RnnSAE
 
-NUM_TRIALS, NUM_BINS, NUM_NEURONS = 4, 8, 3
+NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_CHANNELS = 4, 8, 3, 2
+COUNTS_AND_SIGNAL = {"counts": "zero_inflated_poisson", "signal": "gaussian"}
 TINY_LFADS = {
     "factor_dim": 2,
     "generator_dim": 5,
@@ -33,6 +34,10 @@ ZOO = {
             "recurrent_precision": 1.0,
         },
     ),
+    "lfads_counts_and_signal": (
+        LFADS,
+        {**TINY_LFADS, "inferred_input_dim": 1, "observation": COUNTS_AND_SIGNAL},
+    ),
     "low_rank": (LowRankRNN, {"latent_dim": 2, "num_units": 5, "proposal": "encoder"}),
     "low_rank_other_options": (
         LowRankRNN,
@@ -46,6 +51,10 @@ ZOO = {
             "readout": "latents_and_inputs",
             "proposal": "causal_encoder",
         },
+    ),
+    "low_rank_counts_and_signal": (
+        LowRankRNN,
+        {"latent_dim": 2, "num_units": 5, "observation": COUNTS_AND_SIGNAL},
     ),
     "node_sae": (NodeSAE, {"latent_dim": 2, "field_width": 4, "encoder_dim": 3}),
     "node_sae_noise": (
@@ -71,7 +80,9 @@ LATENT = {
     "lfads": {"g0"},
     "lfads_inputs": {"g0", "u"},
     "lfads_heavy_tails": {"g0", "u"},
+    "lfads_counts_and_signal": {"g0", "u"},
     "low_rank": {"z"},
+    "low_rank_counts_and_signal": {"z"},
     "low_rank_other_options": {"z"},
     "node_sae": {"z0"},
     "node_sae_noise": {"z"},
@@ -80,10 +91,14 @@ LATENT = {
 }
 
 
-def data(observation: str = "poisson"):
+def data(observation: str | dict[str, str] = "poisson"):
     rng = np.random.default_rng(0)
     shape = (NUM_TRIALS, NUM_BINS, NUM_NEURONS)
     inputs = rng.normal(size=(NUM_TRIALS, NUM_BINS, 1))
+    if observation == COUNTS_AND_SIGNAL:
+        signal = rng.normal(size=(NUM_TRIALS, NUM_BINS, NUM_CHANNELS))
+        counts = rng.poisson(1.0, shape)
+        return recording(counts, signal=signal, bin_width=0.01, inputs=inputs)
     arrays = {
         "bernoulli": {"counts": rng.binomial(1, 0.4, shape)},
         "gaussian": {"signal": rng.normal(size=shape)},
@@ -93,10 +108,15 @@ def data(observation: str = "poisson"):
     return recording(**arrays, bin_width=0.01, inputs=inputs)
 
 
-def build(kind: str, observation: str = "poisson"):
+def observed_by(kind: str):
+    return ZOO[kind][1].get("observation", "poisson")
+
+
+def build(kind: str, observation: str | dict[str, str] | None = None):
     torch.manual_seed(0)
     model_class, sizes = ZOO[kind]
-    return model_class.for_recording(data(observation), observation=observation, **sizes).eval()
+    sizes = {**sizes, "observation": observation or observed_by(kind)}
+    return model_class.for_recording(data(sizes["observation"]), **sizes).eval()
 
 
 @pytest.fixture(params=list(ZOO))
@@ -105,11 +125,11 @@ def kind(request):
 
 
 @pytest.fixture
-def batch():
-    return Trials(data()).batch()
+def batch(kind):
+    return Trials(data(observed_by(kind))).batch()
 
 
-@pytest.mark.parametrize("observation", list(OBSERVATIONS))
+@pytest.mark.parametrize("observation", [*OBSERVATIONS, COUNTS_AND_SIGNAL], ids=str)
 @pytest.mark.parametrize("num_particles", [1, 4])
 def test_elbo_and_its_gradient_are_finite(kind, observation, num_particles):
     model = build(kind, observation)
@@ -142,10 +162,13 @@ def test_predictive_draws_in_parallel(kind, batch):
     model = build(kind)
     predictive = Predictive(model, guide=model.guide, num_samples=7, parallel=True)
     draws = predictive(batch.unobserved())
-    assert draws["x"].shape[-3:] == (NUM_TRIALS, NUM_BINS, NUM_NEURONS)
+    assert draws["x"].shape[-3:] == batch.seen.shape
     assert draws["x"].shape[0] == 7
-    assert (draws["x"] >= 0).all()
-    assert (draws["x"] % 1 == 0).all()
+    counts, signal = draws["x"].tensor_split([NUM_NEURONS], -1)
+    assert (counts >= 0).all()
+    assert (counts % 1 == 0).all()
+    assert (signal % 1 != 0).all()
+    assert signal.shape[-1] == (NUM_CHANNELS if observed_by(kind) == COUNTS_AND_SIGNAL else 0)
 
 
 @pytest.mark.parametrize("autoguide", [AutoNormal, AutoLowRankMultivariateNormal])
@@ -230,7 +253,7 @@ def test_two_instances_share_nothing(kind, batch):
 def test_minibatches_estimate_the_whole(kind):
     """The mean over disjoint minibatches equals the full-data value, per draw of the same noise."""
     model = build(kind)
-    trials = Trials(data())
+    trials = Trials(data(observed_by(kind)))
     loss = ELBO(50)(model, model.guide)
     with torch.no_grad():
         whole = torch.stack([loss(trials.batch()) for _ in range(40)])

@@ -23,6 +23,7 @@ from pyrodyn.models.low_rank_rnn import (
 )
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_INPUTS = 3, 6, 4, 2
+COUNTS_AND_SIGNAL = {"counts": "zero_inflated_poisson", "signal": "gaussian"}
 
 OPTIONS = {
     "activation": ACTIVATIONS,
@@ -32,7 +33,7 @@ OPTIONS = {
     "filters_inputs": (False, True),
     "is_full_rank": (False, True),
     "readout": READOUTS,
-    "observation": ("gaussian", "poisson", "zero_inflated_poisson"),
+    "observation": ("gaussian", "poisson", "zero_inflated_poisson", COUNTS_AND_SIGNAL),
     "link": ("canonical", "softplus"),
     "proposal": PROPOSALS,
 }
@@ -43,14 +44,16 @@ PAIRS = [
 ]
 
 
-def data(observation: str = "gaussian"):
+def data(observation: str | dict[str, str] = "gaussian"):
     rng = np.random.default_rng(0)
     shape = (NUM_TRIALS, NUM_BINS, NUM_NEURONS)
-    arrays = (
-        {"signal": rng.normal(size=shape)}
-        if observation == "gaussian"
-        else {"counts": rng.poisson(1.0, shape)}
-    )
+    signal, counts = rng.normal(size=shape), rng.poisson(1.0, shape)
+    if observation == "gaussian":
+        arrays = {"signal": signal}
+    elif isinstance(observation, str):
+        arrays = {"counts": counts}
+    else:  # as many in all
+        arrays = {"counts": counts[..., :3], "signal": signal[..., 3:]}
     inputs = rng.normal(size=(NUM_TRIALS, NUM_BINS, NUM_INPUTS))
     return recording(**arrays, bin_width=0.01, inputs=inputs)
 
@@ -67,7 +70,8 @@ def build(**options) -> tuple[LowRankRNN, object]:
 def makes_no_model(options: dict) -> bool:
     """What the class refuses: an optimal proposal or a softplus link where there is none."""
     observation = options.get("observation", "gaussian")
-    linear = observation == "gaussian" and options.get("readout") != "rates"
+    has_gaussian = observation in ("gaussian", COUNTS_AND_SIGNAL)
+    linear = has_gaussian and options.get("readout") != "rates"
     optimal = options.get("proposal") == "optimal"
     return (optimal and (not linear or options.get("noise_df") is not None)) or (
         options.get("link") == "softplus" and observation == "gaussian"
@@ -129,6 +133,48 @@ def test_a_step_is_that_of_the_equation():
     for t in range(1, NUM_BINS):
         state = model.advance(state, path[:, t], i[:, t])
         torch.testing.assert_close(states.v[:, t], state.v)
+
+
+@pytest.mark.parametrize("link", ["canonical", "softplus"])
+@pytest.mark.parametrize("is_full_rank", [False, True])
+def test_units_are_read_out_one_by_one_whatever_they_show(is_full_rank, link):
+    """Three neurons with two predictors each, then one channel."""
+    model, batch = build(
+        observation=COUNTS_AND_SIGNAL,
+        readout="currents",
+        is_full_rank=is_full_rank,
+        link=link,
+        proposal="encoder",
+    )
+    with torch.no_grad():
+        model.gain.normal_()
+        model.bias.normal_()
+    states = LowRankState(
+        torch.randn(NUM_TRIALS, model.start_mean.shape[0]), batch.inputs[:, 0], batch.inputs[:, 0]
+    )
+    units = model.currents(states)
+    gain, bias = model.gain, model.bias
+    read = [gain[k] * units[:, n] + bias[k] for k, n in enumerate([0, 1, 2, 0, 1, 2, 3])]
+    law = model.emission(states)
+    for n in range(3):
+        mean = torch.exp(read[n]) if link == "canonical" else torch.nn.functional.softplus(read[n])
+        torch.testing.assert_close(law.mean[:, n], torch.sigmoid(-read[3 + n]) * mean)
+    torch.testing.assert_close(law.mean[:, 3], read[6])
+    # The optimal proposal's matrices say the same of the channel.
+    emission = model.linear_emission(batch)
+    assert emission.columns == slice(3, 4)
+    predicted = states.z @ emission.matrix.mT + emission.offset[:, 0]
+    torch.testing.assert_close(predicted, law.mean[:, 3:])
+
+
+def test_a_softplus_starts_at_the_means_of_both():
+    model, batch = build(
+        observation={"counts": "poisson", "signal": "gaussian"}, link="softplus", readout="latents"
+    )
+    with torch.no_grad():
+        model.loading.zero_()
+    states = LowRankState(torch.zeros(1, 2), batch.inputs[:1, 0], batch.inputs[:1, 0])
+    torch.testing.assert_close(model.emission(states).mean[0], batch.x.mean((0, 1)))
 
 
 @pytest.mark.parametrize("df", [None, 4.0])

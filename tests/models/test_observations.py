@@ -1,5 +1,6 @@
 """Observation models: their units, their start at the data's moments, and their masks by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 
-from pyrodyn.models.observations import OBSERVATIONS, Observation, observation, observe
+from pyrodyn.models.observations import OBSERVATIONS, Observation, Single, observation, observe
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 5, 7, 3
 NUM_PARTICLES = 4
@@ -40,6 +41,9 @@ def draws(model, num_trials, bias):
 def test_every_name_makes_a_final_observation(name, model):
     assert type(model) is OBSERVATIONS[name]
     assert isinstance(model, Observation)
+    assert isinstance(model, Single)
+    assert model.singles() == (model,)
+    assert model.predictor_dim == model.num_predictors * NUM_NEURONS
     assert model.observed in ("counts", "signal")
     assert model.support.check(torch.tensor(model.filler))
     for parameter in model.parameters():
@@ -303,3 +307,104 @@ def test_predictive_without_latent_draws_every_sample_anew():
     x = Predictive(fixed, num_samples=3, return_sites=["x"], parallel=True)(scored)["x"]
     assert x.shape == (3, NUM_TRIALS, NUM_BINS, NUM_NEURONS)
     assert not torch.equal(x[0], x[1])
+
+
+# ------------------------------------------------------------------ counts beside a signal
+
+NUM_CHANNELS = 2
+PAIRS = list(itertools.product(OBSERVATIONS, OBSERVATIONS))
+
+
+def pair(counts, signal):
+    """A joint model, and models of its parts alone that hold the same parameters."""
+    model = observation({"counts": [counts, NUM_NEURONS], "signal": [signal, NUM_CHANNELS]}, 5)
+    alone = observation(counts, NUM_NEURONS), observation(signal, NUM_CHANNELS)
+    torch.manual_seed(4)
+    for one, part in zip(alone, model.singles(), strict=True):
+        for parameter, own in zip(one.parameters(), part.parameters(), strict=True):
+            with torch.no_grad():
+                parameter.copy_(own.normal_(0.0, 0.3))
+    return model, alone
+
+
+def joint_data(alone):
+    torch.manual_seed(1)
+    laws = [m(0.5 * torch.randn(NUM_TRIALS, NUM_BINS, m.predictor_dim)) for m in alone]
+    x = torch.cat([law.sample() for law in laws], -1)
+    return x, torch.rand(x.shape) < 0.6
+
+
+@pytest.mark.parametrize(("counts", "signal"), PAIRS)
+def test_every_entry_beside_others_is_what_it_is_alone(counts, signal):
+    model, alone = pair(counts, signal)
+    x, scored = joint_data(alone)
+    predictors = torch.randn(NUM_PARTICLES, NUM_TRIALS, NUM_BINS, model.predictor_dim)
+    of_counts, of_signal = predictors.tensor_split([alone[0].predictor_dim], -1)
+    laws = alone[0](of_counts), alone[1](of_signal)
+    split = x.split([NUM_NEURONS, NUM_CHANNELS], -1)
+    terms = torch.cat([law.log_prob(its) for law, its in zip(laws, split, strict=True)], -1)
+    assert torch.equal(model(predictors).log_prob(x), terms)
+    assert torch.equal(model(predictors).mean, torch.cat([law.mean for law in laws], -1))
+    with (
+        pyro.plate("particles", NUM_PARTICLES, dim=-2),
+        pyro.plate("trials", NUM_TRIALS, dim=-1),
+        poutine.trace() as tape,
+    ):
+        observe(model(predictors), torch.where(scored, x, math.nan), scored, model.filler)
+    tape.trace.compute_log_prob()
+    expected = torch.where(scored, terms, 0.0).sum((-2, -1))
+    torch.testing.assert_close(tape.trace.nodes["x"]["log_prob"], expected)
+
+
+@pytest.mark.parametrize(("counts", "signal"), PAIRS)
+def test_both_start_as_each_alone(counts, signal):
+    model, alone = pair(counts, signal)
+    x, valid = joint_data(alone)
+    model.check(x, valid)
+    started = model.initialise(torch.where(valid, x, math.nan), valid)
+    columns = slice(0, NUM_NEURONS), slice(NUM_NEURONS, None)
+    expected = torch.cat(
+        [
+            one.initialise(x[..., its], valid[..., its])
+            for one, its in zip(alone, columns, strict=True)
+        ]
+    )
+    torch.testing.assert_close(started, expected)
+    own = [p for one in alone for p in one.parameters()]
+    for parameter, its in zip(model.parameters(), own, strict=True):
+        torch.testing.assert_close(parameter, its)
+
+
+def test_predictors_of_both_say_what_they_are():
+    model, _ = pair("zero_inflated_poisson", "gaussian")
+    neuron, is_log_mean = model.predictors()
+    assert neuron.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert is_log_mean.tolist() == [True] * 3 + [False] * 5
+    part = model.gaussian_part()
+    assert (part.columns, part.predictors) == (slice(3, 5), slice(6, 8))
+    torch.testing.assert_close(part.scale, model.singles()[1].scale())
+    both = pair("gaussian", "gaussian")[0].gaussian_part()
+    assert both.columns == both.predictors == slice(0, 5)
+    assert both.scale.shape == (5,)
+    first = pair("gaussian", "gamma")[0].gaussian_part()
+    assert first.columns == first.predictors == slice(0, 3)
+    assert pair("poisson", "gamma")[0].gaussian_part() is None
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_what_stands_for_unscored_entries_of_both_is_in_every_support(name):
+    model, (_, alone) = pair("poisson", name)
+    assert alone.support.check(torch.tensor(model.filler))
+
+
+def test_data_outside_the_support_name_their_variable():
+    model, alone = pair("poisson", "gamma")
+    x, valid = joint_data(alone)
+    valid[:] = True
+    model.check(x, valid)
+    x[1, 2, 4] = -1.0
+    with pytest.raises(ValueError, match=r"^signal: Gamma .* neuron 1 is -1 at trial 1, bin 2; .*"):
+        model.check(x, valid)
+    x[0, 3, 2] = 0.5
+    with pytest.raises(ValueError, match=r"^counts: Poisson .* neuron 2 is 0.5 at trial 0, bin 3"):
+        model.check(x, valid)
