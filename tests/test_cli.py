@@ -59,6 +59,29 @@ def test_simulate_fit_posterior(command, tmp_path):
     assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
 
 
+def test_counts_and_a_signal_from_simulation_to_posterior(command, tmp_path):
+    simulated = tmp_path / "lorenz.nc"
+    sizes = ("--trials", 12, "--bins", 20, "--neurons", 6, "--channels", 2)
+    assert command("simulate", "lorenz", "--out", simulated, *sizes)[0] == 0
+    of_both = ("--observation", "negative_binomial,gaussian")
+    code, _, err = command("fit", simulated, "--out", tmp_path / "run", *of_both, *FIT)
+    assert code == 0, err
+    tree_path = tmp_path / "tree.zarr"
+    code, _, err = command(
+        "posterior", tmp_path / "run", simulated, "--out", tree_path, "--draws", 3
+    )
+    assert code == 0, err
+    tree = xr.open_datatree(tree_path, engine="zarr", consolidated=False)
+    assert tree["posterior_predictive/counts"].shape == (1, 3, 12, 20, 6)
+    assert tree["posterior_predictive/signal"].shape == (1, 3, 12, 20, 2)
+    for named in ("negative_binomial", "poisson,gaussian,gamma"):
+        code, _, err = command(
+            "fit", simulated, "--out", tmp_path / "other", "--observation", named, *FIT
+        )
+        assert code == 2
+        assert "name both" in err
+
+
 @pytest.mark.parametrize("model", ["lfads", "node-sae", "low-rank-rnn"])
 def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, model):
     slowly = ("--model", model, "--learning-rate", 1e-4)

@@ -5,6 +5,7 @@ one alone where the other is not scored.
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -12,16 +13,21 @@ import xarray as xr
 from linear_gaussian import batch_of, by_recursion, exact_of, linear_network
 from torch.distributions import Normal, Poisson
 
-from pyrodyn.data import alone, recording
+from pyrodyn.analysis import free_run, plot_rates, rate_r2, recording_bits_per_spike
+from pyrodyn.analysis.scores import entry_mask
+from pyrodyn.data import alone, held_out, recording, simulate, split
 from pyrodyn.infer import (
     ELBO,
     IWELBO,
     VSMC,
+    Schedule,
+    fit,
     importance_sample,
     particle_filter,
     particle_smoother,
 )
-from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, RnnSAE, load, save
+from pyrodyn.posterior import predict
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_CHANNELS = 3, 6, 4, 2
 GAUSSIANS = {"counts": "gaussian", "signal": "gaussian"}
@@ -291,3 +297,79 @@ def test_an_unmeasured_channel_does_not_matter():
         torch.manual_seed(0)
         values.append(VSMC(5)(model, model.guide)(its).detach())
     assert torch.equal(*values)
+
+
+# ------------------------------------------------------------------ from a recording to its scores
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[xr.Dataset, ...]:
+    """Trials to fit and new ones, of a Lorenz system seen through spikes and a field potential."""
+    recorded = simulate("lorenz", 80, 30, 12, num_channels=5, mean_rate=30.0, noise_sd=0.7, seed=0)
+    return split(recorded, (0.75, 0.25), seed=0)
+
+
+def fitted(train: xr.Dataset) -> RnnSAE:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = RnnSAE.for_recording(train, process_noise=True, encoder_dim=32)
+    return fit(
+        model,
+        train,
+        max_epochs=20,
+        batch_size=15,
+        schedule=Schedule(learning_rate=2e-2),
+        progress=False,
+        accelerator="cpu",
+    ).model
+
+
+@pytest.fixture(scope="module")
+def model(parts) -> RnnSAE:
+    return fitted(parts[0])
+
+
+def test_a_fit_explains_both_and_the_signal_tells_of_the_rates(parts, model):
+    train, new = parts
+    predicted = predict(model, new, num_draws=30)
+    rates = rate_r2(predicted["rates"], new["rates"]).mean
+    assert rates > 0.8
+    assert rate_r2(predicted["signal_mean"], new["signal_mean"]).mean > 0.9
+    # The same model of the spikes alone knows less of them.
+    spikes = predict(fitted(alone(train, "counts")), alone(new, "counts"), num_draws=30)
+    assert rates > rate_r2(spikes["rates"], new["rates"]).mean + 0.05
+
+
+def test_one_is_predicted_from_the_other_alone(parts, model):
+    new = parts[1]
+    from_signal = held_out(new, neurons=list(range(12)))
+    predicted = predict(model, from_signal, num_draws=30)
+    # Bits per spike are about the counts alone.
+    assert recording_bits_per_spike(predicted["rates"], from_signal) > 0.3
+    from_spikes = held_out(new, channels=list(range(5)))
+    predicted = predict(model, from_spikes, num_draws=30)
+    mask = entry_mask(from_spikes, "held_out", "signal")
+    assert mask.dims == ("trial", "time", "channel")
+    assert rate_r2(predicted["signal_mean"], new["signal_mean"], mask).mean > 0.2
+
+
+def test_a_saved_model_of_both_predicts_the_same_bits(parts, model, tmp_path):
+    save(model, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.config["observation"] == {"counts": ["poisson", 12], "signal": ["gaussian", 5]}
+    assert loaded.record["data"]["observed"] == "counts and signal"
+    assert len(loaded.record["data"]["neuron"]) == 12 and len(loaded.record["data"]["channel"]) == 5
+    one, other = (predict(m, parts[1], num_draws=3, seed=1) for m in (model, loaded))
+    xr.testing.assert_identical(one, other)
+
+
+def test_a_free_run_and_a_picture_show_both(parts, model):
+    run = free_run(model, 3, 10, seed=0)
+    assert run["rates"].dims == run["counts"].dims == ("trial", "time", "neuron")
+    assert run["signal_mean"].dims == run["signal"].dims == ("trial", "time", "channel")
+    assert (run["counts"] % 1 == 0).all()
+    assert {name: run.sizes[name] for name in ("neuron", "channel")} == {"neuron": 12, "channel": 5}
+    figure = plot_rates(parts[1], predict(model, parts[1], num_draws=3))
+    assert figure.axes
+    plt.close(figure)
