@@ -258,7 +258,8 @@ def plot_attractors(true: ArrayLike | Tensor, inferred: ArrayLike | Tensor) -> F
                 f"{title} must be paths of shape (time, 3) or (trial, time, 3), not {paths.shape}"
             )
     all_states = np.concatenate([paths.reshape(-1, 3) for paths in given.values()])
-    figure = plt.figure(figsize=(8.4, 4.2), layout="constrained")
+    figure = plt.figure(figsize=(8.4, 4.2))
+    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.04, top=0.92, wspace=0.08)
     for position, (title, paths) in enumerate(given.items(), 1):
         axis = figure.add_subplot(1, 2, position, projection="3d")
         for path in paths.reshape(-1, *paths.shape[-2:])[:MOST_PATHS]:
@@ -266,6 +267,7 @@ def plot_attractors(true: ArrayLike | Tensor, inferred: ArrayLike | Tensor) -> F
         axis.set(title=title, xlabel="x", ylabel="y")
         axis.set_zlabel("z")
         axis.auto_scale_xyz(*all_states.T)
+        axis.set_box_aspect(None, zoom=0.96)  # else labels of three axes leave the figure
     return figure
 
 
