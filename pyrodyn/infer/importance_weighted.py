@@ -185,14 +185,14 @@ def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Tra
     """A trace of K draws per trial of what lies inside the plate over trials, and one draw of what
     lies outside.
     """
-    once = poutine.trace(guide).get_trace(batch)
-    outside = [name for name in drawn_sites(once) if not _is_local(once.nodes[name])]
-    kept = poutine.Trace()
+    program = _with_particles(guide, num_particles)
+    drawn = poutine.trace(program).get_trace(batch)
+    outside = [name for name in drawn_sites(drawn) if not _is_local(drawn.nodes[name])]
+    if not outside or num_particles == 1:
+        return drawn  # the one run of the guide, and so of its encoder
+    once, kept = poutine.trace(guide).get_trace(batch), poutine.Trace()
     for name in outside:
         kept.nodes[name] = once.nodes[name]
-    if not outside and num_particles == 1:
-        return once
-    program = _with_particles(guide, num_particles)
     return poutine.trace(poutine.replay(program, trace=kept)).get_trace(batch)
 
 

@@ -14,7 +14,7 @@ from linear_gaussian import (
 )
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer import ELBO, IWELBO, VSMC, fit
+from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, fit
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.proposals import EncoderFactor
 
@@ -165,13 +165,31 @@ def test_minibatches_stand_for_the_recording():
     assert abs(whole.mean() - minibatches.mean()) < 4 * error
 
 
-def test_the_encoder_runs_once_per_batch(monkeypatch):
+@pytest.mark.parametrize(
+    ("objective", "num_runs"),
+    [
+        (ELBO(16), 1),
+        (IWELBO(16), 1),
+        (IWELBO(16, "dreg"), 2),  # once to draw, once to score with parameters held
+        (IWELBO(16, "stl"), 2),
+        (RWS(16), 2),  # once to draw without a gradient, once to score with it
+        (VSMC(16), 1),
+    ],
+    ids=lambda value: getattr(value, "gradient", type(value).__name__),
+)
+def test_the_encoder_runs_per_batch_and_never_per_particle(monkeypatch, objective, num_runs):
     model, batch = encoder_network()
-    calls = []
+    rows = []
     encode = EncoderFactor.encode
-    monkeypatch.setattr(EncoderFactor, "encode", lambda *given: calls.append(1) or encode(*given))
-    VSMC(16)(model, model.guide)(batch)
-    assert len(calls) == 1
+    monkeypatch.setattr(
+        EncoderFactor,
+        "encode",
+        lambda proposal, model, batch: (
+            rows.append(batch.num_trials) or encode(proposal, model, batch)
+        ),
+    )
+    objective(model, model.guide)(batch)
+    assert rows == [NUM_TRIALS] * num_runs
 
 
 def test_it_trains():

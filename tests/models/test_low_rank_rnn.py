@@ -261,6 +261,22 @@ def test_the_gauge_moves_densities_exactly():
     torch.testing.assert_close(model.emission(one).mean, moved.emission(other).mean)
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+def test_the_gauge_holds_in_single_precision(readout):
+    model, batch = build(noise="full", readout=readout, activation="relu")
+    moved = model.orthonormal()
+    T = moved.m.T @ model.m
+    volume = NUM_BINS * float(torch.linalg.slogdet(T.detach().double())[1])
+    drawn = poutine.trace(model).get_trace(batch)
+    conditioned = poutine.condition(moved, data={"z": drawn.nodes["z"]["value"] @ T.T})
+    again = poutine.trace(conditioned).get_trace(batch)
+    for trace in (drawn, again):
+        trace.compute_log_prob()
+    one, other = (t.nodes["z"]["log_prob"] + t.nodes["x"]["log_prob"] for t in (drawn, again))
+    assert one.dtype == torch.float32
+    torch.testing.assert_close(other + volume, one, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_without_that_gauge_says_so():
     for options in ({"is_full_rank": True}, {"decay_per_latent": True}):
         model, _ = build(**options)
