@@ -123,7 +123,7 @@ def _new_bin(
             f" {type(model).__name__}, so it cannot follow bins from the first on"
         )
     like = next(model.parameters())
-    num_neurons, input_dim = model.config["num_neurons"], model.config["input_dim"]
+    num_neurons, input_dim = model.observation.num_neurons, model.config["input_dim"]
     measured = torch.as_tensor(x).to(like)
     if measured.ndim != 2 or measured.shape[1] != num_neurons or not len(measured):
         raise ValueError(
