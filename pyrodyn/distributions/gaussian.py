@@ -15,8 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
+
+from pyrodyn.distributions.gaussian_steps import Drawn, affine, draw_against, times
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -63,13 +66,11 @@ class Covariance(NamedTuple):
         return Covariance(*(field[:, t] for field in self))
 
 
-def times(
-    vectors: Float[Tensor, "*batch dim"], matrix: Float[Tensor, "*left dim dim"]
-) -> Float[Tensor, "*batch dim"]:
-    """M v for every vector, M shared by all or one per batch element."""
-    if matrix.ndim == 2:
-        return vectors @ matrix.mT
-    return (matrix @ vectors[..., None])[..., 0]
+def picked(
+    rows: Float[Tensor, "particle trial dim"], ancestors: Int[Tensor, "particle trial"]
+) -> Float[Tensor, "particle trial dim"]:
+    """Per trial the rows of particles' ancestors."""
+    return rows[ancestors, torch.arange(ancestors.shape[1], device=ancestors.device)]
 
 
 class SharedNormal(TorchDistribution):
@@ -103,14 +104,13 @@ class SharedNormal(TorchDistribution):
 
     def picked(self, rows: Int[Tensor, "particle trial"]) -> "SharedNormal":
         """The law of particles that are copies of others: ``rows`` along the first dim."""
-        mean = self._mean.expand(*rows.shape, -1)
-        return self.around(torch.take_along_dim(mean, rows[..., None], 0), self.covariance)
+        return self.around(picked(self._mean.expand(*rows.shape, -1), rows), self.covariance)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
         """Mean + L eps."""
         shape = (*sample_shape, *self._mean.shape)
         noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
-        return self._mean + times(noise, self.covariance.factor)
+        return affine(noise, self.covariance.factor, self._mean)
 
     def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*all"]:
         """Log density in nats."""
@@ -155,3 +155,14 @@ class SharedStudentT(SharedNormal):
             - 0.5 * dim * math.log(df * math.pi)
         )
         return constant - self.covariance.half_log_det - 0.5 * (df + dim) * torch.log1p(square / df)
+
+
+def drawn_against(law: TorchDistributionMixin, prior: TorchDistributionMixin) -> Drawn:
+    """A draw of a law, and how much likelier a prior of the same batch shape makes it."""
+    if type(law) is SharedNormal and type(prior) is SharedNormal:
+        one, other = law.covariance, prior.covariance
+        noise = torch.randn(law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
+        means = (noise, law.mean, one.factor, prior.mean, other.inverse)
+        return draw_against(*means, one.half_log_det, other.half_log_det)
+    z = law.rsample()
+    return Drawn(z, prior.log_prob(z) - law.log_prob(z))

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import SharedNormal
+from pyrodyn.distributions.gaussian import SharedNormal, drawn_against, picked
 from pyrodyn.infer.resampling import effective_sample_size, scheme_named
 from pyrodyn.models.state_space import Law, State, StateSpaceModel, check_proposed
 
@@ -185,19 +185,22 @@ class SequentialMonteCarlo:
         if proposal.looks_ahead:
             prior = self._prior(particles, inputs)
             ahead = proposal.lookahead(prior, encoding, t, is_first)
+        # An exact proposal's draw changes no weight: what was ahead is all that there is to weigh.
         is_exact = proposal.is_exact(encoding)
+        log_weights = particles.log_weights
+        if is_exact:
+            assert ahead is not None
+            log_weights = log_weights + ahead
 
         due, ancestors, survivors, ancestor_log_prob, ess = self._resample(particles, ahead)
         if ancestors is None:
             ancestors = torch.arange(self.num_particles, device=observed.x.device)
-            ancestors = ancestors[:, None].expand(particles.log_weights.shape)
-            log_weights = particles.log_weights
+            ancestors = ancestors[:, None].expand(log_weights.shape)
         else:
             particles = _selected(particles, ancestors)
-            if ahead is not None:
-                ahead = ahead.expand(survivors.shape).gather(0, ancestors)
-                survivors = survivors - ahead
-            log_weights = self._where(due, survivors, particles.log_weights)
+            if ahead is not None and not is_exact:
+                survivors = survivors - ahead.expand(survivors.shape).gather(0, ancestors)
+            log_weights = self._where(due, survivors, log_weights)
             # A survivor's prior is its ancestor's: its mean is picked, not worked out again.
             prior = prior.picked(ancestors) if isinstance(prior, SharedNormal) else None
 
@@ -215,21 +218,19 @@ class SequentialMonteCarlo:
         if is_first:
             check_proposed(proposal, law, prior, shape)
         law_of_draw = law if law.batch_shape == shape else law.expand(shape)
-        z = law_of_draw.rsample()
+        if is_exact or law is prior:
+            z = law_of_draw.rsample()
+        else:
+            z, log_ratio = drawn_against(law_of_draw, prior)
+            log_weights = log_weights + log_ratio
         if particles.state is None:
             state = model.enter(particles.start, z, inputs)
         else:
             state = model.advance(particles.state, z, inputs)
-
-        if is_exact:
-            assert ahead is not None
-            log_weights = log_weights + ahead
-        else:
+        if not is_exact:
             log_weights = log_weights + model.log_likelihood(
                 state, observed.x[:, t], observed.scored[:, t], observed.scored_weight
             )
-            if law is not prior:
-                log_weights = log_weights + prior.log_prob(z) - law_of_draw.log_prob(z)
         particles = Particles(
             None,
             state,
@@ -295,12 +296,12 @@ def _log_mean(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " t
 
 
 def _selected(particles: Particles, ancestors: Int[Tensor, "particle trial"]) -> Particles:
-    """Every particle's start, state, memory, weight and eve replaced by its ancestor's."""
+    """Every particle's start, state, memory and eve replaced by its ancestor's."""
     return Particles(
         start=_select(particles.start, ancestors),
         state=_select(particles.state, ancestors),
         memory=_select(particles.memory, ancestors),
-        log_weights=particles.log_weights.gather(0, ancestors),
+        log_weights=particles.log_weights,
         log_mean_weight=particles.log_mean_weight,
         eve=particles.eve.gather(0, ancestors),
         num_resampled=particles.num_resampled,
@@ -315,7 +316,7 @@ def _select(value: Any, ancestors: Int[Tensor, "particle trial"]) -> Any:
         return type(value)(*(_select(field, ancestors) for field in value))
     if value.ndim < 3:
         return value
-    return torch.take_along_dim(value, ancestors[..., None], 0)
+    return picked(value, ancestors)
 
 
 class Filtered(NamedTuple):

@@ -29,6 +29,9 @@ from torch import Tensor
 SOFT_SHARE = 0.5
 """a of soft resampling."""
 
+BELOW_ONE = math.nextafter(1.0, 0.0)
+"""The largest number of double precision below 1."""
+
 ROUNDING = 1e-9
 """An expected number of offspring this close to a whole number is one."""
 
@@ -52,35 +55,38 @@ Scheme = Callable[[Float[Tensor, "particle trial"]], Resampled]
 @torch.no_grad()
 def multinomial(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """K independent draws."""
-    return _classical(_at_points(log_weights, _uniforms(log_weights)))
+    return _classical(_at_points(log_weights, _uniforms(log_weights, len(log_weights))))
 
 
 @torch.no_grad()
 def stratified(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """One draw in each of K equal strata."""
-    return _classical(_at_points(log_weights, _comb(log_weights, _uniforms(log_weights))))
+    shifts = _uniforms(log_weights, len(log_weights))
+    return _classical(_at_points(log_weights, _comb(log_weights, shifts)))
 
 
 @torch.no_grad()
 def systematic(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """A comb of K teeth with one random shift."""
-    return _classical(_at_points(log_weights, _comb(log_weights, _uniforms(log_weights[:1]))))
+    return _classical(_at_points(log_weights, _comb(log_weights, _uniforms(log_weights, 1))))
 
 
 @torch.no_grad()
 def residual(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """The whole parts of K W_k for sure, the remainders multinomially."""
     num_particles = len(log_weights)
-    expected = num_particles * torch.softmax(log_weights.double(), 0)
+    expected = num_particles * torch.softmax(log_weights.t(), 1, dtype=torch.float64)
     sure = (expected + ROUNDING).floor()
     rest = (expected - sure).clamp_min(0.0)
     # The first slots go to the sure offspring in order, the others to chance.
-    slot = torch.arange(num_particles, device=expected.device)[:, None].expand_as(expected)
-    in_order = _searched(sure.cumsum(0), slot + 0.5)
+    slot = torch.arange(num_particles, device=expected.device).expand_as(expected)
+    in_order = _searched(sure.cumsum(1), slot + 0.5)
+    has_rest = rest.sum(1, keepdim=True) > ROUNDING
     by_chance = _at_points(
-        torch.where(rest.sum(0) > ROUNDING, rest, expected).log(), _uniforms(log_weights)
+        torch.where(has_rest, rest, expected).log().t(), _uniforms(log_weights, num_particles)
     )
-    return _classical(torch.where(slot < sure.sum(0), in_order, by_chance))
+    is_sure = slot < sure.sum(1, keepdim=True)
+    return _classical(torch.where(is_sure.t(), in_order, by_chance))
 
 
 def soft(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
@@ -125,37 +131,37 @@ def _classical(ancestors: Int[Tensor, "particle trial"]) -> Resampled:
     return Resampled(ancestors, torch.zeros(ancestors.shape, device=ancestors.device))
 
 
-def _uniforms(like: Float[Tensor, "rows trial"]) -> Float[Tensor, "rows trial"]:
-    return torch.rand(like.shape, device=like.device, dtype=torch.float64)
+def _uniforms(
+    log_weights: Float[Tensor, "particle trial"], num_columns: int
+) -> Float[Tensor, "trial columns"]:
+    shape = (log_weights.shape[1], num_columns)
+    return torch.rand(shape, device=log_weights.device, dtype=torch.float64)
 
 
 def _comb(
-    log_weights: Float[Tensor, "particle trial"], shift: Float[Tensor, "rows trial"]
-) -> Float[Tensor, "particle trial"]:
-    """Points (k + shift) / K."""
+    log_weights: Float[Tensor, "particle trial"], shift: Float[Tensor, "trial columns"]
+) -> Float[Tensor, "trial particle"]:
+    """Points (k + shift) / K, below 1 also where the last of them rounds to it."""
     num_particles = len(log_weights)
-    teeth = torch.arange(num_particles, device=shift.device, dtype=shift.dtype)[:, None]
-    return (teeth + shift) / num_particles
+    teeth = torch.arange(num_particles, device=shift.device, dtype=shift.dtype)
+    return (teeth + shift).div_(num_particles).clamp_max_(BELOW_ONE)
 
 
 def _at_points(
-    log_weights: Float[Tensor, "particle trial"], points: Float[Tensor, "particle trial"]
+    log_weights: Float[Tensor, "particle trial"], points: Float[Tensor, "trial particle"]
 ) -> Int[Tensor, "particle trial"]:
     """The particles under whose share of the unit interval the points lie.
 
-    In double precision, and with the interval's end just below the sum as it was rounded: a
-    particle without weight is never met, not even as the last.
+    In double precision, and of the interval as long as its sum was rounded to be, in which a point
+    below 1 stays below its end: a particle without weight is never met, not even as the last.
     """
-    summed = torch.softmax(log_weights.double(), 0).cumsum(0)
-    total = summed[-1]
-    below = torch.nextafter(total, torch.zeros_like(total))
-    return _searched(summed, torch.minimum(points * total, below))
+    summed = torch.softmax(log_weights.t(), 1, dtype=torch.float64).cumsum(1)
+    return _searched(summed, points * summed[:, -1:])
 
 
 def _searched(
-    summed: Float[Tensor, "particle trial"], points: Float[Tensor, "particle trial"]
+    summed: Float[Tensor, "trial particle"], points: Float[Tensor, "trial particle"]
 ) -> Int[Tensor, "particle trial"]:
     """Per trial the first particle whose sum exceeds the point (the last where none does)."""
-    rows, wanted = summed.t().contiguous(), points.t().contiguous()
-    found = torch.searchsorted(rows, wanted, right=True).t()
-    return found.clamp_max(len(summed) - 1)
+    found = torch.searchsorted(summed, points, right=True)
+    return found.clamp_max_(summed.shape[1] - 1).t()

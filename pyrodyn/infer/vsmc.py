@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.infer.low_rank_vsmc import low_rank_bound
 from pyrodyn.infer.objectives import Evaluation, Loss, Objective
 from pyrodyn.infer.particles import Observed, SequentialMonteCarlo
 from pyrodyn.infer.resampling import scheme_named
@@ -67,6 +68,12 @@ class VSMC(Objective):
             "gradient": self.gradient,
         }
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether particles compete, are resampled at every bin, and that without a gradient."""
+        is_classical = self.resampling != "soft" and self.gradient == "biased"
+        return is_classical and self.num_particles > 1 and self.ess_threshold == 1
+
     def __call__(self, model: Program, guide: Program) -> "VSMCLoss":
         """The loss of a state-space model and its own guide.
 
@@ -97,27 +104,35 @@ class VSMCLoss(Loss):
 
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound; shown is the mean share of particles that count (``ess``, per trial)."""
-        model = self.algorithm.model
-        shares, scores = [], []
+        model, objective = self.algorithm.model, self.objective
         with model.hoisting():
             observed = Observed.of(model, batch)
-            particles = self.algorithm.init(observed)
-            for t in range(observed.x.shape[1]):
-                evidence_before = particles.log_evidence().detach()
-                particles, record = self.algorithm.step(particles, observed, t)
-                shares.append(record.effective_sample_size)
-                scores.append((record.ancestor_log_prob, evidence_before))
-            evidence = particles.log_evidence()
-        bound = evidence
-        if self.objective.gradient == "unbiased":
-            score = _score_term(scores, evidence.detach())
-            bound = evidence + score - score.detach()
-        share = torch.stack(shares).mean(0) / self.objective.num_particles
+            found = None
+            if objective.is_plain:
+                scheme = scheme_named(objective.resampling)
+                found = low_rank_bound(model, observed, objective.num_particles, scheme)
+            bound, ess = self._run(observed) if found is None else found
+        share = ess / objective.num_particles
         return Evaluation(
             loss=-batch.weight * bound.sum(),
             shown={"ess": batch.weight * share.sum()},
             factors=(),
         )
+
+    def _run(self, observed: Observed) -> tuple[Tensor, Tensor]:
+        """The bound of every trial, and the effective sample size, its mean over bins."""
+        sizes, scores = [], []
+        particles = self.algorithm.init(observed)
+        for t in range(observed.x.shape[1]):
+            evidence_before = particles.log_evidence().detach()
+            particles, record = self.algorithm.step(particles, observed, t)
+            sizes.append(record.effective_sample_size)
+            scores.append((record.ancestor_log_prob, evidence_before))
+        bound = particles.log_evidence()
+        if self.objective.gradient == "unbiased":
+            score = _score_term(scores, bound.detach())
+            bound = bound + score - score.detach()
+        return bound, torch.stack(sizes).mean(0)
 
 
 def _score_term(scores: list[tuple[Tensor, Tensor]], evidence: Tensor) -> Tensor:

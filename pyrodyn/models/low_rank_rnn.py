@@ -30,18 +30,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch, num_units
+from pyrodyn.distributions.affine_poisson import affine_poisson_log_prob, softplus_and_log
 from pyrodyn.distributions.gaussian import (
     LOG_2PI,
     Covariance,
     SharedNormal,
     SharedStudentT,
-    times,
 )
+from pyrodyn.distributions.gaussian_steps import log_factor
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.observations import GaussianPart, Named, Observation
+from pyrodyn.models.observations import GaussianPart, Named, Observation, Poisson
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.proposals import EncoderFactor, LinearEmission, OptimalFactor
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
+from pyrodyn.nn.low_rank_steps import activate, low_rank_step, recorded_step
 
 ACTIVATIONS = ("relu", "clipped_relu", "tanh", "identity")
 NOISES = ("scalar", "diagonal", "full")
@@ -199,7 +201,9 @@ class LowRankRNN(StateSpaceModel):
 
     def transition(self, state: LowRankState, inputs: Float[Tensor, "*left input"]) -> Law:
         """N(a z + n phi(m z + W_u v), S)."""
-        return self._noisy(self.mean_step(state), self.process_noise()[1])
+        is_low_rank = not self.is_full_rank
+        mean = low_rank_step(*self._step_of(state)) if is_low_rank else self.mean_step(state)
+        return self._noisy(mean, self.process_noise()[1])
 
     def enter(
         self,
@@ -257,15 +261,7 @@ class LowRankRNN(StateSpaceModel):
 
     def activate(self, currents: Float[Tensor, "*left unit"]) -> Float[Tensor, "*left unit"]:
         """The rates phi(currents)."""
-        match self.activation:
-            case "relu":
-                return torch.relu(currents - self.threshold)
-            case "clipped_relu":
-                return torch.relu(currents + self.threshold) - torch.relu(currents)
-            case "tanh":
-                return torch.tanh(currents)
-            case _:
-                return currents
+        return activate(currents, self.step_threshold(), self.activation)
 
     def slope(self, currents: Float[Tensor, "*left unit"]) -> Float[Tensor, "*left unit"]:
         """The derivative of `activate`."""
@@ -291,9 +287,9 @@ class LowRankRNN(StateSpaceModel):
 
     def mean_step(self, state: LowRankState) -> Float[Tensor, "*left latent"]:
         """Where a state goes without noise: a z + n phi(m z + W_u v)."""
-        rates = self.activate(self.currents(state))
         if not self.is_full_rank:
-            return torch.addcmul(functional.linear(rates, self.n), self.decay(), state.z)
+            return recorded_step(*self._step_of(state))
+        rates = self.activate(state.z)
         moved = torch.addcmul(functional.linear(rates, self.recurrent), self.decay(), state.z)
         return moved + functional.linear(state.v, self.input_weights)
 
@@ -303,6 +299,15 @@ class LowRankRNN(StateSpaceModel):
         J = slope * self.recurrent if self.is_full_rank else (slope * self.n) @ self.m
         J.diagonal(dim1=-2, dim2=-1).add_(self.decay())
         return J
+
+    def _step_of(self, state: LowRankState) -> tuple[Any, ...]:
+        """What a step of a low-rank network is made of."""
+        drive = functional.linear(state.v, self.input_weights) if state.v.shape[-1] else None
+        return state.z, drive, self.m, self.n, self.step_threshold(), self.decay(), self.activation
+
+    def step_threshold(self) -> Float[Tensor, " unit"] | None:
+        """h, for the activations that have one."""
+        return self.threshold if self.activation in ("relu", "clipped_relu") else None
 
     def process_noise(self) -> tuple[Covariance, Covariance]:
         """S_0 and S."""
@@ -349,14 +354,20 @@ class LowRankRNN(StateSpaceModel):
         constant + z' h - z' J z / 2, where all that has the size of x is worked out per trial and
         not per particle.
         """
+        if isinstance(self.observation, Poisson) and self.readout_from != "rates":
+            counted = torch.where(scored, x, self.observation.filler)
+            weight = scored.to(x.dtype) * scored_weight
+            loading, offset = self.affine_readout(state.v)
+            return affine_poisson_log_prob(
+                state.z, loading, offset, counted, weight, self.rate_link()
+            )
         if not _is_all(self._gaussian_part(), self.observation) or not scored.all():
             return super().log_likelihood(state, x, scored, scored_weight)
         emission = self._linear_emission(state.v)
         wrong, C, r = x - emission.offset, emission.matrix, emission.variance
         J = self.hoisted("observed_precision", lambda: C.mT @ (C / r[:, None]))
         constant = -0.5 * (wrong.square() / r + r.log() + LOG_2PI).sum(-1)
-        pull = (wrong / r) @ C - 0.5 * times(state.z, J)
-        return (constant + (state.z * pull).sum(-1)) * scored_weight
+        return log_factor(state.z, (wrong / r) @ C, J, constant) * scored_weight
 
     def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Law:
         if self.noise_df is None:
@@ -396,6 +407,20 @@ class LowRankRNN(StateSpaceModel):
         if self.readout_from == "currents" and not self.is_full_rank:
             return self.gain[:, None] * self.input_weights[self.neuron_of_predictor]
         return self.input_weights.new_zeros(len(self.bias), self.input_weights.shape[1])
+
+    def affine_readout(
+        self, v: Float[Tensor, "*left input"]
+    ) -> tuple[Float[Tensor, "predictor latent"], Float[Tensor, "*left_or_none predictor"]]:
+        """What a readout that is affine in z multiplies it by, and what it adds: the bias, and what
+        inputs there are.
+        """
+        if not v.shape[-1]:
+            return self._loading(), self.bias
+        return self._loading(), self.bias + functional.linear(v, self._input_loading())
+
+    def rate_link(self) -> str:
+        """The link as `pyrodyn.distributions.affine_poisson` knows it."""
+        return "exp" if self.link == "canonical" else self.link
 
     def _read(self, state: LowRankState) -> Float[Tensor, "*left predictor"]:
         match self.readout_from:
@@ -490,9 +515,8 @@ class LowRankRNN(StateSpaceModel):
 
 
 def log_softplus(y: Float[Tensor, "*left"]) -> Float[Tensor, "*left"]:
-    """Log log(1 + e^y), which is y itself far below 0, where softplus loses its digits."""
-    low = y < -15
-    return torch.where(low, y, functional.softplus(torch.where(low, 0.0, y)).log())
+    """Log log(1 + e^y)."""
+    return softplus_and_log(y)[1]
 
 
 def _raw_noise(kind: str, dim: int, scale: float) -> Tensor:

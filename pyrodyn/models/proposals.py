@@ -12,6 +12,9 @@ batch.
 Source: Pals et al., NeurIPS 2024; the adapted filter: Pitt & Shephard 1999.
 """
 
+import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, times
+from pyrodyn.distributions.gaussian import LOG_2PI, Covariance
+from pyrodyn.distributions.gaussian_steps import affine, log_factor, times
 from pyrodyn.models.state_space import Law, Proposal, State
 
 
@@ -40,28 +44,84 @@ class LinearEmission(NamedTuple):
     columns: slice
 
 
-class Factor(NamedTuple):
+class Conditioned(NamedTuple):
+    """Factors met with the noise of a step from mean m: q = N(A m + c, P).
+
+    Attributes:
+        gain: A = P Q^-1, ``(*left, dim, dim)``, with left dims where P has them.
+        shift: c = P h, ``(trial, time, dim)``, or without time for a single bin, as those below.
+        covariance: P.
+        pull: A' h; None for a factor that is no density, as those below.
+        curvature: A' J.
+        constant: with which the integral over z of N(z; m, Q) and the factor has the logarithm
+            constant + m' pull - m' curvature m / 2.
+    """
+
+    gain: Float[Tensor, "... dim dim"]
+    shift: Float[Tensor, "... dim"]
+    covariance: Covariance
+    pull: Float[Tensor, "... dim"] | None
+    curvature: Float[Tensor, "... dim dim"] | None
+    constant: Float[Tensor, "..."] | None
+
+    @classmethod
+    def of(
+        cls,
+        h: Float[Tensor, "trial time dim"],
+        J: Float[Tensor, "*trial_time dim dim"],
+        noise: Covariance,
+        log_scale: Float[Tensor, "trial time"] | None,
+    ) -> "Conditioned":
+        """From h, J, Q and what the factor lacks to be a density."""
+        posterior = Covariance.of_precision(noise.precision + J)
+        gain, shift = posterior.matrix @ noise.precision, times(h, posterior.matrix)
+        if log_scale is None:
+            return cls(gain, shift, posterior, None, None, None)
+        constant = log_scale + 0.5 * (h * shift).sum(-1)
+        constant = constant + posterior.half_log_det - noise.half_log_det
+        return cls(gain, shift, posterior, times(h, gain.mT), gain.mT @ J, constant)
+
+    def bins(self) -> list["Conditioned"]:
+        """Every bin by itself: taken apart once, as a slice has a whole tensor for a gradient."""
+        num_bins = self.shift.shape[1]
+
+        def apart(field: Tensor | None, is_shared: bool) -> Sequence[Tensor | None]:
+            if field is None or is_shared:
+                return [field] * num_bins
+            return field.unbind(1)
+
+        is_shared = self.gain.ndim == 2
+        covariances = zip(*(apart(field, is_shared) for field in self.covariance), strict=True)
+        return [
+            Conditioned(gain, shift, Covariance(*covariance), pull, curvature, constant)
+            for gain, shift, covariance, pull, curvature, constant in zip(
+                apart(self.gain, is_shared),
+                apart(self.shift, False),
+                covariances,
+                apart(self.pull, False),
+                apart(self.curvature, is_shared),
+                apart(self.constant, False),
+                strict=True,
+            )
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
     """Gaussian factors of all bins, combined with the process noise.
 
     Attributes:
         h: ``(trial, time, dim)``.
         J: ``(dim, dim)``, or ``(trial, time, dim, dim)`` where it changes.
-        first: P of the first bin, whose noise may be its own.
-        later: P of later bins.
-        first_noise: Q of the first bin.
-        later_noise: Q of later bins.
-        log_scale: what the factor lacks to be the density of the visible entries,
-            ``(trial, time)``; None for a factor that is no density.
-        is_exact: whether those are all the entries that are scored.
+        first: the first bin's met with the noise that may be its own.
+        later: of every bin, met with the noise of later ones.
+        is_exact: whether the factor is the density of all the entries that are scored.
     """
 
     h: Float[Tensor, "trial time dim"]
     J: Float[Tensor, "... dim dim"]
-    first: Covariance
-    later: Covariance
-    first_noise: Covariance
-    later_noise: Covariance
-    log_scale: Float[Tensor, "trial time"] | None
+    first: Conditioned
+    later: Conditioned
     is_exact: bool
 
     @classmethod
@@ -73,18 +133,24 @@ class Factor(NamedTuple):
         log_scale: Float[Tensor, "trial time"] | None = None,
         is_exact: bool = False,
     ) -> "Factor":
-        """From h, J and the process noise of the first and of later bins."""
+        """From h, J, the process noise of the first and of later bins, and what the factor lacks to
+        be the density of the visible entries (None where it is no density).
+        """
         first_J = J if J.ndim == 2 else J[:, :1]
-        first = Covariance.of_precision(noises[0].precision + first_J)
-        later = Covariance.of_precision(noises[1].precision + J)
-        return cls(h, J, first, later, *noises, log_scale, is_exact)
+        first_scale = None if log_scale is None else log_scale[:, :1]
+        first = Conditioned.of(h[:, :1], first_J, noises[0], first_scale)
+        later = Conditioned.of(h, J, noises[1], log_scale)
+        return cls(h, J, first, later, is_exact)
 
-    def at(self, t: int, is_first: bool) -> tuple[Tensor, Tensor, Covariance, Covariance]:
-        """h, J, P and Q of bin t."""
-        J = self.J if self.J.ndim == 2 else self.J[:, t]
-        if is_first:
-            return self.h[:, t], J, self.first.at(0), self.first_noise
-        return self.h[:, t], J, self.later.at(t), self.later_noise
+    @functools.cached_property
+    def bins(self) -> tuple[Conditioned, list[Conditioned]]:
+        """The first bin by itself, and each of the later ones."""
+        return self.first.bins()[0], self.later.bins()
+
+    def at(self, t: int, is_first: bool) -> Conditioned:
+        """Bin t by itself."""
+        first, later = self.bins
+        return first if is_first else later[t]
 
 
 class FactorProposal(Proposal):
@@ -94,9 +160,8 @@ class FactorProposal(Proposal):
         """N(P (Q^-1 m + h), P), or a Student-t law with that mean and scale where the prior is one:
         its tails must be as heavy.
         """
-        h, _, posterior, noise = encoding.at(t, is_first)
-        information = times(prior.mean, noise.precision) + h
-        return prior.around(times(information, posterior.matrix), posterior)
+        bin_ = encoding.at(t, is_first)
+        return prior.around(affine(prior.mean, bin_.gain, bin_.shift), bin_.covariance)
 
 
 class OptimalFactor(FactorProposal):
@@ -141,18 +206,9 @@ class OptimalFactor(FactorProposal):
         self, prior: Law, encoding: Factor, t: int, is_first: bool
     ) -> Float[Tensor, "*left"]:
         """Log p(x_t | state_{t-1}) over the visible entries."""
-        h, J, posterior, noise = encoding.at(t, is_first)
-        assert encoding.log_scale is not None
-        mean = prior.mean
-        pulled = times(mean, J)
-        surprise = h - pulled
-        return (
-            encoding.log_scale[:, t]
-            + (mean * (h - 0.5 * pulled)).sum(-1)
-            + 0.5 * times(surprise, posterior.factor.mT).square().sum(-1)
-            + posterior.half_log_det
-            - noise.half_log_det
-        )
+        bin_ = encoding.at(t, is_first)
+        assert bin_.pull is not None and bin_.curvature is not None and bin_.constant is not None
+        return log_factor(prior.mean, bin_.pull, bin_.curvature, bin_.constant)
 
     def is_exact(self, encoding: Factor) -> bool:
         """Whether every scored entry is visible."""
