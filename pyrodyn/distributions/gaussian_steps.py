@@ -137,8 +137,8 @@ class Drawn(NamedTuple):
         log_ratio: log p(z) - log q(z).
     """
 
-    z: Float[Tensor, "*batch dim"]
-    log_ratio: Float[Tensor, "*batch"]
+    z: Float[Tensor, "... dim"]
+    log_ratio: Float[Tensor, "..."]
 
 
 def draw_against(

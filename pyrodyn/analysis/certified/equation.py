@@ -47,7 +47,7 @@ class Equation:
         self.constant = np.abs(offset) + np.abs(self.intercepts).max(0) @ sent
 
     def rounding(self, reach: Float[ndarray, "box dim"]) -> Float[ndarray, "box dim"]:
-        """Bound on all rounding in evaluating the equation where |z| <= reach."""
+        """Bound on all rounding in evaluating the equation where ``|z| <= reach``."""
         return self.epsilon * (reach @ self.growth.T + self.constant)
 
     def pieces(
