@@ -32,7 +32,7 @@ class Boxes(NamedTuple):
 
 
 class Relaxed(NamedTuple):
-    """``G z = q + sum_u g_u e_u`` with ``|e_u| <= 1``, up to rounding; first and last piece per unit."""
+    """``G z = q + sum_u g_u e_u`` with ``|e_u| <= 1``, up to rounding; with pieces per unit."""
 
     G: Array
     q: Array
