@@ -261,6 +261,7 @@ class _Tape:
     def keep(self, *of_bin: Any) -> None:
         """One bin's, in the order above."""
         if self.keeps:
+            lists: tuple[list[Any], ...]
             lists = (self.before, self.kept, self.rows, self.mean, self.noise, self.z)
             for each, kept in zip(lists, of_bin, strict=True):
                 each.append(kept)

@@ -16,11 +16,14 @@ beforehand, and only its hidden units are kept for the way back. Two identities 
 Source of the schemes: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I", II.1.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pyrodyn.nn.recorded import recorded_gradients
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -191,7 +194,9 @@ class _Roll(torch.autograd.Function):
         given = ctx.saved_tensors
         tableau, substeps = ctx.schedule
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
-            return _recorded_gradients(given, tableau, substeps, d_states)
+            roll = functools.partial(_recorded_roll, tableau, substeps)
+            gradients = recorded_gradients(roll, given, d_states)
+            return *gradients[:4], None, None, *gradients[4:]
         initial, drive, gain, _, *flat = given
         network = SigmoidNetwork.of_flat(tuple(flat))
         at, hidden, reached = ctx.tape
@@ -251,23 +256,24 @@ def _slope_gradient(
     return d_next * from_next
 
 
-def _recorded_gradients(
-    given: tuple[Any, ...], tableau: Tableau, substeps: int, d_states: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients of a roll with respect to ``given``, themselves differentiable."""
-    initial, drive, gain, shift, *flat = given
-    network = SigmoidNetwork.of_flat(tuple(flat))
+def _recorded_roll(
+    tableau: Tableau,
+    substeps: int,
+    initial: Tensor,
+    drive: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    *flat: Tensor,
+) -> Tensor:
+    """The roll as autograd records it."""
+    network = SigmoidNetwork.of_flat(flat)
     z, states = initial, []
     for t in range(len(drive)):
         z = explicit_step(lambda at, d=drive[t]: network.field(at, d), z, tableau, substeps)
-        if gain is not None:
+        if gain is not None and shift is not None:
             z = torch.addcmul(shift[t], gain[t], z)
         states.append(z)
-    asked = [tensor is not None and tensor.requires_grad for tensor in given]
-    wanted = [tensor for tensor, is_asked in zip(given, asked, strict=True) if is_asked]
-    found = iter(torch.autograd.grad(torch.stack(states), wanted, d_states, create_graph=True))
-    gradients = [next(found) if is_asked else None for is_asked in asked]
-    return *gradients[:4], None, None, *gradients[4:]
+    return torch.stack(states)
 
 
 def explicit_step(field: Any, z: Tensor, tableau: Tableau, substeps: int) -> Tensor:
