@@ -261,10 +261,13 @@ class _Tape:
     def keep(self, *of_bin: Any) -> None:
         """One bin's, in the order above."""
         if self.keeps:
-            lists: tuple[list[Any], ...]
-            lists = (self.before, self.kept, self.rows, self.mean, self.noise, self.z)
-            for each, kept in zip(lists, of_bin, strict=True):
-                each.append(kept)
+            before, kept, rows, mean, noise, z = of_bin
+            self.before.append(before)
+            self.kept.append(kept)
+            self.rows.append(rows)
+            self.mean.append(mean)
+            self.noise.append(noise)
+            self.z.append(z)
 
 
 class _Exact:
