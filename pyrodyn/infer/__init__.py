@@ -3,6 +3,7 @@
 from pyrodyn.infer.fit import Fit, fit
 from pyrodyn.infer.importance import ImportanceSample, importance_sample
 from pyrodyn.infer.importance_weighted import IWELBO, RWS
+from pyrodyn.infer.laplace import LaplaceStart
 from pyrodyn.infer.objectives import ELBO, Objective, Ramp
 from pyrodyn.infer.online import Stream, filter_bin
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
@@ -22,6 +23,7 @@ __all__ = [
     "Fit",
     "GrowingHorizon",
     "ImportanceSample",
+    "LaplaceStart",
     "NonFiniteLossError",
     "Objective",
     "Ramp",

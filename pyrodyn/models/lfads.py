@@ -94,7 +94,6 @@ class LFADS(StateSpaceModel):
             generator and controller, which is what an L2 penalty is; 0 for none.
     """
 
-    path_site = "u"
     start_site = "g0"
     path_is_markov = False
     site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -134,6 +133,7 @@ class LFADS(StateSpaceModel):
         self.config: dict[str, Any] = config
         self.first_bin = initial_condition_bins
         self.inferred_input_dim = inferred_input_dim
+        self.path_site = "u" if inferred_input_dim else None
         self.lag = lag
         self.state_clip = state_clip
         self.recurrent_precision = recurrent_precision

@@ -29,7 +29,9 @@ Source: Sedler, Versteeg & Pandarinath 2023 (arXiv 2212.03771). Departures: thei
 which is this model at a KL weight of 0; process noise is ours.
 """
 
+import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,6 +65,9 @@ until the dynamics have learned to."""
 
 START_PRECISION = 2.0
 """Precision of the data's factor per bin before training, about."""
+
+GUESS_SCALE = 0.15
+"""Standard deviation of the first state as guessed from a noisy guide's encoder."""
 
 MAY_BE_ZERO = ("input_dim", "readout_width")
 """Sizes that switch a part off."""
@@ -203,6 +208,34 @@ class SequentialAutoencoder(StateSpaceModel):
     def noise_scales(self) -> tuple[Float[Tensor, " latent"], Float[Tensor, " latent"]]:
         """The standard deviations of S_1 and Q."""
         return self.start_log_scale.exp() + SCALE_FLOOR, self.log_noise.exp() + SCALE_FLOOR
+
+    def without_noise(self) -> "SequentialAutoencoder":
+        """The same dynamics without process noise: a model whose path follows from its first state.
+
+        Noise lets the data lead the path while dynamics are learned; this is what they come to by
+        themselves. Its guide starts from what the noisy guide's encoder says of the first bin,
+        which is a guess: train it, or solve for the first state by
+        `pyrodyn.infer.LaplaceStart`.
+
+        Raises:
+            ValueError: for a model without process noise.
+        """
+        if not isinstance(self.proposal, RecurrentFactor):
+            raise ValueError("this model has no process noise to leave out")
+        quiet = type(self)(**{**self.config, "process_noise": False})
+        assert isinstance(quiet.proposal, RecurrentStart)
+        own, said = quiet.state_dict(), self.proposal.said
+        quiet.load_state_dict(
+            {
+                k: v
+                for k, v in self.state_dict().items()
+                if k in own and not k.startswith("proposal.said")
+            },
+            strict=False,
+        )
+        quiet.proposal.guess_from(said)
+        quiet.record = copy.deepcopy(self.record)
+        return quiet
 
     # ------------------------------------------------------------------ guide
 
@@ -375,6 +408,16 @@ class RecurrentStart(Proposal):
         self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
         self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
+
+    @torch.no_grad()
+    def guess_from(self, said: nn.Linear) -> None:
+        """Say of the first state what a noisy guide with this encoder says of the first bin."""
+        dim, width = self.said.out_features // 2, self.encoder.hidden_size
+        self.said.weight.zero_()
+        # The forward direction has seen one bin there, and all of them here.
+        self.said.weight[:dim, width:] = said.weight[:dim, width:]
+        self.said.bias[:dim] = said.bias[:dim]
+        self.said.bias[dim:] = math.log(GUESS_SCALE)
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Law:
         """q(z0)."""

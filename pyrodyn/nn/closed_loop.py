@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrodyn.nn.blocks import blocks
 from pyrodyn.nn.gru_steps import (
     BackwardGRU,
     ForwardGRU,
     GRUWeights,
-    blocks,
     driving,
     driving_gradient,
     from_half_states,
@@ -145,7 +145,7 @@ class _ClosedLoop(torch.autograd.Function):
         readout = readout.t().contiguous()
         encoded, known = (inputs.transpose(0, 1).contiguous() for inputs in (encoded, known))
         u, mean, scale = (torch.empty_like(noise) for _ in range(3))
-        ctx.blocks = blocks(num_bins, batch, max(controller.dim, generator.dim))
+        ctx.blocks = blocks(num_bins, 4 * batch * max(controller.dim, generator.dim))
         for block in ctx.blocks:
             drives, generator_drives = controller.enter(block), generator.enter(block)
             drives.flatten(0, 1).addmm_(encoded[block].flatten(0, 1), from_encoder)

@@ -28,7 +28,7 @@ Gradients in closed form. With kappa the gradient of k_t, that of the row is kap
     S = (k_{t-1} - m) s (1 - s)  of s
     P = A r                      of p
 
-which hold no gradient and are worked out for a block of bins at a time (`blocks`); so are the
+which hold no gradient and are worked out for a block of bins at a time; so are the
 gradients of the weights. Within a block only the gradient of k_{t-1} is sequential: s * kappa, and
 what comes back through U from the gradients of r, s and p.
 
@@ -40,10 +40,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-BLOCK_NUMBERS = 2**19
-"""Numbers per block of gates: two megabytes in single precision, so that a block stays in the cache
-(and below what the C library keeps for reuse, see `pyrodyn.infer.memory`)."""
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -98,12 +94,6 @@ def from_half_states(
 ) -> Float[Tensor, "row dim"]:
     """``sum_t d_t h_t'`` from ``sum_t d_t k_t'`` and ``sum_t d_t``."""
     return torch.add(-sums[:, None], products, alpha=2)
-
-
-def blocks(num_bins: int, batch: int, dim: int) -> list[slice]:
-    """Consecutive bins whose gates fill about `BLOCK_NUMBERS`, from first to last."""
-    length = max(1, BLOCK_NUMBERS // max(1, 4 * batch * dim))
-    return [slice(t, min(t + length, num_bins)) for t in range(0, num_bins, length)]
 
 
 class GRUTape(NamedTuple):

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyrodyn.nn.blocks import blocks
 from pyrodyn.nn.gru_steps import (
     BackwardGRU,
     ForwardGRU,
     GRUWeights,
-    blocks,
     driving,
     driving_gradient,
 )
@@ -91,7 +91,7 @@ class _Roll(torch.autograd.Function):
         w = GRUWeights(*weights)
         gru = ForwardGRU(w, initial, len(inputs))
         matrix = driving(w.drive).t().contiguous()
-        ctx.blocks = blocks(len(inputs), *initial.shape)
+        ctx.blocks = blocks(len(inputs), 4 * initial.numel())
         for block in ctx.blocks:
             for drive, x in zip(gru.enter(block), inputs[block], strict=True):
                 drive.addmm_(x, matrix)

@@ -91,7 +91,7 @@ class Flow(nn.Module):
             TABLEAUX[self.solver],
             self.substeps,
         )
-        return states.transpose(0, 1).reshape(*left, num_bins, -1)
+        return states.transpose(0, 1).reshape(*left, num_bins, z.shape[-1])
 
     def _step(self, z: Tensor, inputs: Tensor) -> Tensor:
         if self.solver in ADAPTIVE:
@@ -188,7 +188,7 @@ def roll_by_steps(
         if steering is not None:
             z = torch.addcmul(steering.shift[..., t, :], steering.gain[..., t, :], z)
         states.append(z)
-    return torch.stack(states, -2)
+    return torch.stack(states, -2) if states else z[..., None, :][..., :0, :]
 
 
 def _time_first(field: Tensor, left: Sequence[int]) -> Float[Tensor, "time row dim"]:

@@ -209,3 +209,43 @@ def test_sizes_that_make_no_model(sizes, sentence):
 def test_unknown_cells():
     with pytest.raises(ValueError, match="cell='lstm' is unknown; it is one of gru"):
         RnnSAE(3, cell="lstm")
+
+
+@pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
+def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
+    model, recording = made(kind, **sizes, process_noise=True)
+    with torch.no_grad():
+        model.start_mean.fill_(0.7)
+        model.log_noise.fill_(-12.0)  # but for the floor
+    quiet = model.without_noise().eval()
+    assert quiet.config == {**model.config, "process_noise": False}
+    batch = quiet.trials_of(recording).batch()
+    with torch.no_grad():
+        first = quiet.start().mean.expand(4, -1)
+        states = quiet.states(first, first.new_zeros(4, 7, 0), batch.inputs)
+        noisy = poutine.trace(model.model).get_trace(batch.unobserved())
+        path = noisy.nodes["z"]["value"]
+        from_its_first = quiet.states(path[:, 0], path[..., :0], batch.inputs)
+        torch.testing.assert_close(from_its_first.z, path, atol=0.03, rtol=0.0)
+        torch.testing.assert_close(states.z[:, 0], first)
+        rates = [m.emission(states).mean for m in (quiet, model)]
+        torch.testing.assert_close(*rates)
+    with pytest.raises(ValueError, match="no process noise to leave out"):
+        quiet.without_noise()
+
+
+def test_its_guide_starts_where_the_noisy_one_did():
+    """Where the encoder's forward direction, which has one bin to go by, says nothing."""
+    model, recording = made(**TINY, process_noise=True)
+    with torch.no_grad():
+        model.proposal.said.weight[:, :4] = 0.0
+        model.proposal.said.bias[2:] = 20.0  # data that outweigh the prior
+    quiet = model.without_noise().eval()
+    batch = quiet.trials_of(recording).batch()
+    with torch.no_grad():
+        prior = model.initial(None, batch.inputs[:, 0])
+        noisy = model.proposal.propose(
+            prior, None, model.proposal.encode(model, batch), 0, True
+        ).mean
+        guessed = quiet.proposal.encode(quiet, batch).mean
+    torch.testing.assert_close(guessed, noisy, atol=0.1, rtol=0.0)

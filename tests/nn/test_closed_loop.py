@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrodyn.nn import gru_steps
+from pyrodyn.nn import blocks
 from pyrodyn.nn.closed_loop import ClosedLoopPath, ClosedLoopWeights, roll_closed_loop
 from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_step
@@ -92,7 +92,7 @@ def rolled(given: list[Tensor], weights: ClosedLoopWeights) -> ClosedLoopPath:
 @pytest.fixture(params=[2**19, 2 * 4 * 3 * 5], ids=["one block", "blocks of two bins"])
 def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Numbers per block of gates: by default, and so few that nine bins make five blocks."""
-    monkeypatch.setattr(gru_steps, "BLOCK_NUMBERS", request.param)
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", request.param)
     return request.param
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrodyn.nn import gru_steps
+from pyrodyn.nn import blocks
 from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
 
 
@@ -32,7 +32,7 @@ def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Numbers per block of gates: by default, and so few that five trials of three units and an odd
     number of bins make several blocks, the last of them short.
     """
-    monkeypatch.setattr(gru_steps, "BLOCK_NUMBERS", request.param)
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", request.param)
     return request.param
 
 
@@ -82,12 +82,12 @@ def test_a_roll_has_the_right_gradient():
 
 def test_blocks_are_all_bins_in_order():
     for num_bins, batch, dim in [(1, 1, 1), (7, 64, 64), (100, 64, 64), (45, 256, 200), (3, 0, 5)]:
-        parts = gru_steps.blocks(num_bins, batch, dim)
+        parts = blocks.blocks(num_bins, 4 * batch * dim)
         bins = [t for part in parts for t in range(num_bins)[part]]
         assert bins == list(range(num_bins))
         for part in parts:
             numbers = 4 * batch * dim * (part.stop - part.start)
-            assert numbers <= gru_steps.BLOCK_NUMBERS or part.stop - part.start == 1
+            assert numbers <= blocks.BLOCK_NUMBERS or part.stop - part.start == 1
 
 
 def test_a_roll_is_differentiated_again_and_again():

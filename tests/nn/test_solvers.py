@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
+from pyrodyn.nn import blocks
 from pyrodyn.nn.field_steps import Steering
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.solvers import ADAPTIVE, SOLVERS, Flow, roll_by_steps, solver_check
@@ -28,12 +29,19 @@ def case(input_dim=0, steered=False):
     return z, inputs, Steering(gain, shift) if steered else None
 
 
+@pytest.fixture(params=[2**19, 2 * 4 * 8 * 6], ids=["one block", "blocks of a bin or two"])
+def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Numbers per block of hidden units: by default, and so few that five bins make more blocks."""
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("solver", EXPLICIT)
 @pytest.mark.parametrize("steered", [False, True])
 @pytest.mark.parametrize(
     "sizes", [{}, {"input_dim": 2, "depth": 2, "is_linear_plus": True}], ids=["plain", "full"]
 )
-def test_hand_written_steps_and_their_gradient_are_autograds(solver, steered, sizes):
+def test_hand_written_steps_and_their_gradient_are_autograds(solver, steered, sizes, block_numbers):
     phi = flow(solver, **sizes)
     z, inputs, steering = case(sizes.get("input_dim", 0), steered)
     wanted = [z, *(steering or ()), *(p for p in phi.parameters() if p.numel())]

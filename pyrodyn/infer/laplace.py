@@ -1,0 +1,188 @@
+"""Where a trial started, when dynamics without noise carry the first state through all of it::
+
+    q(s | x) = N(s*, H^-1),   s* = argmax_s L(s),   H = -d^2 L / ds^2  at s*
+    L(s) = log p(s) + sum_e log p(x_e | s)
+
+s is the start site, and e counts the observations that the encoder may see. An encoder tells s in
+one go, and its error grows along the path with the system's Lyapunov exponents; the trial itself
+says s far more exactly. Scoring climbs there from the encoder's guess, each step damped per trial
+until it helps::
+
+    s <- s + (F + damping diag(F))^-1 dL/ds
+    F = Lambda + sum_e g_e g_e',   g_e = d log p(x_e | s) / ds,   Lambda the precision of p(s)
+
+on the first bins at first and then on more of them: late bins of a chaotic path have a likelihood
+full of local maxima until early bins have fixed s roughly. The scores g_e are central differences,
+2 dim paths more, so that any model will do; H is one of
+gradients, and ends the search by Newton's steps.
+
+Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marquardt 1963 (damping).
+"""
+
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.models.state_space import Law, StateSpaceModel
+
+DIFFERENCE = 1e-3
+"""Half the distance of central differences, in standard deviations of p(s)."""
+
+FIRST_DAMPING, LEAST_DAMPING, DAMPING_FACTOR = 1e-2, 1e-4, 5.0
+"""Damping at first, at least, and what success divides and failure multiplies it by."""
+
+NUM_NEWTON_STEPS = 2
+"""Steps with H itself at the end, of which scoring has only an estimate."""
+
+
+class _Climb(NamedTuple):
+    """Where a search stands.
+
+    Attributes:
+        start: s.
+        damping: of the next step.
+    """
+
+    start: Float[Tensor, "search trial dim"]
+    damping: Float[Tensor, "search trial"]
+
+
+class LaplaceStart:
+    """A guide that solves for the first state of every trial, in place of a model's own.
+
+    For models whose only latent is their start: `NodeSAE` and `RnnSAE` without process noise, LFADS
+    without inferred inputs. It has no parameters: hand it to `predict`, `to_datatree` or
+    `importance_sample` as ``guide=LaplaceStart(model)``.
+
+    Args:
+        model: a fitted model; its own guide gives the first guesses.
+        num_searches: searches per trial, from the mean of the model's own guide and from draws of
+            it; the best is kept.
+        num_steps: steps per search; over the first half of them the number of bins grows.
+
+    Raises:
+        ValueError: for a model that draws more than its start.
+    """
+
+    def __init__(
+        self, model: StateSpaceModel, *, num_searches: int = 4, num_steps: int = 30
+    ) -> None:
+        if not isinstance(model, StateSpaceModel) or model.start_site is None or model.path_site:
+            raise ValueError(
+                f"LaplaceStart solves for a first state that decides the whole path; this"
+                f" {type(model).__name__} draws more than that (use its own guide, or"
+                " `particle_smoother`)"
+            )
+        if num_searches < 1 or num_steps < 2:
+            raise ValueError(
+                f"num_searches={num_searches} must be at least 1 and num_steps={num_steps} at"
+                " least 2"
+            )
+        self.model, self.num_searches, self.num_steps = model, num_searches, num_steps
+
+    def __call__(self, batch: Batch) -> None:
+        """Draw the start site."""
+        with self.model.trials(batch):
+            pyro.sample(self.model.start_site, self.law(batch))
+
+    @torch.no_grad()
+    def law(self, batch: Batch) -> Law:
+        """q(s) of every trial."""
+        with self.model.hoisting():
+            return self._law(batch)
+
+    def _law(self, batch: Batch) -> Law:
+        model = self.model
+        guess = model.proposal.start(model, model.proposal.encode(model, batch))
+        draws = guess.sample((self.num_searches - 1,))
+        start = torch.cat([guess.mean[None], draws])
+        climb = _Climb(start, torch.full_like(start[..., 0], FIRST_DAMPING))
+        last = batch.horizon - model.first_bin
+        for step in range(self.num_steps):
+            num_bins = -(-2 * last * (step + 1) // self.num_steps)
+            climb = self._stepped(climb, batch, min(last, num_bins))
+        reached = self._log_joint(climb.start, batch, last)
+        best = reached.argmax(0)
+        mode = climb.start[best, torch.arange(len(best), device=best.device)]
+        gradient, precision = self._curved(mode, batch, last)
+        for _ in range(NUM_NEWTON_STEPS):
+            tried = mode + torch.linalg.solve(precision, gradient)
+            is_better = self._log_joint(tried, batch, last) > self._log_joint(mode, batch, last)
+            mode = torch.where(is_better[:, None], tried, mode)
+            gradient, precision = self._curved(mode, batch, last)
+        return dist.MultivariateNormal(mode, precision_matrix=precision, validate_args=False)
+
+    def _stepped(self, climb: _Climb, batch: Batch, num_bins: int) -> _Climb:
+        start, damping = climb
+        before = self._log_joint(start, batch, num_bins)
+        gradient, F = self._scored(start, batch, num_bins)
+        damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
+        tried = start + torch.linalg.solve(damped, gradient)
+        is_better = self._log_joint(tried, batch, num_bins) > before  # never of NaN
+        return _Climb(
+            torch.where(is_better[..., None], tried, start),
+            torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR).clamp_min(
+                LEAST_DAMPING
+            ),
+        )
+
+    def _log_joint(
+        self, start: Float[Tensor, "*left trial dim"], batch: Batch, num_bins: int
+    ) -> Float[Tensor, "*left trial"]:
+        """Log p(s) + log p(x | s) over the first bins that the model generates."""
+        terms = self._terms(start, batch, num_bins).sum(-1)
+        return terms + self.model.start().log_prob(start)
+
+    def _scored(
+        self, start: Float[Tensor, "search trial dim"], batch: Batch, num_bins: int
+    ) -> tuple[Float[Tensor, "search trial dim"], Float[Tensor, "search trial dim dim"]]:
+        """The gradient of `_log_joint`, and F."""
+        prior, steps = self.model.start(), self._steps()
+        ahead, behind = (
+            self._terms(start + sign * steps[:, None, None], batch, num_bins) for sign in (1, -1)
+        )
+        scores = (ahead - behind).movedim(0, -1) / (2 * steps.sum(0))
+        scores = scores.nan_to_num(0.0, 0.0, 0.0)  # of paths that have run off
+        gradient = scores.sum(-2) - (start - prior.mean) / prior.variance
+        return gradient, scores.mT @ scores + torch.diag(prior.variance.reciprocal())
+
+    def _curved(
+        self, mode: Float[Tensor, "trial dim"], batch: Batch, num_bins: int
+    ) -> tuple[Float[Tensor, "trial dim"], Float[Tensor, "trial dim dim"]]:
+        """The gradient of `_log_joint`, and H: nowhere less than the prior's precision, should the
+        search have ended early.
+        """
+        steps = self._steps()
+        sides = torch.cat([steps, -steps])[:, None]
+        with torch.enable_grad():
+            start = (mode + sides).requires_grad_()
+            log_joint = self._log_joint(start, batch, num_bins).sum()
+            (gradients,) = torch.autograd.grad(log_joint, start)
+        ahead, behind = gradients.chunk(2)
+        H = ((behind - ahead) / (2 * steps.sum(0)[:, None, None])).movedim(0, -1)
+        root = self.model.start().variance.rsqrt()
+        values, vectors = torch.linalg.eigh(0.5 * (H + H.mT) / root[:, None] / root)
+        kept = vectors * values.clamp_min(1.0)[..., None, :] @ vectors.mT
+        return gradients.mean(0), kept * root[:, None] * root
+
+    def _steps(self) -> Float[Tensor, "dim dim"]:
+        """Where central differences look, one row per direction."""
+        return torch.diag(DIFFERENCE * self.model.start().stddev)
+
+    def _terms(
+        self, start: Float[Tensor, "*left trial dim"], batch: Batch, num_bins: int
+    ) -> Float[Tensor, "*left trial entry"]:
+        """Log p(x_e | s) of the entries that the encoder may see, 0 for others."""
+        model = self.model
+        bins = slice(model.first_bin, model.first_bin + num_bins)
+        visible, x = batch.visible[:, bins], batch.seen[:, bins] / batch.gain
+        nothing = start.new_zeros(*start.shape[:-1], num_bins, 0)
+        states = model.states(start, nothing, model.known(batch)[:, :num_bins])
+        counted = torch.where(visible, x, model.observation.filler)
+        terms = model.emission(states).log_prob(counted)
+        return torch.where(visible, terms, 0.0).flatten(-2)

@@ -1,0 +1,143 @@
+"""The first state solved for: against exact posteriors, grids and gradients."""
+
+import numpy as np
+import pytest
+import torch
+from pyro import poutine
+
+from pyrodyn import data, predict
+from pyrodyn.infer import LaplaceStart, importance_sample
+from pyrodyn.models import LFADS, NodeSAE, RnnSAE
+
+
+def counts(num_trials=6, num_bins=9, num_neurons=4, mean=2.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return data.recording(
+        counts=rng.poisson(mean, (num_trials, num_bins, num_neurons)), bin_width=0.01
+    )
+
+
+def log_joint(model, batch, start):
+    """Log p(s, visible x) per trial by the model's own Pyro program."""
+    seen = batch.replace(scored=batch.visible)
+    conditioned = poutine.condition(model.model, data={model.start_site: start})
+    trace = poutine.trace(conditioned).get_trace(seen)
+    trace.compute_log_prob()
+    return trace.nodes[model.start_site]["log_prob"] + trace.nodes["x"]["log_prob"]
+
+
+def test_the_posterior_of_a_linear_gaussian_model_is_exact():
+    rng = np.random.default_rng(1)
+    signal = rng.normal(size=(3, 6, 4))
+    recording = data.held_out(data.recording(signal=signal, bin_width=0.01), neurons=0.25, seed=0)
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recording, latent_dim=2, is_linear_plus=True, encoder_dim=3)
+    model.eval()
+    with torch.no_grad():
+        model.phi.field.linear_layers()[-1].weight.zero_()
+        model.phi.field.linear_layers()[-1].bias.zero_()
+        model.phi.field.linear.copy_(torch.tensor([[-0.2, 0.9], [-0.7, 0.1]]))
+        model.start_mean.copy_(torch.tensor([0.3, -0.5]))
+        A = model.phi.field.linear.double().numpy()
+        step = np.eye(2) + A + A @ A / 2  # one midpoint step
+        unit = torch.eye(2)
+        silent = torch.zeros(2, 0)
+        np.testing.assert_allclose(model.phi(unit, silent).T.numpy(), step, atol=1e-6)
+        C, b = (p.double().numpy() for p in (model.readout[-1].weight, model.readout[-1].bias))
+        batch = model.trials_of(recording).batch()
+        noise = model.emission(model.enter(unit, unit[:, :0], silent)).stddev[0].double().numpy()
+        mean, sd = model.start().mean.numpy(), model.start().stddev.numpy()
+    shown = ~recording["held_out"].values
+    C, b, noise = C[shown], b[shown], noise[shown]
+    precision, pull = np.diag(1 / sd**2), np.tile(mean / sd**2, (3, 1))
+    to_bin = np.eye(2)
+    for t in range(6):
+        loading = C @ to_bin / noise[:, None] ** 2
+        precision = precision + to_bin.T @ C.T @ loading
+        pull = pull + (signal[:, t, shown] - b) @ loading
+        to_bin = step @ to_bin
+    law = LaplaceStart(model, num_searches=1).law(batch)
+    np.testing.assert_allclose(
+        law.precision_matrix.numpy(), np.tile(precision, (3, 1, 1)), rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(law.mean.numpy(), np.linalg.solve(precision, pull.T).T, atol=1e-3)
+
+
+def test_the_mode_and_its_width_are_those_of_a_grid():
+    recording = counts()
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recording, latent_dim=1, encoder_dim=3).eval()
+    batch = model.trials_of(recording).batch()
+    law = LaplaceStart(model).law(batch)
+    grid = torch.linspace(-4, 4, 401).double()
+    with torch.no_grad():
+        density = torch.stack(
+            [log_joint(model, batch, s.float().expand(6, 1)) for s in grid]
+        ).double()
+    near = 10  # points to either side, for the parabola through the mode
+    best = density.argmax(0).clamp(near, 400 - near)
+    ahead, top, behind = (density[best + k, torch.arange(6)] for k in (near, 0, -near))
+    width = grid[near] - grid[0]
+    curvature = (2 * top - ahead - behind) / width**2
+    mode = grid[best] + (ahead - behind) / (2 * width) / curvature
+    np.testing.assert_allclose(law.mean[:, 0], mode, atol=0.02)
+    np.testing.assert_allclose(law.precision_matrix[:, 0, 0], curvature, rtol=0.05)
+
+
+@pytest.mark.parametrize("ic_bins", [0, 3])
+def test_any_model_with_nothing_but_a_start_is_solved(ic_bins):
+    recording = counts()
+    torch.manual_seed(0)
+    model = LFADS.for_recording(
+        recording,
+        factor_dim=3,
+        generator_dim=5,
+        initial_condition_dim=2,
+        encoder_dim=4,
+        inferred_input_dim=0,
+        initial_condition_bins=ic_bins,
+    ).eval()
+    batch = model.trials_of(recording).batch()
+    start = LaplaceStart(model).law(batch).mean.requires_grad_()
+    (gradient,) = torch.autograd.grad(log_joint(model, batch, start).sum(), start)
+    guess = torch.zeros_like(start).requires_grad_()
+    (before,) = torch.autograd.grad(log_joint(model, batch, guess).sum(), guess)
+    assert gradient.norm() < 0.01 * before.norm()
+
+
+def test_weights_of_its_draws_are_nearly_equal():
+    """An untrained encoder's are not."""
+    recording = counts(num_neurons=20)
+    torch.manual_seed(3)
+    model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
+    batch = model.trials_of(recording).batch()
+    solved = importance_sample(model, LaplaceStart(model), batch, 500)
+    encoded = importance_sample(model, model.guide, batch, 500)
+    assert (solved.effective_sample_size > 400).all()
+    assert (solved.effective_sample_size > encoded.effective_sample_size).all()
+    difference = (solved.log_evidence - encoded.log_evidence).abs()
+    error = torch.hypot(solved.log_evidence_error, encoded.log_evidence_error)
+    assert (difference < 5 * error).all()
+
+
+def test_hidden_neurons_and_forecast_bins_are_not_looked_at():
+    recording = data.held_out(counts(), neurons=0.5, forecast_bins=2, seed=0)
+    model = NodeSAE.for_recording(recording, latent_dim=2, encoder_dim=3)
+    hidden = (recording["held_out"] | recording["forecast"]).transpose("time", "neuron")
+    other = recording.copy(deep=True)
+    other["counts"] = recording["counts"].where(~hidden, 7)
+    solved = [predict(model, r, guide=LaplaceStart(model)) for r in (recording, other)]
+    np.testing.assert_array_equal(solved[0]["rates"], solved[1]["rates"])
+    assert solved[0].sizes["time"] == recording.sizes["time"]
+
+
+def test_what_it_cannot_solve_is_refused():
+    recording = counts()
+    noisy = NodeSAE.for_recording(recording, process_noise=True)
+    with pytest.raises(ValueError, match="NodeSAE draws more than that"):
+        LaplaceStart(noisy)
+    quiet = noisy.without_noise()
+    with pytest.raises(ValueError, match="num_searches=0"):
+        LaplaceStart(quiet, num_searches=0)
+    with pytest.raises(ValueError, match="num_steps=1"):
+        LaplaceStart(quiet, num_steps=1)
