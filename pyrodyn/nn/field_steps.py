@@ -208,7 +208,8 @@ class _Roll(torch.autograd.Function):
                 if gain is not None and shift is not None:
                     z = torch.addcmul(shift[t], gain[t], z, out=states[t])
         ctx.schedule = (tableau, substeps)
-        ctx.reached = reached
+        # An output kept here would keep this node, and so itself, alive.
+        ctx.reached = None if gain is None else reached
         ctx.save_for_backward(initial, drive, gain, shift, *flat)
         return states
 

@@ -1,5 +1,8 @@
 """Solvers: the hand-written steps against autograd, exact flows, torchdiffeq."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torchdiffeq import odeint
@@ -57,6 +60,19 @@ def test_hand_written_steps_and_their_gradient_are_autograds(solver, steered, si
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_a_path_no_longer_used_is_freed_at_once(steered):
+    """And not when Python next looks for cycles: a training step's path takes much memory."""
+    path = flow("midpoint").roll(*case(steered=steered))
+    node = weakref.ref(path.grad_fn.next_functions[0][0].next_functions[0][0])
+    gc.disable()
+    try:
+        del path
+        assert node() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("steered", [False, True])
