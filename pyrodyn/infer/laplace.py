@@ -109,20 +109,23 @@ class LaplaceStart:
         reached = self._log_joint(climb.start, batch, last)
         best = reached.argmax(0)
         mode = climb.start[best, torch.arange(len(best), device=best.device)]
-        gradient, precision = self._curved(mode, batch, last)
+        gradient, root = self._curved(mode, batch, last)
         for _ in range(NUM_NEWTON_STEPS):
-            tried = mode + torch.linalg.solve(precision, gradient)
+            step = root @ (root.mT @ gradient[..., None])
+            tried = mode + step[..., 0].to(mode)
             is_better = self._log_joint(tried, batch, last) > self._log_joint(mode, batch, last)
             mode = torch.where(is_better[:, None], tried, mode)
-            gradient, precision = self._curved(mode, batch, last)
-        return dist.MultivariateNormal(mode, precision_matrix=precision, validate_args=False)
+            gradient, root = self._curved(mode, batch, last)
+        triangle = torch.linalg.qr(root.mT).R.mT  # of the same product with its own transpose
+        triangle = triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        return dist.MultivariateNormal(mode, scale_tril=triangle.to(mode), validate_args=False)
 
     def _stepped(self, climb: _Climb, batch: Batch, num_bins: int) -> _Climb:
         start, damping = climb
         before = self._log_joint(start, batch, num_bins)
         gradient, F = self._scored(start, batch, num_bins)
         damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
-        tried = start + torch.linalg.solve(damped, gradient)
+        tried = start + torch.linalg.solve(damped, gradient).to(start)
         is_better = self._log_joint(tried, batch, num_bins) > before  # never of NaN
         return _Climb(
             torch.where(is_better[..., None], tried, start),
@@ -146,7 +149,7 @@ class LaplaceStart:
         ahead, behind = (
             self._terms(start + sign * steps[:, None, None], batch, num_bins) for sign in (1, -1)
         )
-        scores = (ahead - behind).movedim(0, -1) / (2 * steps.sum(0))
+        scores = ((ahead - behind).movedim(0, -1) / (2 * steps.sum(0))).double()
         scores = scores.nan_to_num(0.0, 0.0, 0.0)  # of paths that have run off
         gradient = scores.sum(-2) - (start - prior.mean) / prior.variance
         return gradient, scores.mT @ scores + torch.diag(prior.variance.reciprocal())
@@ -154,8 +157,9 @@ class LaplaceStart:
     def _curved(
         self, mode: Float[Tensor, "trial dim"], batch: Batch, num_bins: int
     ) -> tuple[Float[Tensor, "trial dim"], Float[Tensor, "trial dim dim"]]:
-        """The gradient of `_log_joint`, and H: nowhere less than the prior's precision, should the
-        search have ended early.
+        """The gradient of `_log_joint`, and a root R of H^-1 = R R'.
+
+        H is nowhere taken for less than the prior's precision, should the search have ended early.
         """
         steps = self._steps()
         sides = torch.cat([steps, -steps])[:, None]
@@ -163,12 +167,14 @@ class LaplaceStart:
             start = (mode + sides).requires_grad_()
             log_joint = self._log_joint(start, batch, num_bins).sum()
             (gradients,) = torch.autograd.grad(log_joint, start)
-        ahead, behind = gradients.chunk(2)
+        ahead, behind = gradients.double().nan_to_num(0.0, 0.0, 0.0).chunk(2)
+        scale = self.model.start().stddev.double()
+        # In units of the prior's standard deviations, where its precision is 1.
         H = ((behind - ahead) / (2 * steps.sum(0)[:, None, None])).movedim(0, -1)
-        root = self.model.start().variance.rsqrt()
-        values, vectors = torch.linalg.eigh(0.5 * (H + H.mT) / root[:, None] / root)
-        kept = vectors * values.clamp_min(1.0)[..., None, :] @ vectors.mT
-        return gradients.mean(0), kept * root[:, None] * root
+        H = H * scale[:, None] * scale
+        values, vectors = torch.linalg.eigh(0.5 * (H + H.mT))
+        root = scale[:, None] * vectors * values.clamp_min(1.0).rsqrt()[..., None, :]
+        return 0.5 * (ahead + behind).mean(0), root
 
     def _steps(self) -> Float[Tensor, "dim dim"]:
         """Where central differences look, one row per direction."""
