@@ -126,6 +126,14 @@ class StepRecord(NamedTuple):
     ancestor_log_prob: Float[Tensor, " trial"]
 
 
+def check_threshold(ess_threshold: float) -> None:
+    """Refuse what is no share of the particles."""
+    if not 0 <= ess_threshold <= 1:
+        raise ValueError(
+            f"ess_threshold={ess_threshold} is a share of the particles; it must lie in [0, 1]"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class SequentialMonteCarlo:
     """The algorithm, without memory: what a run needs it is handed, what it finds it returns.
@@ -146,11 +154,7 @@ class SequentialMonteCarlo:
     def __post_init__(self) -> None:
         if self.num_particles < 1:
             raise ValueError(f"num_particles={self.num_particles}; a run needs at least one")
-        if not 0 <= self.ess_threshold <= 1:
-            raise ValueError(
-                f"ess_threshold={self.ess_threshold} is a share of the particles; it must lie in"
-                " [0, 1]"
-            )
+        check_threshold(self.ess_threshold)
         if not isinstance(self.model, StateSpaceModel):
             raise ValueError(
                 f"sequential Monte Carlo needs a StateSpaceModel; {type(self.model).__name__} is"

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.low_rank_vsmc import low_rank_bound
 from pyrodyn.infer.objectives import Evaluation, Loss, Objective
-from pyrodyn.infer.particles import Observed, SequentialMonteCarlo
+from pyrodyn.infer.particles import Observed, SequentialMonteCarlo, check_threshold
 from pyrodyn.infer.resampling import scheme_named
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.state_space import StateSpaceModel
@@ -49,6 +49,7 @@ class VSMC(Objective):
     ) -> None:
         super().__init__(num_particles)
         scheme_named(resampling)
+        check_threshold(ess_threshold)
         if gradient not in ("biased", "unbiased"):
             raise ValueError(f"gradient={gradient!r} is unknown; it is 'biased' or 'unbiased'")
         if gradient == "unbiased" and resampling != "multinomial":

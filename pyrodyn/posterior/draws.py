@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
@@ -61,9 +62,11 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
         return torch.stack([term.expand(shape) for term in terms]).sum(0)
 
     x = model_trace.nodes["x"]
-    sites = [*latent, *_deterministic_sites(model_trace)]
+    names = [*latent, *_deterministic_sites(model_trace)]
+    sites = {name: _value(model_trace.nodes[name], shape) for name in names}
+    _check_rates(model, sites["rates"], batch)
     return Draws(
-        sites={name: _value(model_trace.nodes[name], shape) for name in sites},
+        sites=sites,
         predictive=x["fn"].sample(),
         log_likelihood=_log_likelihood(model, x, shape),
         log_p=total(model_trace, [*latent, "x"]),
@@ -131,11 +134,11 @@ def smoother_draws(
     x = trace.nodes["x"]
     eves = _eves(filtered).T
     num_first = torch.tensor([trial.unique().numel() for trial in eves])
+    names = [*values, *_deterministic_sites(trace)]
+    sites = {name: _value(trace.nodes[name], shape) for name in names}
+    _check_rates(model, sites["rates"], batch)
     return Draws(
-        sites={
-            name: _value(trace.nodes[name], shape)
-            for name in [*values, *_deterministic_sites(trace)]
-        },
+        sites=sites,
         predictive=x["fn"].sample(),
         log_likelihood=_log_likelihood(model, x, shape),
         log_p=torch.stack(
@@ -164,6 +167,25 @@ def by_block[Array: (Tensor, NDArray[Any])](
     for block in observed:
         name = {"x": block.x, "rates": block.rates}[site]
         yield name, (*dims[:-1], block.unit), values[..., block.columns]
+
+
+def _check_rates(
+    model: LatentDynamics, rates: Float[Tensor, "draw trial time neuron"], batch: Batch
+) -> None:
+    """Refuse paths that have run off.
+
+    Raises:
+        ArithmeticError: naming the first bin where rates are not finite, and its trial.
+    """
+    is_off = ~rates.isfinite().all(-1).all(0)
+    if is_off.any():
+        t = int(is_off.any(0).nonzero()[0])
+        trial = int(batch.trial[is_off[:, t].nonzero()[0]])
+        raise ArithmeticError(
+            f"the rates of trial {trial} are not finite at bin {t + model.first_bin}: the dynamics"
+            " run off to infinity from where the posterior puts them (fit longer, or with a lower"
+            " learning_rate; for a neural ODE also with more substeps)"
+        )
 
 
 def _log_likelihood(

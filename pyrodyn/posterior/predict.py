@@ -38,6 +38,7 @@ def predict(
 
     Raises:
         ValueError: when the recording does not fit the model.
+        ArithmeticError: for dynamics that run off to infinity, naming trial and bin.
     """
     recording = validate(recording)
     model.check(recording)

@@ -91,6 +91,7 @@ def to_datatree(
     Raises:
         ValueError: when the recording does not fit the model, or ``path`` is no new ``.zarr``
             folder.
+        ArithmeticError: for dynamics that run off to infinity, naming trial and bin.
     """
     recording = validate(recording)
     model.check(recording)

@@ -219,12 +219,11 @@ def test_settings_that_make_no_bound_are_refused():
         ({"num_particles": 0}, "num_particles=0"),
         ({"num_particles": 4, "resampling": "best"}, "resampling='best' is unknown"),
         ({"num_particles": 4, "gradient": "exact"}, "gradient='exact' is unknown"),
+        ({"num_particles": 4, "ess_threshold": 2.0}, r"ess_threshold=2\.0 is a share"),
         ({"num_particles": 4, "gradient": "unbiased"}, "resampling='multinomial' alone"),
     ):
         with pytest.raises(ValueError, match=said):
             VSMC(**settings)
-    with pytest.raises(ValueError, match=r"ess_threshold=2\.0 is a share"):
-        VSMC(4, ess_threshold=2.0)(model, model.guide)
     with pytest.raises(ValueError, match=r"set another Proposal as model\.proposal"):
         VSMC(4)(model, lambda batch: None)
     with pytest.raises(ValueError, match="needs a StateSpaceModel"):

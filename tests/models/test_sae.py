@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyrodyn import data, fit, predict
+from pyrodyn import data, fit, predict, to_datatree
 from pyrodyn.infer import ELBO, IWELBO, VSMC, particle_filter
 from pyrodyn.models import NodeSAE, RnnSAE
 from pyrodyn.models.state_space import ProposalPath
@@ -249,3 +249,12 @@ def test_its_guide_starts_where_the_noisy_one_did():
         ).mean
         guessed = quiet.proposal.encode(quiet, batch).mean
     torch.testing.assert_close(guessed, noisy, atol=0.1, rtol=0.0)
+
+
+def test_a_path_that_runs_off_is_named():
+    model, recording = made(**TINY, is_linear_plus=True)
+    with torch.no_grad():
+        model.phi.field.linear.fill_(1e6)
+    for summary in (predict, to_datatree):
+        with pytest.raises(ArithmeticError, match=r"rates of trial \d are not finite at bin [1-6]"):
+            summary(model, recording, num_draws=2)
