@@ -111,8 +111,8 @@ class LaplaceStart:
         mode = climb.start[best, torch.arange(len(best), device=best.device)]
         gradient, root = self._curved(mode, batch, last)
         for _ in range(NUM_NEWTON_STEPS):
-            step = root @ (root.mT @ gradient[..., None])
-            tried = mode + step[..., 0].to(mode)
+            newton = root @ (root.mT @ gradient[..., None])
+            tried = mode + newton[..., 0].to(mode)
             is_better = self._log_joint(tried, batch, last) > self._log_joint(mode, batch, last)
             mode = torch.where(is_better[:, None], tried, mode)
             gradient, root = self._curved(mode, batch, last)

@@ -50,9 +50,10 @@ class Draws(NamedTuple):
 def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_draws: int) -> Draws:
     """Draw from the guide and replay the model, all draws in one vectorised run."""
     guide_trace, model_trace = paired_traces(model, guide, batch, num_draws)
+    shape = (num_draws, batch.num_trials)
+    _check_rates(model, _value(model_trace.nodes["rates"], shape), batch)
     guide_trace.compute_log_prob()
     model_trace.compute_log_prob()
-    shape = (num_draws, batch.num_trials)
     latent = latent_sites(guide_trace)
 
     def total(trace: poutine.Trace, names: list[str]) -> Tensor:
@@ -62,11 +63,9 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
         return torch.stack([term.expand(shape) for term in terms]).sum(0)
 
     x = model_trace.nodes["x"]
-    names = [*latent, *_deterministic_sites(model_trace)]
-    sites = {name: _value(model_trace.nodes[name], shape) for name in names}
-    _check_rates(model, sites["rates"], batch)
+    sites = [*latent, *_deterministic_sites(model_trace)]
     return Draws(
-        sites=sites,
+        sites={name: _value(model_trace.nodes[name], shape) for name in sites},
         predictive=x["fn"].sample(),
         log_likelihood=_log_likelihood(model, x, shape),
         log_p=total(model_trace, [*latent, "x"]),
@@ -129,16 +128,17 @@ def smoother_draws(
     particles = pyro.plate("particles", num_draws, dim=-2)
     conditioned = particles(poutine.condition(model, data=values))
     trace = poutine.trace(conditioned).get_trace(batch)
-    trace.compute_log_prob()
     shape = (num_draws, batch.num_trials)
+    _check_rates(model, _value(trace.nodes["rates"], shape), batch)
+    trace.compute_log_prob()
     x = trace.nodes["x"]
     eves = _eves(filtered).T
     num_first = torch.tensor([trial.unique().numel() for trial in eves])
-    names = [*values, *_deterministic_sites(trace)]
-    sites = {name: _value(trace.nodes[name], shape) for name in names}
-    _check_rates(model, sites["rates"], batch)
     return Draws(
-        sites=sites,
+        sites={
+            name: _value(trace.nodes[name], shape)
+            for name in [*values, *_deterministic_sites(trace)]
+        },
         predictive=x["fn"].sample(),
         log_likelihood=_log_likelihood(model, x, shape),
         log_p=torch.stack(
