@@ -13,8 +13,8 @@ until it helps::
 
 on the first bins at first and then on more of them: late bins of a chaotic path have a likelihood
 full of local maxima until early bins have fixed s roughly. The scores g_e are central differences,
-2 dim paths more, so that any model will do; H is one of
-gradients, and ends the search by Newton's steps.
+2 dim paths more, so that any model will do; H is one of gradients, and ends the search by Newton's
+steps.
 
 Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marquardt 1963 (damping).
 """
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
@@ -94,52 +94,57 @@ class LaplaceStart:
     def law(self, batch: Batch) -> Law:
         """q(s) of every trial."""
         with self.model.hoisting():
-            return self._law(batch)
-
-    def _law(self, batch: Batch) -> Law:
-        model = self.model
-        guess = model.proposal.start(model, model.proposal.encode(model, batch))
-        draws = guess.sample((self.num_searches - 1,))
-        start = torch.cat([guess.mean[None], draws])
-        climb = _Climb(start, torch.full_like(start[..., 0], FIRST_DAMPING))
-        last = batch.horizon - model.first_bin
-        for step in range(self.num_steps):
-            num_bins = -(-2 * last * (step + 1) // self.num_steps)
-            climb = self._stepped(climb, batch, min(last, num_bins))
-        reached = self._log_joint(climb.start, batch, last)
-        best = reached.argmax(0)
-        mode = climb.start[best, torch.arange(len(best), device=best.device)]
-        gradient, root = self._curved(mode, batch, last)
-        for _ in range(NUM_NEWTON_STEPS):
-            newton = root @ (root.mT @ gradient[..., None])
-            tried = mode + newton[..., 0].to(mode)
-            is_better = self._log_joint(tried, batch, last) > self._log_joint(mode, batch, last)
-            mode = torch.where(is_better[:, None], tried, mode)
-            gradient, root = self._curved(mode, batch, last)
+            num_bins = batch.horizon - self.model.first_bin
+            mode = self._climbed(batch, num_bins)
+            gradient, root = self._curved(mode, batch, num_bins)
+            for _ in range(NUM_NEWTON_STEPS):
+                step = root @ (root.mT @ gradient[..., None])
+                mode = self._better(mode, mode + step[..., 0].to(mode), batch, num_bins)[0]
+                gradient, root = self._curved(mode, batch, num_bins)
         triangle = torch.linalg.qr(root.mT).R.mT  # of the same product with its own transpose
         triangle = triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
         return dist.MultivariateNormal(mode, scale_tril=triangle.to(mode), validate_args=False)
 
+    def _climbed(self, batch: Batch, num_bins: int) -> Float[Tensor, "trial dim"]:
+        """The best end of all searches."""
+        guess = self.model.proposal.start(self.model, self.model.proposal.encode(self.model, batch))
+        start = torch.cat([guess.mean[None], guess.sample((self.num_searches - 1,))])
+        climb = _Climb(start, torch.full_like(start[..., 0], FIRST_DAMPING))
+        for step in range(self.num_steps):
+            grown = -(-2 * num_bins * (step + 1) // self.num_steps)
+            climb = self._stepped(climb, batch, min(num_bins, grown))
+        best = self._log_joint(climb.start, batch, num_bins).argmax(0)
+        return climb.start[best, torch.arange(len(best), device=best.device)]
+
     def _stepped(self, climb: _Climb, batch: Batch, num_bins: int) -> _Climb:
         start, damping = climb
-        before = self._log_joint(start, batch, num_bins)
         gradient, F = self._scored(start, batch, num_bins)
         damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
         tried = start + torch.linalg.solve(damped, gradient).to(start)
-        is_better = self._log_joint(tried, batch, num_bins) > before  # never of NaN
-        return _Climb(
-            torch.where(is_better[..., None], tried, start),
-            torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR).clamp_min(
-                LEAST_DAMPING
-            ),
-        )
+        start, is_better = self._better(start, tried, batch, num_bins)
+        moved = torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR)
+        return _Climb(start, moved.clamp_min(LEAST_DAMPING))
+
+    def _better(
+        self,
+        start: Float[Tensor, "*left trial dim"],
+        tried: Float[Tensor, "*left trial dim"],
+        batch: Batch,
+        num_bins: int,
+    ) -> tuple[Float[Tensor, "*left trial dim"], Bool[Tensor, "*left trial"]]:
+        """Per trial the better of two, and whether it is what was tried."""
+        before, after = (self._log_joint(s, batch, num_bins) for s in (start, tried))
+        is_better = after > before
+        return torch.where(is_better[..., None], tried, start), is_better
 
     def _log_joint(
         self, start: Float[Tensor, "*left trial dim"], batch: Batch, num_bins: int
     ) -> Float[Tensor, "*left trial"]:
-        """Log p(s) + log p(x | s) over the first bins that the model generates."""
+        """L over the first bins that the model generates; of a path that runs off, less than of any
+        other.
+        """
         terms = self._terms(start, batch, num_bins).sum(-1)
-        return terms + self.model.start().log_prob(start)
+        return (terms + self.model.start().log_prob(start)).nan_to_num(nan=-torch.inf)
 
     def _scored(
         self, start: Float[Tensor, "search trial dim"], batch: Batch, num_bins: int
