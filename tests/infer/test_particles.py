@@ -92,6 +92,7 @@ def test_the_evidence_is_unbiased(resampling, threshold, proposal):
     assert (ratio.std(0) < 8).all()
 
 
+@pytest.mark.slow
 def test_the_variance_of_one_run_is_that_of_many():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)

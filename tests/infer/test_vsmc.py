@@ -73,6 +73,7 @@ def test_without_resampling_it_is_the_importance_weighted_bound(proposal):
     assert abs(unresampled - weighted) < 4 * 2**0.5 * spread
 
 
+@pytest.mark.slow
 def test_bounds_are_in_order():
     model, batch = encoder_network()
     exact = exact_of(model, batch)
@@ -143,6 +144,7 @@ def test_soft_resampling_lets_the_gradient_through():
     assert all(torch.isfinite(gradient).all() and (gradient != 0).any() for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_minibatches_stand_for_the_recording():
     model, batch = encoder_network()
     torch.manual_seed(0)
