@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
@@ -38,6 +38,20 @@ FIRST_DAMPING, LEAST_DAMPING, DAMPING_FACTOR = 1e-2, 1e-4, 5.0
 
 NUM_NEWTON_STEPS = 2
 """Steps with H itself at the end, of which scoring has only an estimate."""
+
+
+class _Solved(NamedTuple):
+    """What was solved last; a batch is often drawn from several times.
+
+    Attributes:
+        batch: the trials.
+        version: of the model's parameters.
+        law: q(s).
+    """
+
+    batch: Batch
+    version: tuple[int, ...]
+    law: Law
 
 
 class _Climb(NamedTuple):
@@ -84,22 +98,32 @@ class LaplaceStart:
                 " least 2"
             )
         self.model, self.num_searches, self.num_steps = model, num_searches, num_steps
+        self._solved: _Solved | None = None
 
     def __call__(self, batch: Batch) -> None:
         """Draw the start site."""
         with self.model.trials(batch):
             pyro.sample(self.model.start_site, self.law(batch))
 
-    @torch.no_grad()
     def law(self, batch: Batch) -> Law:
-        """q(s) of every trial."""
+        """q(s) of every trial, a multivariate normal of event shape ``(dim,)``."""
+        version = tuple(p._version for p in self.model.parameters())
+        last = self._solved
+        if last is None or last.batch is not batch or last.version != version:
+            last = self._solved = _Solved(batch, version, self._solve(batch))
+        return last.law
+
+    @torch.no_grad()
+    def _solve(self, batch: Batch) -> Law:
         with self.model.hoisting():
             num_bins = batch.horizon - self.model.first_bin
             mode = self._climbed(batch, num_bins)
             gradient, root = self._curved(mode, batch, num_bins)
             for _ in range(NUM_NEWTON_STEPS):
                 step = root @ (root.mT @ gradient[..., None])
-                mode = self._better(mode, mode + step[..., 0].to(mode), batch, num_bins)[0]
+                tried = mode + step[..., 0].to(mode)
+                before, after = (self._log_joint(s, batch, num_bins) for s in (mode, tried))
+                mode = torch.where((after > before)[:, None], tried, mode)
                 gradient, root = self._curved(mode, batch, num_bins)
         triangle = torch.linalg.qr(root.mT).R.mT  # of the same product with its own transpose
         triangle = triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
@@ -118,46 +142,44 @@ class LaplaceStart:
 
     def _stepped(self, climb: _Climb, batch: Batch, num_bins: int) -> _Climb:
         start, damping = climb
-        gradient, F = self._scored(start, batch, num_bins)
+        before, gradient, F = self._scored(start, batch, num_bins)
         damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
         tried = start + torch.linalg.solve(damped, gradient).to(start)
-        start, is_better = self._better(start, tried, batch, num_bins)
+        is_better = self._log_joint(tried, batch, num_bins) > before
         moved = torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR)
-        return _Climb(start, moved.clamp_min(LEAST_DAMPING))
+        return _Climb(
+            torch.where(is_better[..., None], tried, start), moved.clamp_min(LEAST_DAMPING)
+        )
 
-    def _better(
-        self,
-        start: Float[Tensor, "*left trial dim"],
-        tried: Float[Tensor, "*left trial dim"],
-        batch: Batch,
-        num_bins: int,
-    ) -> tuple[Float[Tensor, "*left trial dim"], Bool[Tensor, "*left trial"]]:
-        """Per trial the better of two, and whether it is what was tried."""
-        before, after = (self._log_joint(s, batch, num_bins) for s in (start, tried))
-        is_better = after > before
-        return torch.where(is_better[..., None], tried, start), is_better
+    def _scored(
+        self, start: Float[Tensor, "search trial dim"], batch: Batch, num_bins: int
+    ) -> tuple[
+        Float[Tensor, "search trial"],
+        Float[Tensor, "search trial dim"],
+        Float[Tensor, "search trial dim dim"],
+    ]:
+        """L, its gradient and F, from one roll of a path and those to either side of it."""
+        prior, steps = self.model.start(), self._steps()
+        places = torch.cat([torch.zeros_like(steps[:1]), steps, -steps])
+        terms = self._terms(start + places[:, None, None], batch, num_bins)
+        here, ahead, behind = terms.split([1, len(steps), len(steps)])
+        scores = ((ahead - behind).movedim(0, -1) / (2 * steps.sum(0))).double()
+        scores = scores.nan_to_num(0.0, 0.0, 0.0)  # of paths that have run off
+        gradient = scores.sum(-2) - (start - prior.mean) / prior.variance
+        F = scores.mT @ scores + torch.diag(prior.variance.reciprocal())
+        return self._with_prior(here[0], start), gradient, F
 
     def _log_joint(
         self, start: Float[Tensor, "*left trial dim"], batch: Batch, num_bins: int
     ) -> Float[Tensor, "*left trial"]:
-        """L over the first bins that the model generates; of a path that runs off, less than of any
-        other.
-        """
-        terms = self._terms(start, batch, num_bins).sum(-1)
-        return (terms + self.model.start().log_prob(start)).nan_to_num(nan=-torch.inf)
+        """L over the first bins that the model generates."""
+        return self._with_prior(self._terms(start, batch, num_bins), start)
 
-    def _scored(
-        self, start: Float[Tensor, "search trial dim"], batch: Batch, num_bins: int
-    ) -> tuple[Float[Tensor, "search trial dim"], Float[Tensor, "search trial dim dim"]]:
-        """The gradient of `_log_joint`, and F."""
-        prior, steps = self.model.start(), self._steps()
-        ahead, behind = (
-            self._terms(start + sign * steps[:, None, None], batch, num_bins) for sign in (1, -1)
-        )
-        scores = ((ahead - behind).movedim(0, -1) / (2 * steps.sum(0))).double()
-        scores = scores.nan_to_num(0.0, 0.0, 0.0)  # of paths that have run off
-        gradient = scores.sum(-2) - (start - prior.mean) / prior.variance
-        return gradient, scores.mT @ scores + torch.diag(prior.variance.reciprocal())
+    def _with_prior(
+        self, terms: Float[Tensor, "*left trial entry"], start: Float[Tensor, "*left trial dim"]
+    ) -> Float[Tensor, "*left trial"]:
+        """L from its terms; of a path that runs off, less than of any other."""
+        return (terms.sum(-1) + self.model.start().log_prob(start)).nan_to_num(nan=-torch.inf)
 
     def _curved(
         self, mode: Float[Tensor, "trial dim"], batch: Batch, num_bins: int

@@ -141,3 +141,18 @@ def test_what_it_cannot_solve_is_refused():
         LaplaceStart(quiet, num_searches=0)
     with pytest.raises(ValueError, match="num_steps=1"):
         LaplaceStart(quiet, num_steps=1)
+
+
+def test_a_batch_is_solved_once_and_again_after_training():
+    recording = counts()
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recording, latent_dim=2, encoder_dim=3).eval()
+    batch = model.trials_of(recording).batch()
+    guide = LaplaceStart(model, num_searches=1)
+    first = guide.law(batch)
+    assert guide.law(batch) is first
+    assert guide.law(batch.replace()) is not first
+    with torch.no_grad():
+        model.start_mean.add_(1.0)
+    later = guide.law(batch)
+    assert (later.mean - first.mean).abs().max() > 0.01
