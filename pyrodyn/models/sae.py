@@ -214,26 +214,25 @@ class SequentialAutoencoder(StateSpaceModel):
 
         Noise lets the data lead the path while dynamics are learned; this is what they come to by
         themselves. Its guide starts from what the noisy guide's encoder says of the first bin,
-        which is a guess: train it, or solve for the first state by
-        `pyrodyn.infer.LaplaceStart`.
+        which is a guess (untrained where another proposal has replaced that guide): train it, or
+        solve for the first state by `pyrodyn.infer.LaplaceStart`.
 
         Raises:
             ValueError: for a model without process noise.
         """
-        if not isinstance(self.proposal, RecurrentFactor):
+        if not self.process_noise:
             raise ValueError("this model has no process noise to leave out")
         quiet = type(self)(**{**self.config, "process_noise": False})
-        assert isinstance(quiet.proposal, RecurrentStart)
-        own, said = quiet.state_dict(), self.proposal.said
-        quiet.load_state_dict(
-            {
-                k: v
-                for k, v in self.state_dict().items()
-                if k in own and not k.startswith("proposal.said")
-            },
-            strict=False,
-        )
-        quiet.proposal.guess_from(said)
+        is_own_guide = isinstance(self.proposal, RecurrentFactor)
+        weights = {
+            name: value
+            for name, value in self.state_dict().items()
+            if is_own_guide or not name.startswith("proposal.")
+        }
+        quiet.load_state_dict(weights, strict=False)  # all but the noise itself
+        if is_own_guide and isinstance(quiet.proposal, RecurrentStart):
+            quiet.proposal.become_guess()
+        quiet.to(self.start_mean).train(self.training)
         quiet.record = copy.deepcopy(self.record)
         return quiet
 
@@ -410,13 +409,13 @@ class RecurrentStart(Proposal):
         self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
 
     @torch.no_grad()
-    def guess_from(self, said: nn.Linear) -> None:
-        """Say of the first state what a noisy guide with this encoder says of the first bin."""
+    def become_guess(self) -> None:
+        """With the weights of a `RecurrentFactor`, say of the first state what that says of the
+        first bin.
+        """
         dim, width = self.said.out_features // 2, self.encoder.hidden_size
-        self.said.weight.zero_()
-        # The forward direction has seen one bin there, and all of them here.
-        self.said.weight[:dim, width:] = said.weight[:dim, width:]
-        self.said.bias[:dim] = said.bias[:dim]
+        self.said.weight[:, :width] = 0.0  # the forward direction has seen all bins here, not one
+        self.said.weight[dim:] = 0.0
         self.said.bias[dim:] = math.log(GUESS_SCALE)
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Law:

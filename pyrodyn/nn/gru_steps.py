@@ -28,9 +28,9 @@ Gradients in closed form. With kappa the gradient of k_t, that of the row is kap
     S = (k_{t-1} - m) s (1 - s)  of s
     P = A r                      of p
 
-which hold no gradient and are worked out for a block of bins at a time; so are the
-gradients of the weights. Within a block only the gradient of k_{t-1} is sequential: s * kappa, and
-what comes back through U from the gradients of r, s and p.
+which hold no gradient and are worked out for a block of bins at a time; so are the gradients of the
+weights. Within a block only the gradient of k_{t-1} is sequential: s * kappa, and what comes back
+through U from the gradients of r, s and p.
 
 `recurrence` and `closed_loop` are loops over these steps.
 """

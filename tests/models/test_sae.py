@@ -10,7 +10,7 @@ from pyro import poutine
 from pyrodyn import data, fit, predict, to_datatree
 from pyrodyn.infer import ELBO, IWELBO, VSMC, particle_filter
 from pyrodyn.models import NodeSAE, RnnSAE
-from pyrodyn.models.state_space import ProposalPath
+from pyrodyn.models.state_space import Bootstrap, ProposalPath
 from pyrodyn.nn.cells import CELLS
 from pyrodyn.nn.solvers import SOLVERS
 
@@ -217,7 +217,8 @@ def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
     with torch.no_grad():
         model.start_mean.fill_(0.7)
         model.log_noise.fill_(-12.0)  # but for the floor
-    quiet = model.without_noise().eval()
+    quiet = model.without_noise()
+    assert not quiet.training
     assert quiet.config == {**model.config, "process_noise": False}
     batch = quiet.trials_of(recording).batch()
     with torch.no_grad():
@@ -230,6 +231,8 @@ def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
         torch.testing.assert_close(states.z[:, 0], first)
         rates = [m.emission(states).mean for m in (quiet, model)]
         torch.testing.assert_close(*rates)
+    model.proposal = Bootstrap()
+    torch.testing.assert_close(model.without_noise().start_mean, quiet.start_mean)
     with pytest.raises(ValueError, match="no process noise to leave out"):
         quiet.without_noise()
 
