@@ -4,8 +4,8 @@ Arneodo's, Rossler's and Lorenz' systems, 10 neurons of rate exp(z), z standard 
 1280/320/400 independent trials for training, validation and test. Sequential autoencoders whose
 dynamics are a neural ODE (``node``), a GRU (``gru``) or another cell of `pyrodyn.nn.cells`, all
 learned in one way: with process noise, so that the data lead the path at first, noise that is then
-pressed down and in the end left out. What is scored is the path that the dynamics take
-from the *first state alone*, which `LaplaceStart` solves for.
+pressed down and in the end left out. What is scored is the path that the dynamics take from the
+*first state alone*, which `LaplaceStart` solves for.
 
 Printed for TEST trials: rate R2 (mean over neurons) and hidden R2 (least squares from true to
 inferred latents, mean over inferred dims; fitted on 400 training trials), its other direction; then
@@ -36,10 +36,10 @@ import xarray as xr
 from pyrodyn import analysis, data, fit, predict, save
 from pyrodyn.infer import FallingNoise, LaplaceStart, Schedule
 from pyrodyn.models import NodeSAE, RnnSAE
+from pyrodyn.nn.cells import CELLS
 
 SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
-NUM_SEARCHES = 4
 
 
 class Recipe(NamedTuple):
@@ -131,9 +131,7 @@ def scores(
     """What is printed of a fitted model."""
     some = train.isel(trial=slice(test.sizes["trial"]))
     alone = model.without_noise()
-    solved = predict(
-        alone, test, num_draws=10, guide=LaplaceStart(alone, num_searches=NUM_SEARCHES)
-    )
+    solved = predict(alone, test, num_draws=10, guide=LaplaceStart(alone))
     on_train = predict(alone, some, num_draws=10, guide=LaplaceStart(alone, num_searches=1))
     hidden = analysis.latent_r2(on_train["z"], some["latents"], solved["z"], test["latents"])
     steered, on_some = predict(model, test), predict(model, some, num_draws=10)
@@ -177,7 +175,7 @@ def shown(value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument("--dynamics", nargs="+", default=["node", "gru"])
+    parser.add_argument("--dynamics", nargs="+", default=["node", "gru"], choices=("node", *CELLS))
     parser.add_argument("--dims", type=int, nargs="+", default=[3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
