@@ -123,7 +123,8 @@ def log_factorial(count: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return torch.lgamma(count + 1)
     whole = count.int()
     least, largest = whole.aminmax()
-    if least < 0 or largest >= LOOKED_UP or not torch.equal(whole.to(count.dtype), count):
+    has_fractions = any(whole.to(count.dtype).sub_(count).aminmax())
+    if least < 0 or largest >= LOOKED_UP or has_fractions:
         return torch.lgamma(count + 1)
     table = torch.lgamma(torch.arange(1, LOOKED_UP + 1, dtype=count.dtype))
     return table.index_select(0, whole.flatten()).view(count.shape)

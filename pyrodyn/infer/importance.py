@@ -84,6 +84,22 @@ def _check_enough(num_particles: int) -> None:
         )
 
 
+def _check_weights(
+    log_weights: Float[Tensor, "particle trial"], trials: Int[Tensor, " trial"]
+) -> None:
+    is_none = log_weights.isnan() | log_weights.isposinf()
+    is_off = is_none.any(0) | log_weights.isneginf().all(0)
+    if is_off.any():
+        at = int(is_off.nonzero()[0])
+        num_none = int(is_none[:, at].sum())
+        what = f"{num_none} of {len(log_weights)} are not finite" if num_none else "all are 0"
+        raise ArithmeticError(
+            f"trial {int(trials[at])} cannot be weighed: of its draws' weights {what};"
+            " paths may run off to infinity from where the guide puts them (fit longer, or with a"
+            " lower learning_rate; for a neural ODE also with more substeps)"
+        )
+
+
 def log_evidence(
     log_weights: Float[Tensor, "particle trial"],
 ) -> tuple[Float[Tensor, " trial"], Float[Tensor, " trial"]]:
@@ -110,11 +126,13 @@ def importance_sample(
 
     Raises:
         ValueError: for too few particles, or a guide with sites that all trials share.
+        ArithmeticError: when a trial's weights are all 0, or one is infinite or no number.
     """
     _check_enough(num_particles)
     drawn = local_draws(guide, batch, num_particles)
     weighed = weigh(model, drawn, drawn, batch, num_particles)
     shape = weighed.log_weights.shape
+    _check_weights(weighed.log_weights, batch.trial)
     sites: dict[str, Any] = {}
     for name in latent_sites(drawn):
         site = drawn.nodes[name]

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.scored import Scored
 from pyrodyn.models.state_space import Law, StateSpaceModel
 
 DIFFERENCE = 1e-3
@@ -216,6 +217,5 @@ class LaplaceStart:
         visible, x = batch.visible[:, bins], batch.seen[:, bins] / batch.gain
         nothing = start.new_zeros(*start.shape[:-1], num_bins, 0)
         states = model.states(start, nothing, model.known(batch)[:, :num_bins])
-        counted = torch.where(visible, x, model.observation.filler)
-        terms = model.emission(states).log_prob(counted)
-        return torch.where(visible, terms, 0.0).flatten(-2)
+        law = Scored(model.emission(states), visible, model.observation.filler)
+        return law.log_prob(x).flatten(-2)

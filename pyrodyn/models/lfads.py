@@ -276,8 +276,8 @@ class LFADS(StateSpaceModel):
         with self.trials(batch):
             g0 = pyro.sample("g0", self.start())
             u = pyro.sample("u", self.input_prior(num_bins)) if self.inferred_input_dim else None
-            states = self.generate(g0, u, batch.inputs[:, self.first_bin :])
-            factors = pyro.deterministic("factors", self.factors(states), event_dim=2)
+            generated = self.generate_factors(g0, u, batch.inputs[:, self.first_bin :])
+            factors = pyro.deterministic("factors", generated, event_dim=2)
             with poutine.scale(scale=batch.scored_weight):
                 observe(
                     self.observation(self.readout(factors)),
@@ -292,15 +292,24 @@ class LFADS(StateSpaceModel):
         u: Float[Tensor, "*batch time inferred_input"] | None,
         inputs: Float[Tensor, "trial time input"],
     ) -> Float[Tensor, "*batch time generator"]:
-        """Generator states g_1 ... g_T.
+        """Generator states g_1 ... g_T."""
+        return roll(self.generator, _side_by_side(u, inputs, g0), self.first_generator_state(g0))
+
+    def generate_factors(
+        self,
+        g0: Float[Tensor, "*batch initial_condition"],
+        u: Float[Tensor, "*batch time inferred_input"] | None,
+        inputs: Float[Tensor, "trial time input"],
+    ) -> Float[Tensor, "*batch time factor"]:
+        """Factors f_1 ... f_T.
 
         The guide has rolled the very path that it drew; recognised by the identity of the tensors
         it is taken up instead of rolled again.
         """
         rolled, self._rolled = self._rolled, None
         if rolled is not None and rolled.is_of(g0, u, self._generator_version()):
-            return rolled.states
-        return roll(self.generator, _side_by_side(u, inputs, g0), self.first_generator_state(g0))
+            return rolled.factors
+        return self.factors(self.generate(g0, u, inputs))
 
     def first_generator_state(
         self, g0: Float[Tensor, "*batch initial_condition"]
@@ -326,8 +335,8 @@ class LFADS(StateSpaceModel):
         pyro.factor("recurrent_weights", -0.5 * self.recurrent_precision * squares)
 
     def _generator_version(self) -> tuple[int, ...]:
-        parts = (self.generator, self.first_state)
-        return tuple(p._version for part in parts for p in part.parameters())
+        parts = (*self.generator.parameters(), *self.first_state.parameters(), self.factor_weight)
+        return tuple(p._version for p in parts)
 
     # ------------------------------------------------------------------ guide
 
@@ -396,18 +405,18 @@ class LFADS(StateSpaceModel):
         self,
         g0: Float[Tensor, "*batch initial_condition"],
         u: Float[Tensor, "*batch time inferred_input"],
-        states: Float[Tensor, "*batch time generator"],
+        factors: Float[Tensor, "*batch time factor"],
     ) -> None:
-        """Keep the generator's path of (g0, u) for the next call of `generate`."""
-        self._rolled = _Rolled(g0, u, states, self._generator_version())
+        """Keep the factors of (g0, u) for the next call of `generate_factors`."""
+        self._rolled = _Rolled(g0, u, factors, self._generator_version())
 
 
 class _Rolled(NamedTuple):
-    """A generator path and what it was rolled from."""
+    """Factors along a generator's path, and what it was rolled from."""
 
     g0: Tensor
     u: Tensor
-    states: Tensor
+    factors: Tensor
     version: tuple[int, ...]
 
     def is_of(self, g0: Tensor, u: Tensor | None, version: tuple[int, ...]) -> bool:
@@ -513,18 +522,20 @@ class ControllerPath(StatePath):
             self._loop_weights(),
             SCALE_FLOOR,
         )
-        u, mean, scale, states = (
-            field.transpose(0, 1).reshape(*left, self.num_seen, -1) for field in path
+        *by_time, last_state = path
+        u, mean, scale, factors = (
+            field.transpose(0, 1).reshape(*left, self.num_seen, -1) for field in by_time
         )
         if self.num_bins > self.num_seen:
             future = self._future(u).rsample()
             later = _side_by_side(future, self.inputs[:, self.num_seen :], g0)
-            states = torch.cat([states, roll(lfads.generator, later, states[..., -1, :])], -2)
+            states = roll(lfads.generator, later, last_state.view(*left, -1))
+            factors = torch.cat([factors, lfads.factors(states)], -2)
             u = torch.cat([u, future], -2)
         self._drawn = (u, mean, scale)
         # The model meets this very tensor if Pyro replays it; the path belongs to q's own g0.
         if not sample_shape:
-            lfads.keep(self.g0, u, states)
+            lfads.keep(self.g0, u, factors)
         return u
 
     def log_prob_steps(self, path: Float[Tensor, "*all time dim"]) -> Float[Tensor, "*all time"]:
@@ -571,11 +582,12 @@ class ControllerPath(StatePath):
         from_u, from_known = generator.drive.split([dim, self.inputs.shape[-1]], -1)
         return ClosedLoopWeights(
             controller=controller._replace(drive=from_encoder),
-            feedback=from_factors @ lfads.factor_matrix(),
+            feedback=from_factors,
             readout=lfads.u_posterior.weight,
             readout_bias=lfads.u_posterior.bias,
             generator=generator._replace(drive=from_known),
             inferred=from_u,
+            factors=lfads.factor_matrix(),
         )
 
 

@@ -48,6 +48,7 @@ from pyrodyn.distributions.counts import (
     NegativeBinomialMean,
     ZeroInflatedLogPoisson,
 )
+from pyrodyn.distributions.scored import Scored
 from pyrodyn.distributions.side_by_side import SideBySide
 
 DISPERSION_RANGE = (1e-2, 1e1)
@@ -564,18 +565,17 @@ def observe(
 ) -> None:
     """The sites ``rates`` (expected observation per bin) and ``x``, inside the plate over trials.
 
-    The mask removes entries before bins and neurons are summed into one log density per trial.
+    Entries that are not scored are removed before bins and neurons are summed into one log density
+    per trial.
 
     Args:
         distribution: law of every entry, batch shape ``(*particles, trial, time, neuron)``.
         x: what was observed, or None to draw it.
         scored: which entries count.
-        filler: put in place of ``x`` where it is not scored, so that no NaN or unmeasured value is
-            looked at.
+        filler: see `Scored`.
     """
     pyro.deterministic("rates", distribution.mean, event_dim=2)
-    counted = None if x is None else torch.where(scored, x, filler)
-    pyro.sample("x", distribution.mask(scored).to_event(2), obs=counted)
+    pyro.sample("x", Scored(distribution, scored, filler).to_event(2), obs=x)
 
 
 class _Moments(NamedTuple):

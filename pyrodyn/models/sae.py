@@ -31,7 +31,6 @@ which is this model at a KL weight of 0; process noise is ours.
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -66,8 +65,8 @@ until the dynamics have learned to."""
 START_PRECISION = 2.0
 """Precision of the data's factor per bin before training, about."""
 
-GUESS_SCALE = 0.15
-"""Standard deviation of the first state as guessed from a noisy guide's encoder."""
+GUESS_SHARE = 0.15
+"""Of the first state's spread, what a guess from a noisy guide's encoder leaves open."""
 
 MAY_BE_ZERO = ("input_dim", "readout_width")
 """Sizes that switch a part off."""
@@ -231,7 +230,7 @@ class SequentialAutoencoder(StateSpaceModel):
         }
         quiet.load_state_dict(weights, strict=False)  # all but the noise itself
         if is_own_guide and isinstance(quiet.proposal, RecurrentStart):
-            quiet.proposal.become_guess()
+            quiet.proposal.become_guess(quiet.start().stddev)
         quiet.to(self.start_mean).train(self.training)
         quiet.record = copy.deepcopy(self.record)
         return quiet
@@ -409,14 +408,17 @@ class RecurrentStart(Proposal):
         self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
 
     @torch.no_grad()
-    def become_guess(self) -> None:
+    def become_guess(self, spread: Float[Tensor, " latent"]) -> None:
         """With the weights of a `RecurrentFactor`, say of the first state what that says of the
         first bin.
+
+        Args:
+            spread: of first states, p(z0)'s.
         """
         dim, width = self.said.out_features // 2, self.encoder.hidden_size
         self.said.weight[:, :width] = 0.0  # the forward direction has seen all bins here, not one
         self.said.weight[dim:] = 0.0
-        self.said.bias[dim:] = math.log(GUESS_SCALE)
+        self.said.bias[dim:] = (GUESS_SHARE * spread).log()
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Law:
         """q(z0)."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.paths import StatePath
+from pyrodyn.distributions.scored import Scored
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.observations import Observation, observe
 
@@ -142,9 +143,8 @@ class StateSpaceModel(LatentDynamics):
         scored_weight: float = 1.0,
     ) -> Float[Tensor, "*left"]:
         """Log p of the scored entries of one bin, weighted as the batch asks for."""
-        counted = torch.where(scored, x, self.observation.filler)
-        terms = self.emission(state).log_prob(counted)
-        return torch.where(scored, terms, 0.0).sum(-1) * scored_weight
+        law = Scored(self.emission(state), scored, self.observation.filler)
+        return law.log_prob(x).sum(-1) * scored_weight
 
     # ------------------------------------------------------------------ derived programs
 

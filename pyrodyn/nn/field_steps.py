@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrodyn.nn.blocks import blocks
+from pyrodyn.nn.layout import by_columns
 from pyrodyn.nn.recorded import recorded_gradients
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -273,14 +274,6 @@ class _Roll(torch.autograd.Function):
                 by_bin = gradient.hidden[0].unflatten(0, (block.stop - block.start, -1))
                 d_drive[block] = by_bin.sum(1).sum_to_size(d_drive[block].shape)
         return d_z, d_drive, d_gain, d_shift, None, None, *d_network.flat()
-
-
-def by_columns(matrix: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
-    """The same matrix, laid out column after column.
-
-    On a CPU a product with few columns, states made of many hidden units, is much faster so.
-    """
-    return matrix.t().contiguous().t()
 
 
 def _add_gradients(network: SigmoidNetwork, tape: _Tape, gradient: _Tape) -> None:

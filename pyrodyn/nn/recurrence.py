@@ -26,6 +26,7 @@ from pyrodyn.nn.gru_steps import (
     driving,
     driving_gradient,
 )
+from pyrodyn.nn.layout import by_columns
 from pyrodyn.nn.recorded import recorded_gradients
 
 
@@ -108,8 +109,8 @@ class _Roll(torch.autograd.Function):
             return recorded_gradients(_recorded_roll, given, d_states)
         inputs, _, weight, recurrent, *_ = given
         gru = BackwardGRU(ctx.tape, recurrent)
-        matrix = driving(weight)
-        d_matrix = torch.zeros_like(matrix)
+        matrix = by_columns(driving(weight))
+        d_matrix = torch.zeros_like(matrix)  # by columns too
         d_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
         for number in reversed(range(len(ctx.blocks))):
             block = ctx.blocks[number]

@@ -54,6 +54,28 @@ def test_k_hat_tells_a_good_guide_from_a_bad_one():
     assert (good.effective_sample_size > bad.effective_sample_size).all()
 
 
+@pytest.mark.parametrize(
+    ("offset", "says"), [(torch.nan, "60 of 60 are not finite"), (1e30, "all are 0")]
+)
+def test_a_trial_that_cannot_be_weighed_is_named(offset, says):
+    batch = batch_of(data())
+    offsets = torch.zeros(NUM_TRIALS)
+    offsets[2] = offset
+
+    def model(batch):
+        with pyro.plate("trials", NUM_TRIALS, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([NUM_TRIALS]))
+            law = dist.Normal(z + offsets, 1.0, validate_args=False)
+            pyro.sample("x", law, obs=torch.zeros(NUM_TRIALS))
+
+    def guide(batch):
+        with pyro.plate("trials", NUM_TRIALS, dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0).expand([NUM_TRIALS]))
+
+    with pytest.raises(ArithmeticError, match=f"trial 2 cannot be weighed.*{says}"):
+        importance_sample(model, guide, batch, 60)
+
+
 def test_requests_that_make_no_weights_are_refused():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)

@@ -180,7 +180,8 @@ def test_kept_path_equals_a_fresh_roll(num_particles, forecast):
     )
 
 
-def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch):
+@pytest.mark.parametrize("changed", ["generator.weight_hh_l0", "first_state.bias", "factor_weight"])
+def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch, changed):
     model = build()
     batch = Trials(data()).batch()
     rolls = []
@@ -191,15 +192,15 @@ def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch):
     path, g0 = controller_path(model, batch)
     u = path.rsample()
     rolls.clear()
-    model.generate(g0, u, batch.inputs)
+    model.generate_factors(g0, u, batch.inputs)
     assert not rolls
-    model.generate(g0, u, batch.inputs)
+    model.generate_factors(g0, u, batch.inputs)
     assert len(rolls) == 1
     u = path.rsample()
     with torch.no_grad():
-        model.generator.weight_hh_l0.mul_(0.5)
+        model.get_parameter(changed).mul_(0.5)
     rolls.clear()
-    model.generate(path.g0, u, batch.inputs)
+    model.generate_factors(path.g0, u, batch.inputs)
     assert len(rolls) == 1
 
 

@@ -18,6 +18,7 @@ def drawn(
     controller: int = 2,
     generator: int = 5,
     inputs: int = 2,
+    factors: int = 3,
 ) -> tuple[list[Tensor], ClosedLoopWeights]:
     """What the encoder says, known inputs, noise and first states; and weights: all random, double,
     asking for gradients.
@@ -35,11 +36,12 @@ def drawn(
 
     weights = ClosedLoopWeights(
         controller=gru(encoder, controller),
-        feedback=normal(3 * controller, generator),
+        feedback=normal(3 * controller, factors),
         readout=normal(2 * inputs, controller),
         readout_bias=normal(2 * inputs),
         generator=gru(known, generator),
         inferred=normal(3 * generator, inputs),
+        factors=normal(factors, generator),
     )
     given = [
         normal(batch, num_bins, encoder),
@@ -65,7 +67,7 @@ def leaves_of(weights: ClosedLoopWeights) -> dict[str, Tensor]:
 def from_leaves(leaves: list[Tensor]) -> ClosedLoopWeights:
     """The weights from the values of `leaves_of`."""
     return ClosedLoopWeights(
-        GRUWeights(*leaves[:4]), *leaves[4:7], GRUWeights(*leaves[7:11]), leaves[11]
+        GRUWeights(*leaves[:4]), *leaves[4:7], GRUWeights(*leaves[7:11]), *leaves[11:]
     )
 
 
@@ -74,15 +76,16 @@ def rolled_by_steps(given: list[Tensor], w: ClosedLoopWeights) -> ClosedLoopPath
     encoded, known, noise, c, g = given
     path = []
     for t in range(len(noise)):
-        drive = encoded[:, t] @ w.controller.drive.t() + w.controller.bias + g @ w.feedback.t()
+        from_factors = g @ w.factors.t() @ w.feedback.t()
+        drive = encoded[:, t] @ w.controller.drive.t() + w.controller.bias + from_factors
         c = gru_step(drive, c @ w.controller.recurrent.t() + w.controller.recurrent_bias, c)
         mean, log_scale = (c @ w.readout.t() + w.readout_bias).chunk(2, -1)
         scale = log_scale.exp() + SCALE_FLOOR
         u = mean + scale * noise[t]
         drive = known[:, t] @ w.generator.drive.t() + w.generator.bias + u @ w.inferred.t()
         g = gru_step(drive, g @ w.generator.recurrent.t() + w.generator.recurrent_bias, g)
-        path.append((u, mean, scale, g))
-    return ClosedLoopPath(*(torch.stack(field) for field in zip(*path, strict=True)))
+        path.append((u, mean, scale, g @ w.factors.t()))
+    return ClosedLoopPath(*(torch.stack(field) for field in zip(*path, strict=True)), last_state=g)
 
 
 def rolled(given: list[Tensor], weights: ClosedLoopWeights) -> ClosedLoopPath:
@@ -146,8 +149,8 @@ def test_known_inputs_without_columns_drive_nothing():
     ):
         torch.testing.assert_close(one, other, msg=field)
     leaves = [given[0], *weights.generator[1:]]
-    one_gradients = torch.autograd.grad(rolled(given, weights).states.sum(), leaves)
-    other_gradients = torch.autograd.grad(rolled_by_steps(given, weights).states.sum(), leaves)
+    one_gradients = torch.autograd.grad(rolled(given, weights).factors.sum(), leaves)
+    other_gradients = torch.autograd.grad(rolled_by_steps(given, weights).factors.sum(), leaves)
     for one, other in zip(one_gradients, other_gradients, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -158,8 +161,8 @@ def test_weights_that_ask_for_no_gradient_leave_the_others_right():
     noise = given[2].detach()
     given = [*given[:2], noise, *given[3:]]
     leaves = [given[0], given[4]]
-    one = torch.autograd.grad(rolled(given, frozen).states.sum(), leaves)
-    other = torch.autograd.grad(rolled_by_steps(given, frozen).states.sum(), leaves)
+    one = torch.autograd.grad(rolled(given, frozen).factors.sum(), leaves)
+    other = torch.autograd.grad(rolled_by_steps(given, frozen).factors.sum(), leaves)
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -174,7 +177,7 @@ def test_a_second_derivative_is_refused_instead_of_wrong():
 def test_the_same_leaves_can_be_rolled_and_differentiated_twice():
     given, weights = drawn()
     path = rolled(given, weights)
-    loss = path.states.square().sum()
+    loss = path.factors.square().sum()
     first = torch.autograd.grad(loss, weights.generator.recurrent, retain_graph=True)[0]
     rolled(given, weights)  # another roll between must not disturb what the first kept
     second = torch.autograd.grad(loss, weights.generator.recurrent)[0]
@@ -187,7 +190,12 @@ def test_no_generator_state_leaves_the_bound_of_the_first(bound):
     with torch.no_grad():
         strong = from_leaves([8 * weight for weight in leaves_of(weights).values()])
         first = (20 * given[4]).clamp(-bound, bound)
-        states = rolled([*given[:4], first], strong).states
+        # With an identity for F the factors are the states.
+        strong = strong._replace(
+            feedback=strong.feedback @ strong.factors,
+            factors=torch.eye(strong.factors.shape[1], dtype=torch.float64),
+        )
+        states = rolled([*given[:4], first], strong).factors
     assert first.abs().max() == bound
     assert states.abs().max() <= bound * (1 + 1e-12)
     assert states.std() > 0.1
