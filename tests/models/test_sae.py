@@ -243,6 +243,7 @@ def test_its_guide_starts_where_the_noisy_one_did():
     with torch.no_grad():
         model.proposal.said.weight[:, :4] = 0.0
         model.proposal.said.bias[2:] = 20.0  # data that outweigh the prior
+        model.start_log_scale.copy_(torch.tensor([1.0, 2.0]).log())
     quiet = model.without_noise().eval()
     batch = quiet.trials_of(recording).batch()
     with torch.no_grad():
@@ -250,8 +251,10 @@ def test_its_guide_starts_where_the_noisy_one_did():
         noisy = model.proposal.propose(
             prior, None, model.proposal.encode(model, batch), 0, True
         ).mean
-        guessed = quiet.proposal.encode(quiet, batch).mean
-    torch.testing.assert_close(guessed, noisy, atol=0.1, rtol=0.0)
+        guessed = quiet.proposal.encode(quiet, batch)
+    torch.testing.assert_close(guessed.mean, noisy, atol=0.1, rtol=0.0)
+    share = torch.tensor([0.15, 0.30]).expand(4, -1)  # of spreads of 1 and 2
+    torch.testing.assert_close(guessed.stddev, share, atol=0.02, rtol=0.0)
 
 
 def test_a_path_that_runs_off_is_named():
