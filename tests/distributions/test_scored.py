@@ -5,10 +5,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from pyrodyn.distributions import scored as module
 from pyrodyn.distributions.counts import LogPoisson
 from pyrodyn.distributions.scored import Scored, zero_unless
 
 KEPT = torch.tensor([[True, False, True], [False, True, True]])
+
+
+@pytest.fixture(autouse=True, params=[0, module.WORTH_MASKING], ids=["bits", "choice"])
+def worth_masking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, whatever the number of values."""
+    monkeypatch.setattr(module, "WORTH_MASKING", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
