@@ -27,7 +27,7 @@ from pyrodyn.nn.field_steps import TABLEAUX, Tableau, explicit_step
 
 
 def dynamics_of(model_or_dynamics: object) -> Dynamics:
-    """The dynamics of a model in double precision; dynamics pass through as they are.
+    """The dynamics of a model in double precision on the CPU; dynamics pass through as they are.
 
     The model itself is left alone: its copy is in evaluation mode, and no gradient is recorded
     for its parameters.
@@ -45,7 +45,7 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
             f"{type(model_or_dynamics).__name__} has no dynamics; give a model of pyrodyn.models,"
             " a Dynamics, or known_dynamics of a system"
         )
-    return copy.deepcopy(model_or_dynamics).double().eval().requires_grad_(False).dynamics()
+    return copy.deepcopy(model_or_dynamics).cpu().double().eval().requires_grad_(False).dynamics()
 
 
 def state_space(model: LatentDynamics) -> StateSpaceModel:

@@ -80,16 +80,22 @@ class Trials:
         recording: a validated recording; its ``held_out`` neurons and ``forecast`` bins are hidden
             from the encoder in every batch.
         device: where the tensors live.
+        dtype: of the observations and inputs.
     """
 
-    def __init__(self, recording: xr.Dataset, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        recording: xr.Dataset,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         observed = blocks(recording)
-        x = torch.cat([_tensor(recording[b.observed], torch.float32, device) for b in observed], -1)
+        x = torch.cat([_tensor(recording[b.observed], dtype, device) for b in observed], -1)
         valid = torch.cat(
             [_tensor(measured(recording, b), torch.bool, device) for b in observed], -1
         )
         if "inputs" in recording:
-            inputs = _tensor(recording["inputs"], torch.float32, device)
+            inputs = _tensor(recording["inputs"], dtype, device)
         else:
             inputs = x.new_zeros(*x.shape[:2], 0)
         visible = valid.clone()

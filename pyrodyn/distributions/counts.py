@@ -126,7 +126,7 @@ def log_factorial(count: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     has_fractions = any(whole.to(count.dtype).sub_(count).aminmax())
     if least < 0 or largest >= LOOKED_UP or has_fractions:
         return torch.lgamma(count + 1)
-    table = torch.lgamma(torch.arange(1, LOOKED_UP + 1, dtype=count.dtype))
+    table = torch.lgamma(torch.arange(1, LOOKED_UP + 1, dtype=count.dtype, device=count.device))
     return table.index_select(0, whole.flatten()).view(count.shape)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from arviz_stats.base import array_stats
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
@@ -30,7 +31,8 @@ class Smoothed(NamedTuple):
 
     Attributes:
         log_weights: normalised over particles.
-        pareto_k: k-hat per trial.
+        pareto_k: k-hat per trial; minus infinity where the largest weights are all the same, so
+            that there is no tail.
     """
 
     log_weights: Float[Tensor, "particle trial"]
@@ -69,11 +71,19 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
     """
     _check_enough(len(log_weights))
     by_trial = log_weights.T.double().cpu().contiguous().numpy()
-    # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
-    smoothed, pareto_k = array_stats.psislw(-by_trial, axis=-1)
-    weights = torch.from_numpy(np.asarray(smoothed).T.copy()).to(log_weights)
-    k = torch.from_numpy(np.asarray(pareto_k)).to(log_weights)
-    return Smoothed(torch.log_softmax(weights, 0), k)
+    smoothed, pareto_k = zip(*map(_pareto_smoothed, by_trial), strict=True)
+    weights = torch.from_numpy(np.stack(smoothed, -1)).to(log_weights)
+    return Smoothed(torch.log_softmax(weights, 0), log_weights.new_tensor(pareto_k))
+
+
+def _pareto_smoothed(log_weights: NDArray[np.double]) -> tuple[NDArray[np.double], float]:
+    """Those of one trial, and k-hat."""
+    try:
+        # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
+        smoothed, pareto_k = array_stats.psislw(-log_weights)
+    except ValueError:  # the largest weights are all the same
+        return log_weights, -math.inf
+    return np.asarray(smoothed), float(pareto_k)
 
 
 def _check_enough(num_particles: int) -> None:

@@ -27,11 +27,13 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.infer.dropout import SameDropout
 from pyrodyn.infer.objectives import Evaluation, Loss, Objective
-from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, observed_sites
+from pyrodyn.infer.traces import Program, drawn_sites, is_plate, latent_sites, observed_sites
 
 GRADIENTS = ("iwae", "stl", "dreg")
 
@@ -124,16 +126,17 @@ class IWELBOLoss(Loss):
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound with the gradient asked for."""
         num_particles, gradient = self.objective.num_particles, self.objective.gradient
-        guide_trace = local_draws(self.guide, batch, num_particles)
         if gradient == "iwae":
-            weighed = weigh(self.model, guide_trace, guide_trace, batch, num_particles)
+            drawn = local_draws(self.guide, batch, num_particles)
+            weighed = weigh(self.model, drawn, drawn, batch, num_particles)
             bound = weighed.bound()
             return _evaluation(bound, bound, weighed, batch)
         # Draws that lead back to the guide's parameters, densities of q that do not.
-        stuck = _Stuck(guide_trace)
+        guide = SameDropout(self.guide)
+        stuck = _Stuck(local_draws(guide, batch, num_particles))
         with _without_gradient(self.guide):
             scored = poutine.trace(
-                poutine.replay(_with_particles(self.guide, num_particles), trace=stuck.trace)
+                poutine.replay(_with_particles(guide, num_particles), trace=stuck.trace)
             ).get_trace(batch)
         weighed = weigh(self.model, stuck.trace, scored, batch, num_particles)
         weights = torch.softmax(weighed.log_weights, 0).detach()
@@ -155,12 +158,9 @@ class RWSLoss(Loss):
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound with the wake-phase gradients."""
         num_particles = self.objective.num_particles
-        with torch.no_grad():
+        with _DrawnWithoutGradient():
             drawn = local_draws(self.guide, batch, num_particles)
-        scored = poutine.trace(
-            poutine.replay(_with_particles(self.guide, num_particles), trace=drawn)
-        ).get_trace(batch)
-        weighed = weigh(self.model, drawn, scored, batch, num_particles)
+        weighed = weigh(self.model, drawn, drawn, batch, num_particles)
         weights = torch.softmax(weighed.log_weights, 0).detach()
         surrogate = (weights * (weighed.log_p + weighed.log_q)).sum(0)
         return _evaluation(weighed.bound(), surrogate, weighed, batch)
@@ -290,6 +290,18 @@ class _Stuck:
             return grad
         weights = self._weights if grad.ndim >= 2 and len(self._weights) > 1 else self._weights[0]
         return grad * weights.reshape(*weights.shape, *[1] * (grad.ndim - weights.ndim))
+
+
+class _DrawnWithoutGradient(Messenger):
+    """Draws made inside lead nowhere; densities lead to the parameters that they are made of."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_plate(msg) or msg["done"] or msg["is_observed"]:
+            return
+        with torch.no_grad():
+            # A copy: a law that recognises its own draw would hand on what has no gradient.
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"]).clone()
+        msg["done"] = True
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.scored import Scored
+from pyrodyn.models.handed_on import Snapshot
 from pyrodyn.models.state_space import Law, StateSpaceModel
 
 DIFFERENCE = 1e-3
@@ -46,12 +47,12 @@ class _Solved(NamedTuple):
 
     Attributes:
         batch: the trials.
-        version: of the model's parameters.
+        weights: of the model.
         law: q(s).
     """
 
     batch: Batch
-    version: tuple[int, ...]
+    weights: Snapshot
     law: Law
 
 
@@ -108,10 +109,9 @@ class LaplaceStart:
 
     def law(self, batch: Batch) -> Law:
         """q(s) of every trial, a multivariate normal of event shape ``(dim,)``."""
-        version = tuple(p._version for p in self.model.parameters())
-        last = self._solved
-        if last is None or last.batch is not batch or last.version != version:
-            last = self._solved = _Solved(batch, version, self._solve(batch))
+        weights, last = (*self.model.parameters(), *self.model.buffers()), self._solved
+        if last is None or last.batch is not batch or not last.weights.is_of(weights):
+            last = self._solved = _Solved(batch, Snapshot(weights), self._solve(batch))
         return last.law
 
     @torch.no_grad()

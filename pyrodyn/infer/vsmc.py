@@ -114,10 +114,11 @@ class VSMCLoss(Loss):
                 found = low_rank_bound(model, observed, objective.num_particles, scheme)
             bound, ess = self._run(observed) if found is None else found
         share = ess / objective.num_particles
+        priors = model.weight_priors()
         return Evaluation(
-            loss=-batch.weight * bound.sum(),
+            loss=-(batch.weight * bound.sum() + sum(priors.values())),
             shown={"ess": batch.weight * share.sum()},
-            factors=(),
+            factors=tuple(priors),
         )
 
     def _run(self, observed: Observed) -> tuple[Tensor, Tensor]:

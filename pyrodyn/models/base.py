@@ -107,6 +107,16 @@ class LatentDynamics(nn.Module):
         with pyro.plate("trials", batch.num_trials, dim=-1), poutine.scale(scale=batch.weight):
             yield
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
     def dynamics(self) -> Dynamics:
         """The noiseless dynamics, for the analysis of what was learned.
 
@@ -161,5 +171,5 @@ class LatentDynamics(nn.Module):
         return next(self.parameters()).device
 
     def trials_of(self, recording: xr.Dataset) -> Trials:
-        """A recording's tensors, on this model's device."""
-        return Trials(recording, self.device)
+        """A recording's tensors, of the device and precision of this model."""
+        return Trials(recording, self.device, next(self.parameters()).dtype)

@@ -13,6 +13,7 @@ from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import NodeSAE, RnnSAE
+from pyrodyn.models.state_space import Bootstrap, Proposal, StateSpaceModel
 
 MODELS: dict[str, type[LatentDynamics]] = {
     kind.__name__: kind for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN)
@@ -38,6 +39,8 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
         "config": model.config,
         "record": model.record,
     }
+    if isinstance(model, StateSpaceModel):
+        card["proposal"] = type(model.proposal).__name__
     text = json.dumps(card, indent=2, default=_plain)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     beside = folder / "weights.safetensors.part"
@@ -48,12 +51,18 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
     beside.replace(folder / "card.json")
 
 
-def load(folder: str | Path) -> LatentDynamics:
+def load(folder: str | Path, proposal: Proposal | None = None) -> LatentDynamics:
     """The model that `save` wrote, in evaluation mode on the CPU.
+
+    Args:
+        folder: written by `save`, or ``model`` in a folder written by `pyrodyn.fit`.
+        proposal: of the kind that stood in place of the model's own; its weights are read too. Not
+            needed for `Bootstrap`.
 
     Raises:
         FileNotFoundError: where there is no card.
-        ValueError: where card and weights are broken or do not fit together.
+        ValueError: where card and weights are broken or do not fit together, or the model was saved
+            with a proposal of another kind.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -65,6 +74,8 @@ def load(folder: str | Path) -> LatentDynamics:
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder}/card.json describes no {card['model']}: {reason}") from None
+    if isinstance(model, StateSpaceModel):
+        _propose(model, card.get("proposal"), proposal, folder)
     try:
         model.load_state_dict(load_file(folder / "weights.safetensors"))
     except (SafetensorError, FileNotFoundError, RuntimeError) as error:
@@ -72,6 +83,22 @@ def load(folder: str | Path) -> LatentDynamics:
         reason = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"the weights in {folder} cannot be loaded: {reason}") from None
     return model.eval()
+
+
+def _propose(
+    model: StateSpaceModel, saved: str | None, given: Proposal | None, folder: Path
+) -> None:
+    """Let a model have the kind of proposal that it was saved with."""
+    if given is None and saved == Bootstrap.__name__:
+        given = Bootstrap()
+    if given is not None:
+        model.proposal = given
+    found = type(model.proposal).__name__
+    if saved not in (None, found):
+        raise ValueError(
+            f"the model in {folder} was saved with a proposal of the class {saved}, not {found};"
+            f" hand one to load(..., proposal={saved}(...))"
+        )
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named, observe
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
@@ -168,7 +169,7 @@ class LFADS(StateSpaceModel):
             self.u_posterior = nn.Linear(controller_dim, 2 * inferred_input_dim)
         self._start_guide_near_prior()
         self.proposal = ControllerProposal()
-        self._rolled: _Rolled | None = None
+        self.handed_on = HandedOn()
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The readout's bias; factors have no preferred place."""
@@ -271,7 +272,8 @@ class LFADS(StateSpaceModel):
 
     def model(self, batch: Batch) -> None:
         """Sites ``g0``, ``u`` (if there are inferred inputs), ``factors``, ``rates``, ``x``."""
-        self._weight_prior()
+        for name, log_prob in self.weight_priors().items():
+            pyro.factor(name, log_prob)
         num_bins = batch.num_bins - self.first_bin
         with self.trials(batch):
             g0 = pyro.sample("g0", self.start())
@@ -303,13 +305,10 @@ class LFADS(StateSpaceModel):
     ) -> Float[Tensor, "*batch time factor"]:
         """Factors f_1 ... f_T.
 
-        The guide has rolled the very path that it drew; recognised by the identity of the tensors
-        it is taken up instead of rolled again.
+        The guide has rolled the very path that it drew, which is taken up instead of rolled again.
         """
-        rolled, self._rolled = self._rolled, None
-        if rolled is not None and rolled.is_of(g0, u, self._generator_version()):
-            return rolled.factors
-        return self.factors(self.generate(g0, u, inputs))
+        rolled = self.handed_on.take((g0, u), inputs, self._generator_weights())
+        return self.factors(self.generate(g0, u, inputs)) if rolled is None else rolled
 
     def first_generator_state(
         self, g0: Float[Tensor, "*batch initial_condition"]
@@ -325,18 +324,18 @@ class LFADS(StateSpaceModel):
         """The factors F g of generator states."""
         return functional.linear(states, self.factor_matrix())
 
-    def _weight_prior(self) -> None:
+    def weight_priors(self) -> dict[str, Float[Tensor, ""]]:
+        """``recurrent_weights``, where their precision is not 0."""
         if self.recurrent_precision == 0:
-            return
+            return {}
         recurrent = [self.generator.weight_hh_l0]
         if self.inferred_input_dim:
             recurrent.append(self.controller.weight_hh_l0)
         squares = sum(weight.square().sum() for weight in recurrent)
-        pyro.factor("recurrent_weights", -0.5 * self.recurrent_precision * squares)
+        return {"recurrent_weights": -0.5 * self.recurrent_precision * squares}
 
-    def _generator_version(self) -> tuple[int, ...]:
-        parts = (*self.generator.parameters(), *self.first_state.parameters(), self.factor_weight)
-        return tuple(p._version for p in parts)
+    def _generator_weights(self) -> tuple[Tensor, ...]:
+        return (*self.generator.parameters(), *self.first_state.parameters(), self.factor_weight)
 
     # ------------------------------------------------------------------ guide
 
@@ -393,34 +392,20 @@ class LFADS(StateSpaceModel):
             self.dropout, roll_both_ways(self.controller_encoder, seen[:, self.first_bin :])
         )
         # Both directions keep `lag` bins of distance, so that u_t cannot be copied from x_t.
-        forward = functional.pad(forward, (0, 0, self.lag, -self.lag))
-        backward = functional.pad(backward, (0, 0, -self.lag, self.lag))
+        lag = min(self.lag, forward.shape[1])
+        forward = functional.pad(forward, (0, 0, lag, -lag))
+        backward = functional.pad(backward, (0, 0, -lag, lag))
         return torch.cat([forward, backward], -1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy starts without a kept path, whose graph belongs to this instance's last draw."""
-        return {**self.__dict__, "_rolled": None}
 
     def keep(
         self,
         g0: Float[Tensor, "*batch initial_condition"],
         u: Float[Tensor, "*batch time inferred_input"],
+        inputs: Float[Tensor, "trial time input"],
         factors: Float[Tensor, "*batch time factor"],
     ) -> None:
-        """Keep the factors of (g0, u) for the next call of `generate_factors`."""
-        self._rolled = _Rolled(g0, u, factors, self._generator_version())
-
-
-class _Rolled(NamedTuple):
-    """Factors along a generator's path, and what it was rolled from."""
-
-    g0: Tensor
-    u: Tensor
-    factors: Tensor
-    version: tuple[int, ...]
-
-    def is_of(self, g0: Tensor, u: Tensor | None, version: tuple[int, ...]) -> bool:
-        return self.g0 is g0 and self.u is u and self.version == version
+        """Keep the factors of (g0, u, i) for the next call of `generate_factors`."""
+        self.handed_on.keep(factors, (g0, u), inputs, self._generator_weights())
 
 
 class InferredInputPrior(nn.Module):
@@ -535,7 +520,7 @@ class ControllerPath(StatePath):
         self._drawn = (u, mean, scale)
         # The model meets this very tensor if Pyro replays it; the path belongs to q's own g0.
         if not sample_shape:
-            lfads.keep(self.g0, u, factors)
+            lfads.keep(self.g0, u, self.inputs, factors)
         return u
 
     def log_prob_steps(self, path: Float[Tensor, "*all time dim"]) -> Float[Tensor, "*all time"]:

@@ -20,6 +20,7 @@ Source: Pals, Sagtekin, Pei, Gloeckler & Macke, NeurIPS 2024. Departures: the de
 latent, the noise may have heavy tails (Student-t), readouts are those of the whole zoo.
 """
 
+import copy
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -188,7 +189,8 @@ class LowRankRNN(StateSpaceModel):
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias, through the inverse of the link."""
         if self.link == "softplus":
-            read = predictors.exp().expm1().log()
+            mean = predictors.exp()
+            read = mean + torch.log(-torch.expm1(-mean))
             predictors = torch.where(self.is_log_mean, read, predictors)
         self.bias.copy_(predictors)
 
@@ -492,6 +494,7 @@ class LowRankRNN(StateSpaceModel):
         T = U.mT @ R
         back = torch.linalg.inv(T)
         moved = type(self)(**{**self.config, "noise": "full"}).to(self.m)
+        moved.proposal = copy.deepcopy(self.proposal)
         moved.load_state_dict(
             {
                 **self.state_dict(),

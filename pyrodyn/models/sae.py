@@ -45,6 +45,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
@@ -129,6 +130,7 @@ class SequentialAutoencoder(StateSpaceModel):
             self.proposal = RecurrentStart(
                 num_neurons, dim, config["encoder_dim"], config["dropout"]
             )
+        self.handed_on = HandedOn()
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias of the readout's last layer."""
@@ -155,6 +157,18 @@ class SequentialAutoencoder(StateSpaceModel):
         if not self.process_noise:
             return nothing(state.z)
         return SharedNormal(self.phi(state.z, inputs), self.noises()[1])
+
+    def transitions(
+        self,
+        path: Float[Tensor, "*left time dim"],
+        states: LatentState,
+        inputs: Float[Tensor, "trial time input"],
+    ) -> Law:
+        """The same along a path, with the Phi(z, i) of a guide that has just rolled it."""
+        reached = self.handed_on.take((path,), inputs, self.phi.parameters())
+        if reached is None:
+            return super().transitions(path, states, inputs)
+        return SharedNormal(reached, self.noises()[1])
 
     def enter(
         self,
@@ -518,9 +532,11 @@ class SteeredPath(StatePath):
         shift = torch.addcmul(offset, scale, noise)
         first = torch.addcmul(shift[..., 0, :], gain[:, 0], self.model.start_mean)
         later = Steering(gain[:, 1:], shift[..., 1:, :])
-        rolled = self.model.phi.roll(first, self.inputs[:, 1:], later)
-        drawn = torch.cat([first[..., None, :], rolled], -2)
+        reached = self.model.phi.roll(first, self.inputs[:, 1:], later)
+        drawn = torch.cat([first[..., None, :], later(reached)], -2)
         self._drawn = (drawn, self._log_density(noise))
+        # The model meets this very tensor if Pyro replays it.
+        self.model.handed_on.keep(reached, (drawn,), self.inputs, self.model.phi.parameters())
         return drawn
 
     def log_prob_steps(

@@ -122,9 +122,25 @@ class StateSpaceModel(LatentDynamics):
     ) -> State:
         """The states of all bins along a path, each field ``(*left, time, dim)``."""
 
+    def transitions(
+        self,
+        path: Float[Tensor, "*left time dim"],
+        states: State,
+        inputs: Float[Tensor, "trial time input"],
+    ) -> Law:
+        """The laws of z_2 ... z_T along a path: `transition`, from the states before."""
+        before = type(states)(*(field[..., :-1, :] for field in states))
+        return self.transition(before, inputs[:, 1:])
+
     @abstractmethod
     def emission(self, state: State) -> Law:
         """The law of every entry of x_t, batch shape ``(*left, neuron)``."""
+
+    def weight_priors(self) -> dict[str, Float[Tensor, ""]]:
+        """Log densities of the model's own weights, by the names of their factors; by default
+        none.
+        """
+        return {}
 
     def moving(self, state: State) -> Float[Tensor, "*left dim"]:
         """The part of a state that `dynamics` moves."""
@@ -151,6 +167,8 @@ class StateSpaceModel(LatentDynamics):
     def model(self, batch: Batch) -> None:
         """The generative program: the start site, the path, ``rates`` and ``x``."""
         inputs = self.known(batch)
+        for name, log_prob in self.weight_priors().items():
+            pyro.factor(name, log_prob)
         with self.hoisting(), self.trials(batch):
             start = pyro.sample(self.start_site, self.start()) if self.start_site else None
             path = self._drawn_path(start, inputs)
@@ -366,9 +384,8 @@ class PriorPath(_ModelPath):
         """Log p(z_t | z_<t) of all bins at once."""
         model, inputs = self.model, self.inputs
         states = model.states(self.path_start, path, inputs)
-        before = type(states)(*(field[..., :-1, :] for field in states))
         first = model.initial(self.path_start, inputs[:, 0]).log_prob(path[..., 0, :])
-        later = model.transition(before, inputs[:, 1:]).log_prob(path[..., 1:, :])
+        later = model.transitions(path, states, inputs).log_prob(path[..., 1:, :])
         return torch.cat([first[..., None].expand(*later.shape[:-1], 1), later], -1)
 
 

@@ -60,7 +60,7 @@ class GRUCell(nn.Module):
         inputs: Float[Tensor, "*shared time input"],
         steering: Steering | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states after each bin, steered where asked for."""
+        """The states that each bin ends with; where steered, before that is done to them."""
         if steering is not None:
             return roll_by_steps(self, z, inputs, steering)
         return roll(self.gru, inputs.expand(*z.shape[:-1], *inputs.shape[-2:]), z)
@@ -120,7 +120,7 @@ class MapCell(nn.Module):
         inputs: Float[Tensor, "*shared time input"],
         steering: Steering | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states after each bin, steered where asked for."""
+        """The states that each bin ends with; where steered, before that is done to them."""
         return roll_by_steps(self, z, inputs, steering)
 
 

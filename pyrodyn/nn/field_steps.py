@@ -4,7 +4,8 @@
     Phi(z_t) = z_t + sum_s b_s k_s
     z_{t+1} = Phi(z_t), or steered: z_{t+1} = gain_{t+1} * Phi(z_t) + shift_{t+1}
 
-Steering by diagonal gains is how a Gaussian factor of the data bends a path (see `models.sae`).
+Steering by diagonal gains is how a Gaussian factor of the data bends a path (see `models.sae`). A
+roll returns the Phi(z_t): a path's own states, or what the states of a steered one are made of.
 
 Autograd would record a dozen nodes per stage. Here a stage is three products on memory laid out
 beforehand, and only its hidden units are kept for the way back, which leaves the gradients of the
@@ -103,6 +104,12 @@ class Steering(NamedTuple):
     gain: Float[Tensor, "... time state"]
     shift: Float[Tensor, "... time state"]
 
+    def __call__(
+        self, reached: Float[Tensor, "*left time state"]
+    ) -> Float[Tensor, "*left time state"]:
+        """The steered states, from those that bins would end with."""
+        return torch.addcmul(self.shift, self.gain, reached)
+
 
 def roll_network(
     network: SigmoidNetwork,
@@ -112,7 +119,7 @@ def roll_network(
     tableau: Tableau,
     substeps: int,
 ) -> Float[Tensor, "time row state"]:
-    """States after each of T bins.
+    """States that each of T bins ends with, before any steering.
 
     Args:
         network: the field.
@@ -123,8 +130,8 @@ def roll_network(
         substeps: steps per bin.
     """
     gain, shift = (None, None) if steering is None else steering
-    states: Tensor = _Roll.apply(initial, drive, gain, shift, tableau, substeps, *network.flat())
-    return states
+    reached: Tensor = _Roll.apply(initial, drive, gain, shift, tableau, substeps, *network.flat())
+    return reached
 
 
 class _Tape(NamedTuple):
@@ -171,8 +178,7 @@ class _Roll(torch.autograd.Function):
         evaluations_per_bin = substeps * len(reach)
         ctx.blocks = blocks(len(drive), evaluations_per_bin * rows * max(widths))
         ctx.tapes = []
-        states = initial.new_empty(len(drive), rows, dim)
-        reached = states if gain is None else torch.empty_like(states)
+        reached = initial.new_empty(len(drive), rows, dim)
         slope = initial.new_empty(rows, dim)
         z = initial
         for block in ctx.blocks:
@@ -207,21 +213,19 @@ class _Roll(torch.autograd.Function):
                     z = end
                 reached[t] = z
                 if gain is not None and shift is not None:
-                    z = torch.addcmul(shift[t], gain[t], z, out=states[t])
+                    z = torch.addcmul(shift[t], gain[t], z)
         ctx.schedule = (tableau, substeps)
-        # An output kept here would keep this node, and so itself, alive.
-        ctx.reached = None if gain is None else reached
-        ctx.save_for_backward(initial, drive, gain, shift, *flat)
-        return states
+        ctx.save_for_backward(reached, initial, drive, gain, shift, *flat)
+        return reached
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (d_states,) = grads
-        given = ctx.saved_tensors
+        (d_reached,) = grads
+        reached, *given = ctx.saved_tensors
         tableau, substeps = ctx.schedule
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
             roll = functools.partial(_recorded_roll, tableau, substeps)
-            gradients = recorded_gradients(roll, given, d_states)
+            gradients = recorded_gradients(roll, given, d_reached)
             return *gradients[:4], None, None, *gradients[4:]
         initial, drive, gain, _, *flat = given
         network = SigmoidNetwork.of_flat(tuple(flat))
@@ -240,11 +244,11 @@ class _Roll(torch.autograd.Function):
                 reversed(tape.evaluations()), reversed(gradient.evaluations()), strict=True
             )
             for t in reversed(range(block.start, block.stop)):
-                d_z = d_z + d_states[t]
                 if gain is not None and d_gain is not None and d_shift is not None:
                     d_shift[t] = d_z
-                    torch.mul(d_z, ctx.reached[t], out=d_gain[t])
+                    torch.mul(d_z, reached[t], out=d_gain[t])
                     d_z = d_z * gain[t]
+                d_z = d_z + d_reached[t]
                 for _ in range(substeps):
                     d_end, d_at = d_z, None
                     for next_reach, b in stages:
@@ -301,13 +305,13 @@ def _recorded_roll(
 ) -> Tensor:
     """The roll as autograd records it."""
     network = SigmoidNetwork.of_flat(flat)
-    z, states = initial, []
+    z, reached = initial, []
     for t in range(len(drive)):
         z = explicit_step(lambda at, d=drive[t]: network.field(at, d), z, tableau, substeps)
+        reached.append(z)
         if gain is not None and shift is not None:
             z = torch.addcmul(shift[t], gain[t], z)
-        states.append(z)
-    return torch.stack(states)
+    return torch.stack(reached)
 
 
 def explicit_step(field: Any, z: Tensor, tableau: Tableau, substeps: int) -> Tensor:

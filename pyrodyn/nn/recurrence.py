@@ -46,12 +46,14 @@ def roll(
         h_1 ... h_T.
     """
     left, num_bins = initial.shape[:-1], inputs.shape[-2]
+    if num_bins == 0:
+        return initial.new_zeros(*left, 0, gru.hidden_size)
     if inputs.shape[-1] == 0:
         inputs = initial.new_zeros(*left, num_bins, gru.input_size)
     flat = inputs.reshape(-1, num_bins, gru.input_size)
     first = initial.reshape(-1, gru.hidden_size)
     if inputs.is_cuda:
-        states, _ = gru(flat, first[None])
+        (states,) = _by_cudnn(gru, flat, first[None])
     else:
         states = _rolled(flat.transpose(0, 1).contiguous(), first, gru).transpose(0, 1)
     return states.reshape(*left, num_bins, gru.hidden_size)
@@ -67,13 +69,27 @@ def roll_both_ways(
         of the first; both in the order of the bins.
     """
     if inputs.is_cuda:
-        forward, backward = gru(inputs)[0].chunk(2, -1)
+        nothing = inputs.new_zeros(2, len(inputs), gru.hidden_size)
+        forward, backward = _by_cudnn(gru, inputs, nothing)
         return forward, backward
     zeros = inputs.new_zeros(len(inputs), gru.hidden_size)
     by_time = inputs.transpose(0, 1).contiguous()
     forward = _rolled(by_time, zeros, gru)
     backward = _rolled(by_time.flip(0), zeros, gru, "_reverse").flip(0)
     return forward.transpose(0, 1), backward.transpose(0, 1)
+
+
+def _by_cudnn(
+    gru: nn.GRU, inputs: Float[Tensor, "row time input"], first: Float[Tensor, "way row dim"]
+) -> tuple[Float[Tensor, "row time dim"], ...]:
+    """States of every direction.
+
+    Always as if in training, which without dropout changes nothing: else cuDNN has no gradient.
+    """
+    weights = [weight for way in gru.all_weights for weight in way]
+    both = len(first) == 2
+    states, _ = torch.gru(inputs, first, weights, True, 1, 0.0, True, both, True)
+    return tuple(states.chunk(len(first), -1))
 
 
 def _rolled(

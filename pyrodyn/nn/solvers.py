@@ -67,7 +67,9 @@ class Flow(nn.Module):
         inputs: Float[Tensor, "*shared time input"],
         steering: Steering | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states after each bin, steered where asked for."""
+        """The states that each bin ends with; where steered, before that is done to them."""
+        if inputs.shape[-2] == 0:
+            return z.new_zeros(*z.shape[:-1], 0, z.shape[-1])
         if self.solver in ADAPTIVE and steering is None and inputs.shape[-1] == 0:
             # In one go: nothing jumps between bins.
             times = torch.arange(inputs.shape[-2] + 1, device=z.device, dtype=z.dtype)
@@ -83,7 +85,7 @@ class Flow(nn.Module):
             drive = _time_first(drive, left)
         if steering is not None:
             steering = Steering(*(_time_first(field, left) for field in steering))
-        states = roll_network(
+        reached = roll_network(
             sigmoid_network(self.field),
             rows,
             drive,
@@ -91,7 +93,7 @@ class Flow(nn.Module):
             TABLEAUX[self.solver],
             self.substeps,
         )
-        return states.transpose(0, 1).reshape(*left, num_bins, z.shape[-1])
+        return reached.transpose(0, 1).reshape(*left, num_bins, z.shape[-1])
 
     def _step(self, z: Tensor, inputs: Tensor) -> Tensor:
         if self.solver in ADAPTIVE:
@@ -182,13 +184,13 @@ def roll_by_steps(
     steering: Steering | None,
 ) -> Float[Tensor, "*left time state"]:
     """Any map, bin by bin, as autograd records it."""
-    states = []
+    reached = []
     for t in range(inputs.shape[-2]):
         z = step(z, inputs[..., t, :])
+        reached.append(z)
         if steering is not None:
             z = torch.addcmul(steering.shift[..., t, :], steering.gain[..., t, :], z)
-        states.append(z)
-    return torch.stack(states, -2) if states else z[..., None, :][..., :0, :]
+    return torch.stack(reached, -2) if reached else z[..., None, :][..., :0, :]
 
 
 def _time_first(field: Tensor, left: Sequence[int]) -> Float[Tensor, "time row dim"]:

@@ -66,7 +66,7 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
     sites = [*latent, *_deterministic_sites(model_trace)]
     return Draws(
         sites={name: _value(model_trace.nodes[name], shape) for name in sites},
-        predictive=x["fn"].sample(),
+        predictive=x["fn"].sample().expand(*shape, *x["fn"].event_shape),
         log_likelihood=_log_likelihood(model, x, shape),
         log_p=total(model_trace, [*latent, "x"]),
         log_q=total(guide_trace, drawn_sites(guide_trace)),

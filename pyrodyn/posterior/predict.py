@@ -45,9 +45,7 @@ def predict(
     if num_draws < 1 or batch_size < 1:
         raise ValueError(f"num_draws={num_draws} and batch_size={batch_size} must be at least 1")
     parts = []
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
+    with model.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in model.trials_of(recording).batches(batch_size):
             # A few draws at a time bound the memory by trials, not by draws.
@@ -65,7 +63,6 @@ def predict(
                 for name in sums
             }
             parts.append({**mean, **sd})
-    model.train(was_training)
     observed = blocks(recording)
     coords = {
         "trial": recording["trial"],

@@ -139,9 +139,7 @@ def _parts(
     seed: int,
 ) -> Iterator[xr.DataTree]:
     """The drawn groups of some trials at a time."""
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
+    with model.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in model.trials_of(recording).batches(batch_size):
             draws = draw(batch)
@@ -159,7 +157,6 @@ def _parts(
                 groups["prior_predictive"] = {"x": _measured(prior.pop("x"), model, batch)}
                 groups["prior"] = prior
             yield _tree(groups, draws.diagnostics, model, recording, batch)
-    model.train(was_training)
 
 
 def _measured(x: Tensor, model: LatentDynamics, batch: Batch) -> Tensor:

@@ -82,3 +82,16 @@ def test_requests_that_make_no_weights_are_refused():
     for num_particles in (0, 24):
         with pytest.raises(ValueError, match=f"num_particles={num_particles}; smoothing"):
             importance_sample(model, model.guide, batch, num_particles)
+
+
+def test_weights_that_are_all_the_same_are_as_good_as_draws():
+    recorded = data()
+    model, batch = linear_network(recorded, proposal="bootstrap"), batch_of(recorded)
+    scored = batch.scored.clone()
+    scored[0] = False
+    torch.manual_seed(0)
+    sample = importance_sample(model, model.guide, batch.replace(scored=scored), 100)
+    assert sample.smoothed.pareto_k[0] == -torch.inf
+    assert float(sample.effective_sample_size[0]) == pytest.approx(100)
+    assert float(sample.log_evidence[0]) == pytest.approx(0, abs=1e-9)
+    assert sample.smoothed.pareto_k[1:].isfinite().all()

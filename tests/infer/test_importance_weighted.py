@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer import ELBO, IWELBO, RWS
+from pyrodyn.models import NodeSAE
+from pyrodyn.models.handed_on import HandedOn
 
 NUM_TRIALS, NOISE = 100, 1.0
 GRADIENTS = ("iwae", "stl", "dreg")
@@ -344,3 +346,36 @@ def test_settings_that_make_no_bound_are_refused():
             make()
     with pytest.raises(ValueError, match=r"make the guide a torch\.nn\.Module"):
         IWELBO(2, "dreg")(model, lambda batch: model.guide(batch))(model.batch())
+
+
+@pytest.mark.parametrize("objective", [IWELBO(6, "stl"), IWELBO(6, "dreg"), RWS(6)])
+def test_under_dropout_the_law_that_draws_is_the_law_that_scores(make_recording, objective):
+    recorded = make_recording(inputs=np.zeros((12, 8, 1)))
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=4, dropout=0.5).train()
+    with torch.no_grad():
+        model.proposal.said.weight.mul_(6)  # so that what is dropped matters
+    batch = model.trials_of(recorded).batch()
+    values = []
+    for bound in (IWELBO(6), objective):
+        torch.manual_seed(1)
+        values.append(bound(model, model.guide)(batch).item())
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+def test_wake_phases_reach_dynamics_that_the_guide_has_rolled(
+    make_recording, make_lfads, monkeypatch
+):
+    recorded = make_recording()
+    model = make_lfads(recorded, inferred_input_dim=1)
+    batch = model.trials_of(recorded).batch()
+
+    def gradient() -> list[Tensor]:
+        torch.manual_seed(0)
+        loss = RWS(4)(model, model.guide)(batch)
+        return list(torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True))
+
+    found = gradient()
+    monkeypatch.setattr(HandedOn, "take", lambda *_: None)
+    for one, anew in zip(found, gradient(), strict=True):
+        torch.testing.assert_close(one, anew, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyrodyn import data, predict
+from pyrodyn import data, fit, predict
 from pyrodyn.infer import LaplaceStart, importance_sample
 from pyrodyn.models import LFADS, NodeSAE, RnnSAE
 
@@ -156,3 +156,35 @@ def test_a_batch_is_solved_once_and_again_after_training():
         model.start_mean.add_(1.0)
     later = guide.law(batch)
     assert (later.mean - first.mean).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(NodeSAE, {}), (NodeSAE, {"solver": "dopri5"}), (RnnSAE, {})]
+)
+@pytest.mark.parametrize("num_inputs", [0, 2])
+def test_short_trials_are_solved_too(kind, sizes, num_inputs):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3, 12, num_inputs)) if num_inputs else None
+    recorded = data.recording(rng.poisson(2.0, (3, 12, 4)), bin_width=0.01, inputs=inputs)
+    torch.manual_seed(0)
+    model = kind.for_recording(recorded, latent_dim=2, encoder_dim=4, **sizes).eval()
+    batch = model.trials_of(recorded).batch()
+    law = LaplaceStart(model).law(batch)
+    at_mode = log_joint(model, batch, law.mean)
+    assert (at_mode >= log_joint(model, batch, torch.zeros_like(law.mean))).all()
+
+
+def test_a_fit_makes_what_was_solved_before_stale():
+    recorded = counts()
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=4).eval()
+    batch, guide = model.trials_of(recorded).batch(), LaplaceStart(model)
+    before = guide.law(batch)
+    assert guide.law(batch) is before
+    fit(model, recorded, max_epochs=2, progress=False)
+    means = []
+    for solved in (guide, LaplaceStart(model)):
+        torch.manual_seed(0)  # of the guesses that it starts from
+        means.append(solved.law(batch).mean)
+    torch.testing.assert_close(*means)
+    assert not torch.equal(means[0], before.mean)

@@ -174,7 +174,7 @@ def test_minibatches_stand_for_the_recording():
         (IWELBO(16), 1),
         (IWELBO(16, "dreg"), 2),  # once to draw, once to score with parameters held
         (IWELBO(16, "stl"), 2),
-        (RWS(16), 2),  # once to draw without a gradient, once to score with it
+        (RWS(16), 1),
         (VSMC(16), 1),
     ],
     ids=lambda value: getattr(value, "gradient", type(value).__name__),
@@ -230,3 +230,17 @@ def test_settings_that_make_no_bound_are_refused():
         VSMC(4)(model, lambda batch: None)
     with pytest.raises(ValueError, match="needs a StateSpaceModel"):
         VSMC(4)(torch.nn.Linear(1, 1), lambda batch: None)
+
+
+def test_the_prior_of_weights_counts_once(make_recording, make_lfads):
+    recorded = make_recording()
+    found = []
+    for precision in (0.0, 50.0):
+        model = make_lfads(recorded, inferred_input_dim=1, recurrent_precision=precision)
+        batch = model.trials_of(recorded).batch(torch.arange(4))
+        torch.manual_seed(0)
+        found.append(VSMC(3)(model, model.guide).evaluate(batch))
+    recurrent = (model.generator.weight_hh_l0, model.controller.weight_hh_l0)
+    penalty = 25 * sum(float(weight.detach().square().sum()) for weight in recurrent)
+    assert (found[1].loss - found[0].loss).item() == pytest.approx(penalty, rel=1e-4)
+    assert [evaluation.factors for evaluation in found] == [(), ("recurrent_weights",)]

@@ -204,6 +204,16 @@ def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch, 
     assert len(rolls) == 1
 
 
+def test_kept_path_is_not_taken_under_other_inputs():
+    driven = data(num_inputs=2)
+    model, batch = build(driven), Trials(driven).batch()
+    path, g0 = controller_path(model, batch)
+    u = path.rsample()
+    quiet = model.generate_factors(g0, u, torch.zeros_like(batch.inputs))
+    torch.testing.assert_close(quiet, model.factors(model.generate(g0, u, 0 * batch.inputs)))
+    assert (quiet - model.factors(model.generate(g0, u, batch.inputs))).abs().max() > 1e-3
+
+
 # --------------------------------------------------------------- masks
 
 
@@ -382,3 +392,11 @@ def test_cpu_and_cuda_agree_on_the_same_noise():
 
     for cpu, cuda in zip(log_densities("cpu"), log_densities("cuda"), strict=True):
         torch.testing.assert_close(cpu, cuda, rtol=1e-4, atol=1e-4)
+
+
+def test_a_lag_longer_than_what_is_seen_leaves_the_controller_blind():
+    counts = held_out(data(), forecast_bins=NUM_BINS - 2)
+    model = build(counts, lag=5)
+    batch = Trials(counts).batch()
+    assert not model.encode_inputs(batch.seen[:, : batch.horizon]).any()
+    assert ELBO()(model, model.guide)(batch).isfinite()

@@ -21,6 +21,7 @@ from pyrodyn.models.low_rank_rnn import (
     LowRankState,
     log_softplus,
 )
+from pyrodyn.models.state_space import Bootstrap
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_INPUTS = 3, 6, 4, 2
 COUNTS_AND_SIGNAL = {"counts": "zero_inflated_poisson", "signal": "gaussian"}
@@ -370,3 +371,34 @@ def test_a_recording_whose_inputs_were_dropped_is_refused():
     # The coordinate that names the inputs stays behind.
     with pytest.raises(ValueError, match="has 0 inputs; this model was made for 2"):
         model.check(data().drop_vars("inputs").assign_coords(input=["left", "right"]))
+
+
+def test_the_softplus_link_starts_at_large_means_too():
+    rng = np.random.default_rng(0)
+    recorded = recording(rng.poisson(200.0, (8, 10, 5)), bin_width=0.02)
+    model = LowRankRNN.for_recording(recorded, latent_dim=2, num_units=10, link="softplus")
+    mean = recorded["counts"].mean(("trial", "time")).values
+    np.testing.assert_allclose(log_softplus(model.bias).exp().detach(), mean, rtol=1e-4)
+
+
+def test_another_proposal_is_saved_and_moves_with_the_gauge(tmp_path):
+    model, _ = build(noise="full", proposal="encoder", observation="poisson")
+    model.proposal = Bootstrap()
+    save(model, tmp_path)
+    assert isinstance(load(tmp_path).proposal, Bootstrap)
+    assert isinstance(model.orthonormal().proposal, Bootstrap)
+    model.proposal = Own()
+    save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"of the class Own, not .*proposal=Own\(\.\.\.\)"):
+        load(tmp_path)
+    loaded = load(tmp_path, proposal=Own())
+    assert torch.equal(loaded.proposal.scale, model.proposal.scale)
+    assert torch.equal(model.orthonormal().proposal.scale, model.proposal.scale)
+
+
+class Own(Bootstrap):
+    """A proposal of a user's own, with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.rand(2))

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyrodyn import data, fit, predict, to_datatree
 from pyrodyn.infer import ELBO, IWELBO, VSMC, particle_filter
 from pyrodyn.models import NodeSAE, RnnSAE
+from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.state_space import Bootstrap, ProposalPath
 from pyrodyn.nn.cells import CELLS
 from pyrodyn.nn.solvers import SOLVERS
@@ -44,6 +45,28 @@ def test_the_path_drawn_in_one_go_follows_the_proposal_bin_by_bin():
         by_bins = ProposalPath(model, model.proposal.encode(model, batch), None, inputs)
         torch.testing.assert_close(kept, steered.log_prob_steps(path.clone()))
         torch.testing.assert_close(kept, by_bins.log_prob_steps(path))
+
+
+def test_what_the_guide_hands_on_changes_neither_the_bound_nor_its_gradient(monkeypatch):
+    model, recording = made(**TINY, process_noise=True)
+    batch = model.trials_of(recording).batch()
+
+    def bound_and_gradient() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        loss = ELBO(num_particles=2)(model, model.guide)(batch)
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)]
+
+    evaluations = []
+    original = type(model.phi).forward
+    monkeypatch.setattr(
+        type(model.phi), "forward", lambda *args: evaluations.append(1) or original(*args)
+    )
+    taken_up = bound_and_gradient()
+    assert not evaluations
+    monkeypatch.setattr(HandedOn, "take", lambda *_: None)
+    for ours, anew in zip(taken_up, bound_and_gradient(), strict=True):
+        torch.testing.assert_close(ours, anew, rtol=1e-4, atol=1e-4)
+    assert evaluations
 
 
 def test_the_proposal_is_the_prior_times_its_factor():

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrodyn.nn import blocks
-from pyrodyn.nn.recurrence import gru_step, roll, roll_both_ways
+from pyrodyn.nn.recurrence import _by_cudnn, gru_step, roll, roll_both_ways
 
 
 def a_gru(input_size: int, hidden_size: int, seed: int = 0, scale: float = 1.0) -> nn.GRU:
@@ -157,3 +157,18 @@ def test_no_state_leaves_the_bound_of_the_first(bound, seed):
     # A convex combination may exceed its ends by rounding alone.
     assert states.abs().max() <= bound * (1 + 4 * torch.finfo(torch.float32).eps)
     assert states.std() > 0.1
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_form_for_cudnn_is_torchs_gru(is_training):
+    one_way = a_gru(3, 4).train(is_training)
+    inputs, first = normal(5, 6, 3), normal(1, 5, 4, seed=1)
+    (states,) = _by_cudnn(one_way, inputs, first)
+    torch.testing.assert_close(states, one_way(inputs, first)[0])
+    both = nn.GRU(3, 4, batch_first=True, bidirectional=True).double().train(is_training)
+    forward, backward = _by_cudnn(both, inputs, torch.zeros(2, 5, 4).double())
+    torch.testing.assert_close(torch.cat([forward, backward], -1), both(inputs)[0])
+
+
+def test_no_bins_make_no_states():
+    assert roll(a_gru(3, 4), normal(2, 5, 0, 3), normal(2, 5, 4)).shape == (2, 5, 0, 4)

@@ -174,11 +174,14 @@ def test_unknown_solvers_and_steps():
 def test_other_activations_roll(activation):
     phi = flow("midpoint", activation=activation)
     z, inputs, steering = case(steered=True)
-    path = phi.roll(z, inputs, steering)
+    reached = phi.roll(z, inputs, steering)
+    torch.testing.assert_close(reached[..., 0, :], phi(z, inputs[:, 0]))
+    states = steering(reached)
     torch.testing.assert_close(
-        path[..., 0, :],
+        states[..., 0, :],
         torch.addcmul(steering.shift[..., 0, :], steering.gain[..., 0, :], phi(z, inputs[:, 0])),
     )
+    torch.testing.assert_close(reached[..., 1:, :], phi(states[..., :-1, :], inputs[:, 1:]))
 
 
 def test_a_path_that_runs_off_is_named_by_trial_and_bin():

@@ -241,3 +241,25 @@ def test_an_existing_tree_is_not_overwritten(model, counts, tmp_path):
     (tmp_path / "tree.zarr").mkdir()
     with pytest.raises(ValueError, match=r"tree.zarr exists already"):
         to_datatree(model, counts, num_draws=1, path=tmp_path / "tree.zarr")
+
+
+def test_a_single_draw_is_a_draw(model, counts):
+    tree = to_datatree(model, counts, num_draws=1)
+    assert tree["posterior_predictive"]["x"].sizes["draw"] == 1
+    assert tree["posterior_predictive"]["x"].shape == tree["posterior"]["rates"].shape
+
+
+@pytest.mark.parametrize("ask", [predict, to_datatree])
+def test_after_an_error_the_model_is_in_the_mode_it_was_in(model, counts, ask):
+    model.train()
+    with torch.no_grad():
+        model.readout.bias.fill_(1e4)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        ask(model, counts, num_draws=2)
+    assert model.training
+
+
+def test_a_model_in_double_precision_predicts(model, counts):
+    exact = predict(model.double(), counts, num_draws=2)
+    assert exact["rates"].notnull().all()
+    assert to_datatree(model, counts, num_draws=2)["posterior"]["u"].dtype == np.float64

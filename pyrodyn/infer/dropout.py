@@ -1,0 +1,59 @@
+"""Dropout of a program that is run more than once.
+
+A guide with dropout is another law at every run. Where one run draws and a later one tells the
+density of those draws, both must drop the same.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.traces import Program
+
+
+class SameDropout(TorchFunctionMode):
+    """A program that drops at every run what it dropped at its first.
+
+    Args:
+        program: a model or guide.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self._masks: list[Tensor] = []
+        self._num_used = 0
+
+    def __call__(self, batch: Batch) -> Any:
+        """Run the program."""
+        self._num_used = 0
+        with self:
+            return self.program(batch)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Dropout by a kept mask; anything else as it is."""
+        if func is functional.dropout:
+            return self._dropped(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _dropped(
+        self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if not training or p == 0:
+            return values
+        masks, number = self._masks, self._num_used
+        self._num_used += 1
+        if number == len(masks) or masks[number].shape != values.shape:
+            masks[number:] = [torch.dropout(torch.ones_like(values), p, train=True)]
+        return values * masks[number]
