@@ -1,8 +1,9 @@
 """The command `pyrodyn`: a thin face over the public API.
 
-Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint.
+Errors are one line and exit code 2, Ctrl-C exits with 130. It keeps the last checkpoint.
 """
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -28,16 +29,27 @@ app.add_typer(data_app, name="data")
 GENERATED = (64, 200)
 """Trials and bins that a model generates where it is given no recording to begin a search at."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 Seed = Annotated[int, typer.Option(help="Seeds everything random.")]
 
 
 def main() -> None:
     """Run the command line; turn bad input into one line and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        said = error.format_message()
+        is_help = "\n" in said  # of a command that was given nothing
+        typer.echo(said if is_help else f"pyrodyn: {said}", err=True)
+        sys.exit(2)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         typer.echo(f"pyrodyn: {error}", err=True)
         sys.exit(2)
+    if code == INTERRUPTED:
+        typer.echo("\npyrodyn: interrupted", err=True)
+    sys.exit(code)
 
 
 @app.command()
@@ -115,7 +127,13 @@ def fit(
         float | None,
         typer.Option(help="Share hidden by coordinated dropout; 0.3 for lfads, else 0."),
     ] = None,
-    valid_share: Annotated[float, typer.Option(help="Share of trials kept for validation.")] = 0.2,
+    valid_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of trials drawn for validation; if left out, the file's own parts where it"
+            " has them, else 0.2."
+        ),
+    ] = None,
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
     ] = None,
@@ -134,6 +152,7 @@ def fit(
     import pyrodyn
     from pyrodyn.data import CoordinatedDropout, split
     from pyrodyn.infer import ELBO, VSMC, Objective, Schedule
+    from pyrodyn.infer.checkpoint import CHECKPOINT
 
     autoencoder = {"latent_dim": latents, "process_noise": process_noise}
     generator_sizes = {
@@ -156,7 +175,15 @@ def fit(
         named = dict(zip(("counts", "signal"), names, strict=True)) if is_pair else observation
         sizes = {**sizes, "observation": named}
     data = _recording(recording, bin_width)
-    train, valid = split(data, (1 - valid_share, valid_share), seed=seed)
+    if valid_share is None and "split" in data.coords:
+        train, valid = (
+            data.isel(trial=data["split"].values == part) for part in ("train", "valid")
+        )
+    else:
+        share = 0.2 if valid_share is None else valid_share
+        if not 0 < share < 1:
+            raise ValueError(f"--valid-share {share:g} must lie between 0 and 1")
+        train, valid = split(data, (1 - share, share), seed=seed)
     share_hidden = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout
     torch.manual_seed(seed)
     sized = kind.for_recording(train, **sizes)
@@ -176,12 +203,18 @@ def fit(
             seed=seed,
         )
     except KeyboardInterrupt:
-        typer.echo(
-            f"\npyrodyn: interrupted; the last checkpoint is kept, go on with: "
-            f"pyrodyn fit {recording} --out {out} --resume",
-            err=True,
-        )
-        sys.exit(130)
+        if (out / CHECKPOINT).exists():
+            again = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            typer.echo(
+                "\npyrodyn: interrupted; the last checkpoint is kept, go on with: "
+                f"{shlex.join(['pyrodyn', *again, '--resume'])}",
+                err=True,
+            )
+        else:
+            typer.echo(
+                "\npyrodyn: interrupted before the first epoch had ended; start it anew", err=True
+            )
+        sys.exit(INTERRUPTED)
     loss = float(fitted.history["valid_loss"][fitted.best_epoch])
     typer.echo(
         f"best epoch {fitted.best_epoch} of {fitted.history.sizes['epoch']}: "
@@ -324,7 +357,12 @@ def _recording(name: str, bin_width: float | None) -> "xr.Dataset":
     from pyrodyn.data import load, read
 
     if Path(name).exists() or Path(name).suffix:
-        return read(name, bin_width=bin_width) if bin_width else read(name)
+        return read(name) if bin_width is None else read(name, bin_width=bin_width)
+    if bin_width is not None:
+        raise ValueError(
+            f"--bin-width {bin_width:g} is for files that do not say it; {name} is a named"
+            " recording, which does"
+        )
     return load(name)
 
 

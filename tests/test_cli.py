@@ -231,3 +231,70 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_so(counts_file, tmp_path):
     assert "the last checkpoint is kept" in err
     assert "--resume" in err
     assert (out / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("fit", "FILE"), "Missing option '--out'"),
+        (("fit", "FILE", "--out", "run", "--foo"), "No such option: --foo"),
+        (("simulate", "lorenz", "--out", "x.npz", "--trials", "abc"), "'--trials'"),
+        (("nope",), "No such command 'nope'"),
+        (("fit", "FILE", "--out", "run", "--bin-width", "0"), "says its own bin width"),
+        (("fit", "lorenz_lfads_truth", "--out", "run", "--bin-width", "0.5"), "--bin-width 0.5"),
+        (("fit", "FILE", "--out", "run", "--valid-share", "0"), "--valid-share 0 must lie between"),
+    ],
+)
+def test_wrong_usage_is_one_line_too(
+    command, counts_file, tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*(counts_file if one == "FILE" else one for one in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("pyrodyn: ") and err.count("\n") == 1
+    assert sentence in err
+
+
+def test_a_command_without_arguments_shows_its_help(command):
+    code, out, err = command()
+    assert code == 2
+    assert "Usage: pyrodyn" in out + err
+
+
+def test_a_files_own_parts_are_taken(command, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    both = recording(counts=rng.poisson(1.0, (10, 12, 4)), bin_width=0.01)
+    part = np.array(["train"] * 7 + ["valid"] * 3)
+    path = tmp_path / "parts.nc"
+    write(both.assign_coords(split=("trial", part)), path)
+    given = []
+
+    def stop(model, train, valid, **options):
+        given.append((train.sizes["trial"], valid["trial"].values.tolist()))
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr("pyrodyn.fit", stop)
+    assert command("fit", path, "--out", tmp_path / "run")[0] == 2
+    assert command("fit", path, "--out", tmp_path / "run", "--valid-share", 0.5)[0] == 2
+    assert given[0] == (7, [7, 8, 9])
+    assert given[1][0] == 5
+
+
+def test_ctrl_c_before_the_first_epoch_claims_no_checkpoint(
+    command, counts_file, tmp_path, monkeypatch
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyrodyn.fit", interrupted)
+    code, _, err = command("fit", counts_file, "--out", tmp_path / "run", "--factors", 2)
+    assert code == 130
+    assert "before the first epoch had ended" in err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").touch()
+    code, _, err = command("fit", counts_file, "--out", tmp_path / "run", "--factors", 2)
+    assert code == 130
+    assert f"pyrodyn fit {counts_file} --out {tmp_path / 'run'} --factors 2 --resume" in err
+    monkeypatch.setattr("pyrodyn.demo.run", interrupted)
+    code, _, err = command("demo")
+    assert (code, err) == (130, "\npyrodyn: interrupted\n")

@@ -162,17 +162,19 @@ def held_out(
     *,
     neurons: float | Sequence[int] | NDArray[np.integer] | None = None,
     channels: float | Sequence[int] | NDArray[np.integer] | None = None,
-    forecast_bins: int = 0,
+    forecast_bins: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Mark neurons and final bins that no encoder may see; they stay in the likelihood.
+
+    What an argument does not speak of keeps the marks that it has.
 
     Args:
         data: a recording.
         neurons: the share of neurons to hold out (a float in (0, 1), drawn with ``seed``) or their
             positions. Where a signal alone was recorded, its channels are meant.
         channels: the same of the channels beside neurons. Of one of the two all may be held out.
-        forecast_bins: number of last bins to forecast.
+        forecast_bins: number of last bins to forecast; 0 for none.
         seed: seeds the draw of neurons.
 
     Returns:
@@ -190,7 +192,12 @@ def held_out(
         )
     rngs = np.random.default_rng(seed), np.random.default_rng(seed).spawn(1)[0]
     marks = {
-        block.held_out: (block.unit, _marked(wanted, name, block, rng))
+        block.held_out: (
+            block.unit,
+            data[block.held_out].values
+            if wanted is None and block.held_out in data.coords
+            else _marked(wanted, name, block, rng),
+        )
         for block, wanted, name, rng in zip(
             observed, (neurons, channels), ("neurons", "channels"), rngs, strict=False
         )
@@ -198,6 +205,9 @@ def held_out(
     if all(mask.all() for _, mask in marks.values()):
         every = " and ".join(f"{block.size} {block.unit}s" for block in observed)
         raise ValueError(f"neurons holds out all {every}; the encoder needs at least one")
+    if forecast_bins is None:
+        marked = "forecast" in data.coords
+        forecast_bins = int(data["forecast"].sum()) if marked else 0
     if not 0 <= forecast_bins < num_bins:
         raise ValueError(
             f"forecast_bins={forecast_bins} must leave at least one of the {num_bins} bins to see"

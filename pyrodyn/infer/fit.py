@@ -10,15 +10,14 @@ import torch
 import xarray as xr
 
 from pyrodyn.data.batch import Transform
-from pyrodyn.data.schema import blocks
+from pyrodyn.data.schema import blocks, validate
+from pyrodyn.infer.checkpoint import CHECKPOINT, check_resumable, identity
 from pyrodyn.infer.memory import keep_freed_memory
 from pyrodyn.infer.objectives import ELBO, Objective
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.files import save
-
-CHECKPOINT = "last.ckpt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,8 @@ def fit[Model: LatentDynamics](
         schedule: learning rates and patience, the growing horizon and the falling noise.
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
             nothing.
-        resume: go on from the checkpoint in ``out``.
+        resume: go on from the checkpoint in ``out``, with the same recordings, seed, batch size,
+            objective and transforms.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
         seed: seeds batches, masks and noise (the initial weights are the model's own).
         accelerator: Lightning's name of the hardware; ``"auto"`` takes CUDA where there is one.
@@ -92,12 +92,14 @@ def fit[Model: LatentDynamics](
         The fitted model with its history.
 
     Raises:
-        ValueError: for arguments that do not fit together, before training starts.
+        ValueError: for arguments that do not fit together, recordings that do not fit the model,
+            and a checkpoint that is broken or of another run, before training starts.
         NonFiniteLossError: when a step is not finite; the model then holds the last good weights.
         KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is that of the last finished
             epoch written.
     """
     objective = ELBO() if objective is None else objective
+    train, valid = _validated(train), None if valid is None else _validated(valid)
     _check(model, train, valid, max_epochs, max_minutes, batch_size)
     if schedule.noise is not None:
         schedule.noise.check(model)
@@ -118,6 +120,15 @@ def fit[Model: LatentDynamics](
         schedule,
         model.first_bin,
         seed,
+        identity(
+            train,
+            valid,
+            objective=objective,
+            transforms=transforms,
+            valid_transforms=valid_transforms,
+            batch_size=batch_size,
+            seed=seed,
+        ),
     )
     best = KeepBest()
     trainer = trainer_with(
@@ -135,6 +146,8 @@ def fit[Model: LatentDynamics](
         with torch.no_grad():  # parameters that a user's guide makes on its first run
             first = model.trials_of(train).batch(slice(0, batch_size))
             factors = loss.evaluate(first).factors
+        if resumed is not None:
+            check_resumable(resumed, training.state_dict(), training.identity)
         model.train()
         try:
             run(trainer, training, resumed)
@@ -159,6 +172,12 @@ def fit[Model: LatentDynamics](
     for doubt in model.doubts(model.trials_of(train).batch(slice(0, batch_size))):
         warnings.warn(doubt, stacklevel=2)
     return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
+
+
+def _validated(recording: xr.Dataset) -> xr.Dataset:
+    with warnings.catch_warnings():  # of neurons that never fire in this part of a recording
+        warnings.simplefilter("ignore", UserWarning)
+        return validate(recording)
 
 
 def _check(

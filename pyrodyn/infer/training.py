@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Transform, Trials
+from pyrodyn.infer.checkpoint import IDENTITY
 from pyrodyn.infer.objectives import Loss
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.traces import latent_sites, paired_traces
@@ -104,6 +105,7 @@ class Training(lightning.LightningModule):
         schedule: learning rates, the growing horizon and the falling noise.
         first_bin: the first bin that the model generates.
         seed: seeds order, masks and noise.
+        identity: of the run, kept in its checkpoints.
     """
 
     def __init__(
@@ -117,9 +119,10 @@ class Training(lightning.LightningModule):
         schedule: Schedule,
         first_bin: int,
         seed: int,
+        identity: dict[str, str],
     ) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.identity = loss, identity
         self._train, self._valid = train, valid
         self._transforms, self._valid_transforms = transforms, valid_transforms
         self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
@@ -135,6 +138,10 @@ class Training(lightning.LightningModule):
         """The validation recording in order; not asked for where there is none."""
         assert self._valid is not None
         return OrderedBatches(Trials(self._valid, self.device), self._batch_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in it what run it is of."""
+        checkpoint[IDENTITY] = self.identity
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Nothing to do: a batch is cut from tensors that lie there already."""
@@ -321,6 +328,9 @@ class SaveCheckpoint(Checkpoint):
     """Writes the whole training state: after the first epoch, then at most every ``seconds`` at the
     end of an epoch, and after the run.
 
+    A run whose time is up within an epoch is not written: what goes on from there would miss the
+    rest of that epoch. The checkpoint of the epoch before stays.
+
     Lightning writes beside the target and renames: an interrupted write leaves the last good file.
     """
 
@@ -340,8 +350,9 @@ class SaveCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self._last = time.monotonic()
+        if trainer.global_step % int(trainer.num_training_batches) == 0:
+            trainer.save_checkpoint(self.path)
+            self._last = time.monotonic()
 
 
 def trainer_with(

@@ -9,6 +9,7 @@ empty, and a guide can be replaced by any Pyro callable with the same latent sit
 """
 
 import contextlib
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
@@ -140,7 +141,8 @@ class LatentDynamics(nn.Module):
         """Refuse a recording that this model cannot read.
 
         Raises:
-            ValueError: naming what differs from the recording that the model was made for.
+            ValueError: naming what differs from the recording that the model was made for or
+                fitted to, and observations that have no density.
         """
         made_for = "this model was made for"
         num_inputs = self.config["input_dim"]
@@ -164,6 +166,37 @@ class LatentDynamics(nn.Module):
                 f"the recording shows {shown} bins; this model needs more than its first"
                 f" {self.first_bin}, which only set the initial condition"
             )
+        self._check_against_record(recording)
+        everything = Trials(recording).batch()
+        assert everything.x is not None  # a recording always has observations
+        self.observation.check(everything.x, everything.scored)
+
+    def _check_against_record(self, recording: xr.Dataset) -> None:
+        """Refuse what differs from the recording that the model was fitted to."""
+        fitted = self.record.get("data")
+        if fitted is None:
+            return
+        held = blocks(recording)
+        observed = " and ".join(block.observed for block in held)
+        if observed != fitted["observed"]:
+            raise ValueError(
+                f"the recording holds {observed}; this model was fitted to {fitted['observed']}"
+            )
+        width = float(recording.attrs["bin_width"])
+        if not math.isclose(width, fitted["bin_width"], rel_tol=1e-4):
+            raise ValueError(
+                f"the recording has bins of {width:g} s; this model was fitted to bins of"
+                f" {fitted['bin_width']:g} s, so bin it anew"
+            )
+        for block in held:
+            labels = [str(label) for label in recording[block.unit].values]
+            if labels != fitted[block.unit] and sorted(labels) == sorted(fitted[block.unit]):
+                first = next(i for i, label in enumerate(labels) if label != fitted[block.unit][i])
+                raise ValueError(
+                    f"{block.unit} {first} is {labels[first]!r}; this model was fitted to the same"
+                    f" {block.unit}s in another order, with {fitted[block.unit][first]!r} there:"
+                    f" bring them to that order by recording.sel({block.unit}=...)"
+                )
 
     @property
     def device(self) -> torch.device:

@@ -131,6 +131,12 @@ class LFADS(StateSpaceModel):
             least = 0 if name in MAY_BE_ZERO else 1
             if name.endswith(("_dim", "_neurons", "_bins", "lag")) and size < least:
                 raise ValueError(f"{name}={size}; LFADS needs at least {least}")
+        if recurrent_precision < 0 or state_clip < 1:
+            raise ValueError(
+                f"recurrent_precision={recurrent_precision} must be at least 0 and"
+                f" state_clip={state_clip} at least 1, within which a GRU's states stay by"
+                " themselves"
+            )
         self.config: dict[str, Any] = config
         self.first_bin = initial_condition_bins
         self.inferred_input_dim = inferred_input_dim

@@ -150,6 +150,17 @@ def test_held_out_marks_positions_and_last_bins() -> None:
     xr.testing.assert_identical(validate(marked), marked)
 
 
+def test_held_out_keeps_the_marks_that_it_is_not_asked_about() -> None:
+    data = recording(counts=np.ones((2, 5, 4), int), bin_width=0.02)
+    once = held_out(data, neurons=[1, 3], forecast_bins=2)
+    step_by_step = held_out(held_out(data, neurons=[1, 3]), forecast_bins=2)
+    xr.testing.assert_identical(step_by_step, once)
+    xr.testing.assert_identical(held_out(once, neurons=[1, 3]), once)
+    assert not held_out(once, forecast_bins=0)["forecast"].any()
+    with pytest.raises(ValueError, match="forecast_bins=5 must leave at least one"):
+        held_out(once, forecast_bins=5)
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.25, 5), (0.01, 1), (0.5, 10)])
 def test_held_out_draws_a_share_with_its_seed(share: float, count: int) -> None:
     data = recording(spikes(2, 5, 20), bin_width=0.01)

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.masking import CoordinatedDropout, SampleValidation, SpikeJitter
 from pyrodyn.data.readers import write
+from pyrodyn.data.recording import recording
 from pyrodyn.infer import (
     ELBO,
+    IWELBO,
     FallingNoise,
     GrowingHorizon,
     NonFiniteLossError,
@@ -29,10 +31,11 @@ from pyrodyn.infer import (
     Schedule,
     fit,
 )
-from pyrodyn.infer.fit import CHECKPOINT
+from pyrodyn.infer.checkpoint import CHECKPOINT
 from pyrodyn.infer.training import ShuffledBatches, mixed
 from pyrodyn.models.files import load, read_card, save
 from pyrodyn.models.sae import NodeSAE
+from pyrodyn.posterior import predict
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
 
@@ -737,3 +740,110 @@ def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
         model = make_lfads(train, recurrent_precision=precision)
         fit(model, train, max_epochs=1, **QUIET)
         assert model.record["training"]["is_bound"] is is_bound
+
+
+# ------------------------------------------------------------------ going on from a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("sizes", r"is of another model: loss\..* has the shape .* there and .* here"),
+        ("bytes", "is broken and cannot be resumed from"),
+        ("seed", "is of another run: seed was 0 and is 1 now"),
+        ("batch_size", "is of another run: batch_size was 4 and is 6 now"),
+        ("transforms", "is of another run: transforms was .* and is .*CoordinatedDropout"),
+        ("objective", "is of another run: objective was .*ELBO.* and is .*IWELBO"),
+        ("train", "is of another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
+        ("valid", "is of another run: valid was .* and is None now"),
+    ],
+)
+def test_a_run_goes_on_as_itself_alone(
+    train, valid, make_recording, make_lfads, tmp_path, change, sentence
+):
+    options: dict[str, Any] = {"out": tmp_path, "max_epochs": 1, "batch_size": 4, **QUIET}
+    fit(make_lfads(train), train, valid, **options)
+    if change == "bytes":
+        (tmp_path / CHECKPOINT).write_bytes(b"garbage")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model = make_lfads(train, **({"factor_dim": 2} if change == "sizes" else {}))
+    before = weights(model)
+    changed: dict[str, Any] = {
+        "seed": {"seed": 1},
+        "batch_size": {"batch_size": 6},
+        "transforms": {"transforms": [CoordinatedDropout(0.3)]},
+        "objective": {"objective": IWELBO(3)},
+    }
+    with pytest.raises(ValueError, match=sentence):
+        fit(
+            model,
+            make_recording(12, seed=9) if change == "train" else train,
+            None if change == "valid" else valid,
+            resume=True,
+            **{**options, "max_epochs": 3, **changed.get(change, {})},
+        )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    assert same(weights(model), before)
+
+
+def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(train, valid, make_lfads, tmp_path):
+    options: dict[str, Any] = {"batch_size": 1, "checkpoint_seconds": 0.0, **QUIET}
+    for minutes in np.arange(0.01, 0.2, 0.01):  # until an epoch and a part of another are done
+        out = tmp_path / f"{minutes:.2f}"
+        stopped = fit(
+            make_lfads(train), train, valid, max_epochs=10**6, max_minutes=minutes, out=out,
+            **options,
+        )  # fmt: skip
+        if stopped.num_steps > 12 and stopped.num_steps % 12:
+            break
+    assert stopped.num_steps % 12
+    kept = torch.load(out / CHECKPOINT, weights_only=True)
+    assert kept["global_step"] % 12 == 0
+    num_epochs = int(kept["global_step"]) // 12 + 2
+    whole = fit(make_lfads(train), train, valid, max_epochs=num_epochs, **options)
+    again = fit(
+        make_lfads(train), train, valid, max_epochs=num_epochs, out=out, resume=True, **options
+    )
+    assert same(weights(again.model), weights(whole.model))
+    assert again.num_steps == whole.num_steps
+
+
+# ------------------------------------------------------------------ recordings of another kind
+
+
+def test_recordings_are_validated(train, make_lfads):
+    model, edited = make_lfads(train), train.copy(deep=True)
+    edited["counts"] = edited["counts"] - 3.5
+    with pytest.raises(ValueError, match="counts"):
+        fit(model, edited, max_epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("kind", "holds signal; this model was fitted to counts"),
+        ("bins", "has bins of 0.04 s; this model was fitted to bins of 0.02 s"),
+        ("order", "neuron 0 is '4'; this model was fitted to the same neurons in another order"),
+    ],
+)
+def test_a_fitted_model_knows_what_it_was_fitted_to(train, make_lfads, change, sentence):
+    model = fit(make_lfads(train), train, max_epochs=1, **QUIET).model
+    counts = train["counts"].values
+    other = {
+        "kind": lambda: recording(signal=counts.astype(float), bin_width=0.02),
+        "bins": lambda: recording(counts, bin_width=0.04),
+        "order": lambda: train.isel(neuron=slice(None, None, -1)),
+    }[change]()
+    for ask in (predict, lambda m, r: fit(m, r, max_epochs=1, **QUIET)):
+        with pytest.raises(ValueError, match=sentence):
+            ask(model, other)
+
+
+def test_data_without_a_density_are_refused(make_recording, make_lfads):
+    binary = make_recording(12)
+    binary["counts"] = binary["counts"].clip(max=1)
+    model = make_lfads(binary, observation="bernoulli")
+    many = make_recording(5, mean=3.0)
+    for ask in (predict, lambda m, r: fit(m, binary, r, max_epochs=1, **QUIET)):
+        with pytest.raises(ValueError, match="Bernoulli observations are 0 or 1, but neuron"):
+            ask(model, many)

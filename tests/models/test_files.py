@@ -58,7 +58,7 @@ def test_the_card_says_what_the_model_is(model, tmp_path):
     save(model, tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card == read_card(tmp_path)
-    assert set(card) == {"pyrodyn", "model", "config", "record"}
+    assert set(card) == {"pyrodyn", "model", "config", "record", "proposal"}
     assert (card["pyrodyn"], card["model"]) == (version("pyrodyn"), "LFADS")
     assert card["config"] == model.config
     assert OPTIONS.items() <= card["config"].items()
