@@ -64,7 +64,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "arneodo": Recipe(3500, 64, "midpoint", 5e-3, 4, FallingNoise(583, 1400)),
-    "rossler": Recipe(8000, 128, "rk4", 4e-3, 15, FallingNoise(1200, 2800, factor=0.03)),
+    "rossler": Recipe(10000, 128, "rk4", 4e-3, 15, FallingNoise(1200, 2800, factor=0.03)),
     "lorenz": Recipe(6000, 128, "rk4", 1e-2, 15, FallingNoise(1500, 2000)),
 }
 """By system, whose noise and time scales differ."""
