@@ -175,10 +175,10 @@ def fit(
         named = dict(zip(("counts", "signal"), names, strict=True)) if is_pair else observation
         sizes = {**sizes, "observation": named}
     data = _recording(recording, bin_width)
-    if valid_share is None and "split" in data.coords:
-        train, valid = (
-            data.isel(trial=data["split"].values == part) for part in ("train", "valid")
-        )
+    parts = ("train", "valid")
+    has_parts = "split" in data.coords and set(parts) <= set(data["split"].values)
+    if valid_share is None and has_parts:
+        train, valid = (data.isel(trial=data["split"].values == part) for part in parts)
     else:
         share = 0.2 if valid_share is None else valid_share
         if not 0 < share < 1:

@@ -63,13 +63,16 @@ def fingerprint(recording: xr.Dataset) -> str:
     return f"trials x bins x neurons {sizes}, checksum {checksum:08x}"
 
 
-def check_resumable(path: Path, weights: Mapping[str, Tensor], wanted: dict[str, str]) -> None:
+def check_resumable(
+    path: Path, weights: Mapping[str, Tensor], wanted: dict[str, str], max_epochs: int
+) -> None:
     """Refuse a checkpoint that this run cannot go on from.
 
     Args:
         path: of the checkpoint.
         weights: of model and guide, by their names in it.
         wanted: the `identity` of the run.
+        max_epochs: where it is to end.
 
     Raises:
         ValueError: for a broken checkpoint, and one of another run, naming what differs.
@@ -77,11 +80,15 @@ def check_resumable(path: Path, weights: Mapping[str, Tensor], wanted: dict[str,
     try:
         kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = {name: tuple(weight.shape) for name, weight in kept["state_dict"].items()}
+        num_epochs = int(kept["epoch"]) + 1
     except Exception:  # whatever the bytes made torch stumble over
         raise ValueError(
-            f"{path} is broken and cannot be resumed from; the model beside it is that of the last"
-            " finished fit: start a new run in another folder"
+            f"{path} is broken and cannot be resumed from: start a new run in another folder"
         ) from None
+    if num_epochs > max_epochs:
+        raise ValueError(
+            f"{path} is of {num_epochs} epochs already; max_epochs={max_epochs} must not be less"
+        )
     remedy = "resume with the arguments that the run was started with, or choose another folder"
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted({*found, *shapes}):

@@ -120,7 +120,9 @@ def fit[Model: LatentDynamics](
         schedule,
         model.first_bin,
         seed,
-        identity(
+        None
+        if folder is None
+        else identity(
             train,
             valid,
             objective=objective,
@@ -146,8 +148,8 @@ def fit[Model: LatentDynamics](
         with torch.no_grad():  # parameters that a user's guide makes on its first run
             first = model.trials_of(train).batch(slice(0, batch_size))
             factors = loss.evaluate(first).factors
-        if resumed is not None:
-            check_resumable(resumed, training.state_dict(), training.identity)
+        if resumed is not None and training.identity is not None:
+            check_resumable(resumed, training.state_dict(), training.identity, max_epochs)
         model.train()
         try:
             run(trainer, training, resumed)

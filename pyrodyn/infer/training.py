@@ -105,7 +105,7 @@ class Training(lightning.LightningModule):
         schedule: learning rates, the growing horizon and the falling noise.
         first_bin: the first bin that the model generates.
         seed: seeds order, masks and noise.
-        identity: of the run, kept in its checkpoints.
+        identity: of the run, kept in its checkpoints; None for a run that writes none.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Training(lightning.LightningModule):
         schedule: Schedule,
         first_bin: int,
         seed: int,
-        identity: dict[str, str],
+        identity: dict[str, str] | None,
     ) -> None:
         super().__init__()
         self.loss, self.identity = loss, identity

@@ -750,6 +750,7 @@ def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
     [
         ("sizes", r"is of another model: loss\..* has the shape .* there and .* here"),
         ("bytes", "is broken and cannot be resumed from"),
+        ("max_epochs", "is of 2 epochs already; max_epochs=1 must not be less"),
         ("seed", "is of another run: seed was 0 and is 1 now"),
         ("batch_size", "is of another run: batch_size was 4 and is 6 now"),
         ("transforms", "is of another run: transforms was .* and is .*CoordinatedDropout"),
@@ -761,7 +762,7 @@ def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
 def test_a_run_goes_on_as_itself_alone(
     train, valid, make_recording, make_lfads, tmp_path, change, sentence
 ):
-    options: dict[str, Any] = {"out": tmp_path, "max_epochs": 1, "batch_size": 4, **QUIET}
+    options: dict[str, Any] = {"out": tmp_path, "max_epochs": 2, "batch_size": 4, **QUIET}
     fit(make_lfads(train), train, valid, **options)
     if change == "bytes":
         (tmp_path / CHECKPOINT).write_bytes(b"garbage")
@@ -769,6 +770,7 @@ def test_a_run_goes_on_as_itself_alone(
     model = make_lfads(train, **({"factor_dim": 2} if change == "sizes" else {}))
     before = weights(model)
     changed: dict[str, Any] = {
+        "max_epochs": {"max_epochs": 1},
         "seed": {"seed": 1},
         "batch_size": {"batch_size": 6},
         "transforms": {"transforms": [CoordinatedDropout(0.3)]},
