@@ -80,7 +80,7 @@ def check_resumable(
     try:
         kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = {name: tuple(weight.shape) for name, weight in kept["state_dict"].items()}
-        num_epochs = int(kept["epoch"]) + 1
+        num_epochs = int(kept["epoch"])
     except Exception:  # whatever the bytes made torch stumble over
         raise ValueError(
             f"{path} is broken and cannot be resumed from: start a new run in another folder"
