@@ -1,6 +1,6 @@
 """The command `pyrodyn`: a thin face over the public API.
 
-Errors are one line and exit code 2, Ctrl-C exits with 130. It keeps the last checkpoint.
+Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint and exits with 130.
 """
 
 import shlex

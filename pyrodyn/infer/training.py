@@ -131,13 +131,17 @@ class Training(lightning.LightningModule):
 
     def train_dataloader(self) -> ShuffledBatches:
         """Minibatches of the training recording."""
-        trials = Trials(self._train, self.device)
+        trials = self._trials(self._train)
         return ShuffledBatches(trials, self._batch_size, self._seed, lambda: self.current_epoch)
 
     def val_dataloader(self) -> OrderedBatches:
         """The validation recording in order; not asked for where there is none."""
         assert self._valid is not None
-        return OrderedBatches(Trials(self._valid, self.device), self._batch_size)
+        return OrderedBatches(self._trials(self._valid), self._batch_size)
+
+    def _trials(self, recording: xr.Dataset) -> Trials:
+        """A recording's tensors, of the device and precision of what is trained."""
+        return Trials(recording, self.device, next(self.loss.parameters()).dtype)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in it what run it is of."""

@@ -849,3 +849,9 @@ def test_data_without_a_density_are_refused(make_recording, make_lfads):
     for ask in (predict, lambda m, r: fit(m, binary, r, max_epochs=1, **QUIET)):
         with pytest.raises(ValueError, match="Bernoulli observations are 0 or 1, but neuron"):
             ask(model, many)
+
+
+def test_a_model_in_double_precision_is_fitted_in_it(train, valid, make_lfads):
+    model = fit(make_lfads(train).double(), train, valid, max_epochs=2, **QUIET).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert predict(model, valid, num_draws=2)["rates"].notnull().all()
