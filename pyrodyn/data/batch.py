@@ -64,6 +64,12 @@ class Batch:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def as_seen(self) -> "Batch":
+        """The same trials with only the encoder's view scored: what a posterior is conditioned on.
+        Held-out neurons and forecast bins, which are scored too, would else tell of themselves.
+        """
+        return self.replace(scored=self.visible, scored_weight=1.0)
+
     def unobserved(self) -> "Batch":
         """The same trials with ``x`` left for the model to draw; the encoder's view stays."""
         return self.replace(x=None)

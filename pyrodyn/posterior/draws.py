@@ -51,26 +51,13 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
     """Draw from the guide and replay the model, all draws in one vectorised run."""
     guide_trace, model_trace = paired_traces(model, guide, batch, num_draws)
     shape = (num_draws, batch.num_trials)
-    _check_rates(model, _value(model_trace.nodes["rates"], shape), batch)
-    guide_trace.compute_log_prob()
-    model_trace.compute_log_prob()
-    latent = latent_sites(guide_trace)
-
-    def total(trace: poutine.Trace, names: list[str]) -> Tensor:
-        terms = [trace.nodes[name]["log_prob"] for name in names]
-        if any(term.shape[-1:] != shape[-1:] for term in terms):
-            return torch.full(shape, torch.nan)
-        return torch.stack([term.expand(shape) for term in terms]).sum(0)
-
-    x = model_trace.nodes["x"]
-    sites = [*latent, *_deterministic_sites(model_trace)]
-    return Draws(
-        sites={name: _value(model_trace.nodes[name], shape) for name in sites},
-        predictive=x["fn"].sample().expand(*shape, *x["fn"].event_shape),
-        log_likelihood=_log_likelihood(model, x, shape),
-        log_p=total(model_trace, [*latent, "x"]),
-        log_q=total(guide_trace, drawn_sites(guide_trace)),
-        diagnostics={},
+    return _of_trace(
+        model,
+        batch,
+        model_trace,
+        latent_sites(guide_trace),
+        shape,
+        log_q=_log_prob(guide_trace, drawn_sites(guide_trace), shape),
     )
 
 
@@ -78,14 +65,19 @@ def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_dra
 def importance_draws(
     model: LatentDynamics, guide: Program, batch: Batch, num_draws: int, num_particles: int
 ) -> Draws:
-    """Draw more from the guide and keep draws by their Pareto-smoothed weights."""
-    drawn = posterior_draws(model, guide, batch, num_particles)
-    assert drawn.log_q is not None
-    if drawn.log_q.isnan().any():
+    """Draw more from the guide and keep draws by their Pareto-smoothed weights, which count what
+    the encoder may see.
+    """
+    guide_trace, model_trace = paired_traces(model, guide, batch.as_seen(), num_particles)
+    shape = (num_particles, batch.num_trials)
+    _check_rates(model, _value(model_trace.nodes["rates"], shape), batch)
+    log_q = _log_prob(guide_trace, drawn_sites(guide_trace), shape)
+    if log_q.isnan().any():
         raise ValueError(
             "this guide draws all trials jointly, so no trial has importance weights of its own"
         )
-    log_weights = drawn.log_p - drawn.log_q
+    latent = latent_sites(guide_trace)
+    log_weights = _log_prob(model_trace, [*latent, "x"], shape) - log_q
     smoothed = pareto_smoothed(log_weights)
     chosen = smoothed.resampled(num_draws)
     evidence, error = log_evidence(log_weights)
@@ -95,12 +87,11 @@ def importance_draws(
             values, chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)), 0
         )
 
-    return Draws(
-        sites={name: kept(value) for name, value in drawn.sites.items()},
-        predictive=kept(drawn.predictive),
-        log_likelihood={name: kept(value) for name, value in drawn.log_likelihood.items()},
-        log_p=kept(drawn.log_p),
-        log_q=kept(drawn.log_q),
+    return _replayed(
+        model,
+        batch,
+        {name: kept(_value(model_trace.nodes[name], shape)) for name in latent},
+        log_q=kept(log_q),
         diagnostics={
             "pareto_k": smoothed.pareto_k,
             "effective_sample_size": effective_sample_size(smoothed.log_weights),
@@ -114,36 +105,26 @@ def importance_draws(
 def smoother_draws(
     model: LatentDynamics, batch: Batch, num_draws: int, num_particles: int
 ) -> Draws:
-    """Draw paths by the particle smoother and replay the model on them."""
+    """Draw paths by the particle smoother, given what the encoder may see, and replay the model on
+    them.
+    """
     if not isinstance(model, StateSpaceModel):
         raise ValueError(
             f"the particle smoother needs a StateSpaceModel; {type(model).__name__} is none"
         )
-    filtered = particle_filter(model, batch, num_particles)
+    given = batch.as_seen()
+    filtered = particle_filter(model, given, num_particles)
     method = "ffbsi" if model.path_is_markov else "ancestral"
-    starts, paths = particle_smoother(model, batch, num_draws, method=method, filtered=filtered)
+    starts, paths = particle_smoother(model, given, num_draws, method=method, filtered=filtered)
     values = {} if starts is None else {str(model.start_site): starts}
     if model.path_site and paths.shape[-1]:
         values[model.path_site] = paths
-    particles = pyro.plate("particles", num_draws, dim=-2)
-    conditioned = particles(poutine.condition(model, data=values))
-    trace = poutine.trace(conditioned).get_trace(batch)
-    shape = (num_draws, batch.num_trials)
-    _check_rates(model, _value(trace.nodes["rates"], shape), batch)
-    trace.compute_log_prob()
-    x = trace.nodes["x"]
     eves = _eves(filtered).T
     num_first = torch.tensor([trial.unique().numel() for trial in eves])
-    return Draws(
-        sites={
-            name: _value(trace.nodes[name], shape)
-            for name in [*values, *_deterministic_sites(trace)]
-        },
-        predictive=x["fn"].sample(),
-        log_likelihood=_log_likelihood(model, x, shape),
-        log_p=torch.stack(
-            [trace.nodes[name]["log_prob"].expand(shape) for name in [*values, "x"]]
-        ).sum(0),
+    return _replayed(
+        model,
+        batch,
+        values,
         log_q=None,
         diagnostics={
             "log_evidence": filtered.log_evidence.sum(0),
@@ -152,6 +133,55 @@ def smoother_draws(
             "first_particles_with_descendants": num_first,
         },
     )
+
+
+def _replayed(
+    model: LatentDynamics,
+    batch: Batch,
+    latents: dict[str, Tensor],
+    *,
+    log_q: Tensor | None,
+    diagnostics: dict[str, Tensor],
+) -> Draws:
+    """The model on latents ``(draw, trial, *event)`` that were drawn elsewhere."""
+    num_draws = len(next(iter(latents.values())))
+    particles = pyro.plate("particles", num_draws, dim=-2)
+    trace = poutine.trace(particles(poutine.condition(model, data=latents))).get_trace(batch)
+    shape = (num_draws, batch.num_trials)
+    return _of_trace(model, batch, trace, list(latents), shape, log_q, diagnostics)
+
+
+def _of_trace(
+    model: LatentDynamics,
+    batch: Batch,
+    trace: poutine.Trace,
+    latent: list[str],
+    shape: tuple[int, int],
+    log_q: Tensor | None,
+    diagnostics: dict[str, Tensor] | None = None,
+) -> Draws:
+    """What a trace of the model says of its latents."""
+    _check_rates(model, _value(trace.nodes["rates"], shape), batch)
+    log_p = _log_prob(trace, [*latent, "x"], shape)
+    x = trace.nodes["x"]
+    sites = [*latent, *_deterministic_sites(trace)]
+    return Draws(
+        sites={name: _value(trace.nodes[name], shape) for name in sites},
+        predictive=x["fn"].sample().expand(*shape, *x["fn"].event_shape),
+        log_likelihood=_log_likelihood(model, x, shape),
+        log_p=log_p,
+        log_q=log_q,
+        diagnostics=diagnostics or {},
+    )
+
+
+def _log_prob(trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Tensor:
+    """Of some sites together, per draw and trial; NaN where one has no density per trial."""
+    trace.compute_log_prob()
+    terms = [trace.nodes[name]["log_prob"] for name in names]
+    if any(term.shape[-1:] != shape[-1:] for term in terms):
+        return torch.full(shape, torch.nan)
+    return torch.stack([term.expand(shape) for term in terms]).sum(0)
 
 
 def by_block[Array: (Tensor, NDArray[Any])](

@@ -77,7 +77,8 @@ def to_datatree(
         method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws kept by
             their Pareto-smoothed weights; or ``"smoother"``, paths of the particle smoother, for
             state-space models (by backward simulation, or along ancestors where the state has a
-            deterministic part).
+            deterministic part). Whichever, held-out neurons and forecast bins are not conditioned
+            on, nor are they in ``log_evidence``; ``log_likelihood`` and ``lp`` count them.
         num_particles: draws that are weighed, or particles of the filter.
         batch_size: trials drawn at once.
         seed: seeds the draws.

@@ -7,6 +7,7 @@ import xarray as xr
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
 
 from pyrodyn import to_datatree
+from pyrodyn.data import held_out
 from pyrodyn.models import LowRankRNN
 
 
@@ -20,10 +21,17 @@ def model(recorded) -> LowRankRNN:
     return linear_network(recorded).float()
 
 
+@pytest.mark.parametrize("hides", [False, True])
 @pytest.mark.parametrize("method", ["importance", "smoother"])
-def test_the_posterior_is_exact(model, recorded, method):
+def test_the_posterior_is_exact(model, recorded, method, hides):
+    """Given what the encoder may see: held-out channels and forecast bins do not tell of
+    themselves, though their likelihood is there to be looked at.
+    """
+    if hides:
+        recorded = held_out(recorded, neurons=[1, 3], forecast_bins=2)
     tree = to_datatree(model, recorded, num_draws=4000, method=method, num_particles=4000)
-    exact = exact_of(model.double(), batch_of(recorded))
+    exact = exact_of(model.double(), batch_of(recorded).as_seen())
+    assert exact.scored.all() != hides
     stats = tree["sample_stats"]
     for trial in range(NUM_TRIALS):
         truth = by_recursion(exact, trial)
@@ -33,6 +41,11 @@ def test_the_posterior_is_exact(model, recorded, method):
         assert (np.abs(z.mean(0) - truth.mean) < 5 * spread * relative_error).all()
         evidence = float(stats["log_evidence"][trial])
         assert abs(evidence - truth.log_evidence) < 5 * float(stats["log_evidence_error"][trial])
+    rates = tree["posterior"]["rates"].values[0]
+    wrong = (recorded["signal"].values - rates) / np.sqrt(np.diagonal(exact.R))
+    each = -0.5 * (wrong**2 + np.log(2 * np.pi * np.diagonal(exact.R)))
+    likelihood = tree["log_likelihood"]["x"].values[0]
+    np.testing.assert_allclose(likelihood, each.sum((-2, -1)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["guide", "importance", "smoother"])
