@@ -22,9 +22,6 @@ from pyrodyn.infer import ELBO, VSMC, Ramp, Schedule
 LAG = 20
 """Bins from rates to velocity."""
 
-NOISY_STAGE = 0.6
-"""Share of the time in which a few particles find the dynamics of the low-rank RNN."""
-
 
 def fitted_lfads(
     train: xr.Dataset, valid: xr.Dataset, seed: int, minutes: float
@@ -55,6 +52,7 @@ def fitted_low_rank(
         train, latent_dim=5, num_units=128, noise="full", proposal="encoder"
     )
     num_steps = 0
+    # Few particles find the dynamics; more make the bound that is wanted.
     for num_particles, share, learning_rate in ((4, 0.6, 5e-3), (16, 0.4, 1e-3)):
         found = fit(
             model,
@@ -83,18 +81,17 @@ def run(name: str, fold: int, minutes: float) -> dict[str, float]:
     torch.manual_seed(fold)
     model, num_steps = FITTED[name](train, valid, fold, minutes)
 
-    def from_(features: xr.DataArray, of_test: xr.DataArray) -> analysis.Decoding:
-        """Hand velocity, decoded."""
-        velocities = (
-            part["behavior"].sel(quantity=["hand velocity x", "hand velocity y"])
-            for part in (outer, test)
-        )
-        return analysis.decode(features, next(velocities), of_test, next(velocities), lag=LAG)
-
+    velocity, test_velocity = (
+        part["behavior"].sel(quantity=["hand velocity x", "hand velocity y"])
+        for part in (outer, test)
+    )
+    smoothed, test_smoothed = (
+        analysis.smooth(part["counts"], part.attrs["bin_width"], 0.05) for part in (outer, test)
+    )
+    from_spikes = analysis.decode(smoothed, velocity, test_smoothed, test_velocity, lag=LAG)
     rates = predict(model, test)["rates"]
-    from_rates = from_(predict(model, outer)["rates"], rates)
-    from_spikes = from_(
-        *(analysis.smooth(part["counts"], part.attrs["bin_width"], 0.05) for part in (outer, test))
+    from_rates = analysis.decode(
+        predict(model, outer)["rates"], velocity, rates, test_velocity, lag=LAG
     )
     psth = analysis.condition_psth(outer, test)
     return {

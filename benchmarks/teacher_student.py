@@ -37,7 +37,6 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter1d
 
 from pyrodyn import analysis, data, fit, models
 from pyrodyn.data.tasks import teacher_network
@@ -85,7 +84,6 @@ def fitted(
     )
     with torch.no_grad():
         model.log_rate.fill_(float(np.log(-np.log(decay))))
-        _start_from_components(model, train)
     # Steps are bound by the number of small operations: many trials cost little more than ten.
     # A first stage with few particles finds the dynamics, the second the bound that is wanted.
     steps = 0
@@ -105,24 +103,6 @@ def fitted(
         )
         steps += stage.num_steps
     return model, steps
-
-
-def _start_from_components(model: models.LowRankRNN, train: xr.Dataset) -> None:
-    """Loading from principal components, such that latents start with unit variance.
-
-    Those of counts, smoothed, are divided by a typical slope of the softplus.
-    """
-    if "signal" in train:
-        values, link_slope = train["signal"].values, 1.0
-    else:
-        values, link_slope = uniform_filter1d(train["counts"].values.astype(float), 5, 1), 0.35
-    flat = (values - values.mean((0, 1))).reshape(-1, values.shape[-1])
-    _, scales, directions = np.linalg.svd(flat, full_matrices=False)
-    sd = scales[:2] / np.sqrt(len(flat)) / link_slope
-    model.loading.copy_(torch.tensor(directions[:2].T * sd))
-    if isinstance(model.observation, Gaussian):
-        left = flat - (flat @ directions[:2].T) @ directions[:2]
-        model.observation.log_scale.copy_(torch.tensor(left.std(0) * 1.2).log())
 
 
 # --- what is measured ---------------------------------------------------------------------------

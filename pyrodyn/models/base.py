@@ -78,13 +78,20 @@ class LatentDynamics(nn.Module):
         model = cls(**seen, **sizes)
         model.observation.check(everything.x, everything.scored)
         with torch.no_grad():
-            model.start_readout(model.observation.initialise(everything.x, everything.scored))
+            model.start_from(everything)
         return model
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the class, completed by what a recording suggests."""
         return sizes
+
+    def start_from(self, batch: Batch) -> None:
+        """Set an untrained model by the moments of a recording: by default its observation model's
+        parameters and the bias of the readout.
+        """
+        assert batch.x is not None
+        self.start_readout(self.observation.initialise(batch.x, batch.scored))
 
     @abstractmethod
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:

@@ -39,8 +39,9 @@ from pyrodyn.distributions.gaussian import (
     SharedStudentT,
 )
 from pyrodyn.distributions.gaussian_steps import log_factor
+from pyrodyn.models.components import shared_components
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.observations import GaussianPart, Named, Observation, Poisson
+from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.proposals import EncoderFactor, LinearEmission, OptimalFactor
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
@@ -50,6 +51,9 @@ ACTIVATIONS = ("relu", "clipped_relu", "tanh", "identity")
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
 PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
+
+MOST_EXPLAINED = 0.99
+"""Share of a channel's variance that its start leaves to the latents at most."""
 
 NOISE_FLOOR = 1e-4
 """Smallest standard deviation of process noise: a density must exist."""
@@ -185,6 +189,36 @@ class LowRankRNN(StateSpaceModel):
         if sizes.get("readout") in ("currents", "rates"):
             sizes.setdefault("num_units", num_units(recording))
         return sizes
+
+    def start_from(self, batch: Batch) -> None:
+        """The loading too, from what neurons share (`shared_components`), so that latents start
+        with unit variance: through the slope of the mean by the readout at its bias, and for log
+        means as much less as keeps the variance of the mean, log(1 + q) in place of q.
+        """
+        super().start_from(batch)
+        if self.is_full_rank or not self._reads_latents:
+            return
+        assert batch.x is not None
+        components = shared_components(batch.x, batch.scored, self.loading.shape[1])
+        with torch.enable_grad():
+            bias = self.bias.detach().requires_grad_()
+            mean = self.observation(self._linked(bias)[None]).mean
+            (slope,) = torch.autograd.grad(mean.sum(), bias)
+        raises_mean = (slope > 0)[:, None]  # and is no logit of silence
+        tiny = torch.finfo(slope.dtype).tiny
+        loading = components[self.neuron_of_predictor] / slope.clamp_min(tiny)[:, None]
+        q = loading.square().sum(-1, keepdim=True)
+        bent = (torch.log1p(q) / q.clamp_min(tiny)).sqrt()
+        loading = torch.where(self.is_log_mean[:, None], loading * bent, loading)
+        self.loading.copy_(torch.where(raises_mean, loading, self.loading))
+        # What is left is noise, where noise has a variance of its own.
+        explained, column = components.square().sum(-1), 0
+        for single in self.observation.singles():
+            end = column + single.num_neurons
+            if isinstance(single, Gaussian):
+                share = explained[column:end] / single.scale().square()
+                single.log_scale.add_(0.5 * torch.log1p(-share.clamp_max(MOST_EXPLAINED)))
+            column = end
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias, through the inverse of the link."""

@@ -2,7 +2,7 @@
 *event)``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -44,6 +44,36 @@ class Draws(NamedTuple):
     log_p: Tensor
     log_q: Tensor | None
     diagnostics: dict[str, Tensor]
+
+
+METHODS = ("guide", "importance", "smoother")
+
+
+def drawing_by(
+    method: str, model: LatentDynamics, guide: Program | None, num_particles: int
+) -> Callable[[Batch, int], Draws]:
+    """How draws for the trials of a batch are made, so many of each.
+
+    Raises:
+        ValueError: for an unknown method, or too few particles.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
+    if num_particles < 2:
+        raise ValueError(f"num_particles={num_particles} must be at least 2")
+
+    def draw(batch: Batch, num_draws: int) -> Draws:
+        match method:
+            case "guide":
+                return posterior_draws(model, guide or model.guide, batch, num_draws)
+            case "importance":
+                return importance_draws(
+                    model, guide or model.guide, batch, num_draws, num_particles
+                )
+            case _:
+                return smoother_draws(model, batch, num_draws, num_particles)
+
+    return draw
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import xarray as xr
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
-from pyrodyn.posterior.draws import by_block, posterior_draws
+from pyrodyn.posterior.draws import by_block, drawing_by
 
 
 def predict(
@@ -15,6 +15,8 @@ def predict(
     *,
     num_draws: int = 50,
     guide: Program | None = None,
+    method: str = "guide",
+    num_particles: int = 1000,
     batch_size: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -27,6 +29,9 @@ def predict(
         recording: trials of the neurons that the model was fitted to.
         num_draws: draws per trial that are averaged.
         guide: the guide the model was fitted with, if not its own.
+        method: where the draws come from, see `to_datatree`. A guide fitted by `VSMC` only proposes
+            where particles go: what weights make of it is told by ``"smoother"``.
+        num_particles: draws that are weighed, or particles of the filter.
         batch_size: trials at once.
         seed: seeds the draws.
 
@@ -44,15 +49,16 @@ def predict(
     model.check(recording)
     if num_draws < 1 or batch_size < 1:
         raise ValueError(f"num_draws={num_draws} and batch_size={batch_size} must be at least 1")
+    draw = drawing_by(method, model, guide, num_particles)
     parts = []
     with model.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in model.trials_of(recording).batches(batch_size):
-            # A few draws at a time bound the memory by trials, not by draws.
+            # A guide's draws, a few at a time, need memory by trials alone; particles are run once.
             sums: dict[str, torch.Tensor] = {}
             squares: dict[str, torch.Tensor] = {}
-            for chunk in _chunks(num_draws):
-                draws = posterior_draws(model, guide or model.guide, batch, chunk)
+            for chunk in _chunks(num_draws) if method == "guide" else [num_draws]:
+                draws = draw(batch, chunk)
                 for name, value in draws.sites.items():
                     value = value.double()
                     sums[name] = sums.get(name, 0) + value.sum(0)

@@ -44,13 +44,9 @@ from pyrodyn.models.base import LatentDynamics
 from pyrodyn.posterior.draws import (
     Draws,
     by_block,
-    importance_draws,
-    posterior_draws,
+    drawing_by,
     prior_draws,
-    smoother_draws,
 )
-
-METHODS = ("guide", "importance", "smoother")
 
 
 def to_datatree(
@@ -101,24 +97,9 @@ def to_datatree(
             f"num_draws={num_draws} and batch_size={batch_size} must be at least 1,"
             f" num_prior_draws={num_prior_draws} at least 0"
         )
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    if num_particles < 2:
-        raise ValueError(f"num_particles={num_particles} must be at least 2")
+    draw = drawing_by(method, model, guide, num_particles)
     target = None if path is None else _new_zarr(path)
-
-    def draw(batch: Batch) -> Draws:
-        match method:
-            case "guide":
-                return posterior_draws(model, guide or model.guide, batch, num_draws)
-            case "importance":
-                return importance_draws(
-                    model, guide or model.guide, batch, num_draws, num_particles
-                )
-            case _:
-                return smoother_draws(model, batch, num_draws, num_particles)
-
-    parts = _parts(model, draw, recording, num_prior_draws, batch_size, seed)
+    parts = _parts(model, draw, recording, num_draws, num_prior_draws, batch_size, seed)
     data = _data_groups(model, recording)
     attrs = _attrs(model)
     if target is not None:
@@ -133,8 +114,9 @@ def to_datatree(
 
 def _parts(
     model: LatentDynamics,
-    draw: Callable[[Batch], Draws],
+    draw: Callable[[Batch, int], Draws],
     recording: xr.Dataset,
+    num_draws: int,
     num_prior_draws: int,
     batch_size: int,
     seed: int,
@@ -143,7 +125,7 @@ def _parts(
     with model.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in model.trials_of(recording).batches(batch_size):
-            draws = draw(batch)
+            draws = draw(batch, num_draws)
             stats = {"lp": draws.log_p}
             if draws.log_q is not None:
                 stats["log_q"] = draws.log_q

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
 
-from pyrodyn import to_datatree
+from pyrodyn import predict, to_datatree
 from pyrodyn.data import held_out
 from pyrodyn.models import LowRankRNN
 
@@ -46,6 +46,19 @@ def test_the_posterior_is_exact(model, recorded, method, hides):
     each = -0.5 * (wrong**2 + np.log(2 * np.pi * np.diagonal(exact.R)))
     likelihood = tree["log_likelihood"]["x"].values[0]
     np.testing.assert_allclose(likelihood, each.sum((-2, -1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["importance", "smoother"])
+def test_predicted_moments_are_exact(model, recorded, method):
+    predicted = predict(model, recorded, method=method, num_draws=2000, num_particles=4000)
+    exact = exact_of(model.double(), batch_of(recorded))
+    for trial in range(NUM_TRIALS):
+        truth = by_recursion(exact, trial)
+        spread = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
+        z, sd = predicted["z"].values[trial], predicted["z_sd"].values[trial]
+        # Importance weights leave a few hundred of the draws.
+        assert (np.abs(z - truth.mean) < 0.25 * spread).all()
+        np.testing.assert_allclose(sd, spread, rtol=0.3)
 
 
 @pytest.mark.parametrize("method", ["guide", "importance", "smoother"])
