@@ -18,43 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from known_teacher import teacher_as_model
 from numpy.typing import NDArray
 
-from pyrodyn import data, models
+from pyrodyn import data
 from pyrodyn.data.tasks import teacher_network
 from pyrodyn.infer import particle_filter
 from pyrodyn.infer.memory import keep_freed_memory
 
 NUM_UNITS = 20
 PROCESS_NOISE, OBSERVATION_NOISE = 0.2, 1.0
-
-
-def teacher_as_model(recording: xr.Dataset) -> models.LowRankRNN:
-    """A low-rank RNN with the weights that made the recording."""
-    network = teacher_network("limit_cycle", NUM_UNITS)
-    model = models.LowRankRNN(
-        NUM_UNITS,
-        latent_dim=2,
-        num_units=NUM_UNITS,
-        noise="scalar",
-        observation="gaussian",
-        proposal="bootstrap",
-    )
-    floor = models.low_rank_rnn.NOISE_FLOOR
-    weights = {
-        "m": network.m,
-        "n": network.n,
-        "threshold": network.threshold,
-        "log_rate": np.log(-np.log([network.decay])),
-        "raw_noise": np.log([PROCESS_NOISE - floor]),
-        "raw_start_noise": np.log([recording.attrs["start_noise"] - floor]),
-        "loading": recording["teacher_loading"].values,
-        "bias": recording["teacher_bias"].values,
-        "observation.log_scale": np.full(NUM_UNITS, np.log(OBSERVATION_NOISE)),
-    }
-    tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in weights.items()}
-    model.load_state_dict({**model.state_dict(), **tensors})
-    return model
 
 
 def theirs(recording: xr.Dataset, num_trials: int, num_particles: int) -> tuple[float, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -67,10 +67,17 @@ class Covariance(NamedTuple):
 
 
 def picked(
-    rows: Float[Tensor, "particle trial dim"], ancestors: Int[Tensor, "particle trial"]
-) -> Float[Tensor, "particle trial dim"]:
-    """Per trial the rows of particles' ancestors."""
-    return rows[ancestors, torch.arange(ancestors.shape[1], device=ancestors.device)]
+    values: Shaped[Tensor, "particle trial *dim"], rows: Int[Tensor, " row"]
+) -> Shaped[Tensor, "particle trial *dim"]:
+    """The values of particles that are copies of others, by `rows_of` their ancestors."""
+    return values.flatten(0, 1).index_select(0, rows).view(values.shape)
+
+
+def rows_of(ancestors: Int[Tensor, "particle trial"]) -> Int[Tensor, " row"]:
+    """Where ancestors lie once particles and trials are one dim."""
+    num_trials = ancestors.shape[1]
+    trials = torch.arange(num_trials, device=ancestors.device)
+    return ancestors.mul(num_trials).add_(trials).flatten()
 
 
 class SharedNormal(TorchDistribution):
@@ -102,9 +109,13 @@ class SharedNormal(TorchDistribution):
         """A law of the same family with another mean and covariance."""
         return SharedNormal(mean, covariance)
 
-    def picked(self, rows: Int[Tensor, "particle trial"]) -> "SharedNormal":
-        """The law of particles that are copies of others: ``rows`` along the first dim."""
-        return self.around(picked(self._mean.expand(*rows.shape, -1), rows), self.covariance)
+    def picked(self, rows: Int[Tensor, " row"]) -> "SharedNormal":
+        """The law of particles that are copies of others, by `rows_of` their ancestors; a law that
+        all particles share stays as it is.
+        """
+        if self.batch_shape.numel() < len(rows):
+            return self
+        return self.around(picked(self._mean, rows), self.covariance)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
         """Mean + L eps."""

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from pyrodyn.nn.recorded import recorded_gradients
 
@@ -26,7 +25,7 @@ def times(
 ) -> Float[Tensor, "*batch row"]:
     """M v for every vector, M shared by all or one per batch element."""
     if matrix.ndim == 2:
-        return functional.linear(vectors, matrix)
+        return vectors @ _laid_out(matrix)
     extra = vectors.ndim - matrix.ndim
     if extra < 0:
         return (matrix @ vectors[..., None])[..., 0]
@@ -34,6 +33,18 @@ def times(
     met = vectors.flatten(0, extra) if extra else vectors
     product = (met.movedim(0, -2) @ matrix.mT).movedim(-2, 0)
     return product.unflatten(0, vectors.shape[: extra + 1]) if extra else product
+
+
+def _laid_out(matrix: Float[Tensor, "row dim"]) -> Float[Tensor, "dim row"]:
+    """M' such that its rows lie one after another, by which many short vectors are met faster."""
+    return matrix.t().contiguous()
+
+
+def half_sum(values: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    """Half the sum of every vector's entries. As a product: a reduction of few columns takes up to
+    seven times as long.
+    """
+    return values @ values.new_full(values.shape[-1:], 0.5)
 
 
 def _outer(
@@ -64,6 +75,10 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, matrix, offset)
+        shape = (*vectors.shape[:-1], matrix.shape[-2])
+        if matrix.ndim == 2 and offset.shape == shape:
+            rows, offsets = vectors.reshape(-1, matrix.shape[1]), offset.reshape(-1, shape[-1])
+            return torch.addmm(offsets, rows, _laid_out(matrix)).view(shape)
         return times(vectors, matrix) + offset
 
     @staticmethod
@@ -106,7 +121,7 @@ class _LogFactor(torch.autograd.Function):
         pulled = times(z, J)
         ctx.save_for_backward(z, h, J, constant)
         ctx.slope = h - pulled
-        return (z * (ctx.slope + h)).sum(-1).mul_(0.5).add_(constant)
+        return half_sum(z * (ctx.slope + h)).add_(constant)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,11 +196,11 @@ class _DrawAgainst(torch.autograd.Function):
         z = times(noise, factor) + mean
         away = z - prior_mean
         whitened = times(away, prior_inverse)
-        squares = noise.square().addcmul_(whitened, whitened, value=-1).sum(-1)
+        half_squares = half_sum(noise.square().addcmul_(whitened, whitened, value=-1))
         ctx.save_for_backward(noise, mean, factor, prior_mean, prior_inverse, *half_log_dets)
         ctx.tape = (away, whitened)
         one, other = half_log_dets
-        return z, squares.mul_(0.5).add_(one).sub_(other)
+        return z, half_squares.add_(one).sub_(other)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyrodyn.distributions.affine_poisson import CountsByHand
+from pyrodyn.distributions.gaussian_steps import half_sum
 from pyrodyn.infer.particles import Observed
 from pyrodyn.infer.resampling import Scheme
 from pyrodyn.models.low_rank_rnn import LowRankRNN
@@ -294,7 +295,7 @@ class _Exact:
         slope = torch.baddbmm(pull, mean, self._curvatures[t], alpha=-1)  # M is symmetric
         if keeps:
             self._tape.append((mean, slope))
-        return (mean * (slope + pull)).sum(-1).mul_(0.5).add_(self._constants[t])
+        return half_sum(mean * (slope + pull)).add_(self._constants[t])
 
     def backward(self, t: int, d_log_w: Tensor, d_mean: Tensor) -> Tensor:
         """All that reaches the means, from what does on another way."""
@@ -345,10 +346,10 @@ class _Counted:
         log_p, slope = self._counts.forward(z, self._offsets[t], weighed, weight, keeps)
         away = z - mean
         whitened = away @ self._transposed[min(t, 1)]
-        squares = noise.square().addcmul_(whitened, whitened, value=-1).sum(-1)
+        half_squares = half_sum(noise.square().addcmul_(whitened, whitened, value=-1))
         if keeps:
             self._tape.append((slope, away, whitened))
-        return log_p.add_(squares, alpha=0.5).add_(self._constants[t])
+        return log_p.add_(half_squares).add_(self._constants[t])
 
     def backward(self, t: int, d_log_w: Tensor, d_z: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """All that reaches the draws, from what does on another way, and what reaches the means."""

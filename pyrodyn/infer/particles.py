@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import SharedNormal, drawn_against, picked
+from pyrodyn.distributions.gaussian import SharedNormal, drawn_against, picked, rows_of
 from pyrodyn.infer.resampling import effective_sample_size, scheme_named
 from pyrodyn.models.state_space import Law, State, StateSpaceModel, check_proposed
 
@@ -201,12 +201,13 @@ class SequentialMonteCarlo:
             ancestors = torch.arange(self.num_particles, device=observed.x.device)
             ancestors = ancestors[:, None].expand(log_weights.shape)
         else:
-            particles = _selected(particles, ancestors)
+            rows = rows_of(ancestors)
+            particles = _selected(particles, rows)
             if ahead is not None and not is_exact:
                 survivors = survivors - ahead.expand(survivors.shape).gather(0, ancestors)
             log_weights = self._where(due, survivors, log_weights)
             # A survivor's prior is its ancestor's: its mean is picked, not worked out again.
-            prior = prior.picked(ancestors) if isinstance(prior, SharedNormal) else None
+            prior = prior.picked(rows) if isinstance(prior, SharedNormal) else None
 
         if prior is None:
             prior = self._prior(particles, inputs)
@@ -299,28 +300,25 @@ def _log_mean(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " t
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
-def _selected(particles: Particles, ancestors: Int[Tensor, "particle trial"]) -> Particles:
+def _selected(particles: Particles, rows: Int[Tensor, " row"]) -> Particles:
     """Every particle's start, state, memory and eve replaced by its ancestor's."""
-    return Particles(
-        start=_select(particles.start, ancestors),
-        state=_select(particles.state, ancestors),
-        memory=_select(particles.memory, ancestors),
-        log_weights=particles.log_weights,
-        log_mean_weight=particles.log_mean_weight,
-        eve=particles.eve.gather(0, ancestors),
-        num_resampled=particles.num_resampled,
+    return particles._replace(
+        start=_select(particles.start, rows),
+        state=_select(particles.state, rows),
+        memory=_select(particles.memory, rows),
+        eve=picked(particles.eve, rows),
     )
 
 
-def _select(value: Any, ancestors: Int[Tensor, "particle trial"]) -> Any:
+def _select(value: Any, rows: Int[Tensor, " row"]) -> Any:
     """Rows of tensors ``(particle, trial, dim)``; what all particles share stays as it is."""
     if value is None:
         return None
     if isinstance(value, tuple):
-        return type(value)(*(_select(field, ancestors) for field in value))
+        return type(value)(*(_select(field, rows) for field in value))
     if value.ndim < 3:
         return value
-    return picked(value, ancestors)
+    return picked(value, rows)
 
 
 class Filtered(NamedTuple):

@@ -62,13 +62,26 @@ def multinomial(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
 def stratified(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """One draw in each of K equal strata."""
     shifts = _uniforms(log_weights, len(log_weights))
-    return _classical(_at_points(log_weights, _comb(log_weights, shifts)))
+    teeth = torch.arange(len(log_weights), device=shifts.device, dtype=shifts.dtype)
+    # Below 1 also where the last of them rounds to it.
+    points = (teeth + shifts).div_(len(log_weights)).clamp_max_(BELOW_ONE)
+    return _classical(_at_points(log_weights, points))
 
 
 @torch.no_grad()
 def systematic(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
-    """A comb of K teeth with one random shift."""
-    return _classical(_at_points(log_weights, _comb(log_weights, _uniforms(log_weights, 1))))
+    """A comb of K teeth (j + u) / K with one random shift u.
+
+    As many of them as K W - u, rounded up, lie below a sum W of weights. Counting them takes a
+    third of the time of looking for every tooth.
+    """
+    num_particles = len(log_weights)
+    summed = _summed(log_weights)
+    share = summed.div_(summed[:, -1:].clone())  # whose end is 1, exactly
+    shift = _uniforms(log_weights, 1).clamp_max_(1 - ROUNDING)
+    up_to = share.mul_(num_particles).sub_(shift).ceil_()
+    up_to.nan_to_num_(num_particles)  # of a trial without any weight, which the run then refuses
+    return _classical(_repeated(up_to.long()))
 
 
 @torch.no_grad()
@@ -138,25 +151,32 @@ def _uniforms(
     return torch.rand(shape, device=log_weights.device, dtype=torch.float64)
 
 
-def _comb(
-    log_weights: Float[Tensor, "particle trial"], shift: Float[Tensor, "trial columns"]
-) -> Float[Tensor, "trial particle"]:
-    """Points (k + shift) / K, below 1 also where the last of them rounds to it."""
-    num_particles = len(log_weights)
-    teeth = torch.arange(num_particles, device=shift.device, dtype=shift.dtype)
-    return (teeth + shift).div_(num_particles).clamp_max_(BELOW_ONE)
-
-
 def _at_points(
     log_weights: Float[Tensor, "particle trial"], points: Float[Tensor, "trial particle"]
 ) -> Int[Tensor, "particle trial"]:
     """The particles under whose share of the unit interval the points lie.
 
-    In double precision, and of the interval as long as its sum was rounded to be, in which a point
-    below 1 stays below its end: a particle without weight is never met, not even as the last.
+    Of the interval as long as its sum was rounded to be, in which a point below 1 stays below its
+    end: a particle without weight is never met, not even as the last.
     """
-    summed = torch.softmax(log_weights.t(), 1, dtype=torch.float64).cumsum(1)
+    summed = _summed(log_weights)
     return _searched(summed, points * summed[:, -1:])
+
+
+def _summed(
+    log_weights: Float[Tensor, "particle trial"],
+) -> Float[Tensor, "trial particle"]:
+    """Sums of the first weights, in double precision: in single, many of them sum to below 1."""
+    return torch.softmax(log_weights.t(), 1, dtype=torch.float64).cumsum_(1)
+
+
+def _repeated(up_to: Int[Tensor, "trial particle"]) -> Int[Tensor, "particle trial"]:
+    """Every particle as often as it lives on, given how many slots it and those before it take."""
+    num_trials, num_particles = up_to.shape
+    ends = up_to.new_zeros(num_trials, num_particles + 1)
+    ends.scatter_add_(1, up_to, torch.ones_like(up_to))
+    # A slot belongs to the first particle that ends after it: as many end up to there.
+    return ends[:, :-1].cumsum(1).t()
 
 
 def _searched(
