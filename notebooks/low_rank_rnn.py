@@ -63,22 +63,13 @@ plt.show()
 # %% [markdown]
 # ## A student, and a fit in two stages
 #
-# The student is `LowRankRNN` with random weights. Its readout starts from two principal components
-# of the signal, and its observation noise from what they leave: the latents then have about unit
-# variance from the first step on.
+# The student is `LowRankRNN` with random weights but for its readout, which `for_recording` starts
+# from what channels share from one bin to the next, and the observation noise from what that
+# leaves: the latents then have about unit variance from the first step on.
 
 # %%
 torch.manual_seed(0)
 model = pyrodyn.models.LowRankRNN.for_recording(train, latent_dim=2, num_units=20, noise="full")
-
-signal = train["signal"].values.reshape(-1, 20)
-signal = signal - signal.mean(0)
-_, scales, directions = np.linalg.svd(signal, full_matrices=False)
-components = directions[:2].T
-with torch.no_grad():
-    model.loading.copy_(torch.tensor(components * scales[:2] / np.sqrt(len(signal))))
-    left_over = signal - signal @ components @ components.T
-    model.observation.log_scale.copy_(torch.tensor(1.2 * left_over.std(0)).log())
 
 # %% [markdown]
 # The objective is variational sequential Monte Carlo: the log evidence as a particle filter
