@@ -18,7 +18,7 @@ A finished run is kept as JSON beside its model and not run again. A fit ends af
 training steps, so that the same seed gives the same row.
 
     uv run python benchmarks/study.py --dynamics node gru --seeds 0 1 2 3 4
-    uv run python benchmarks/study.py --dynamics node gru --dims 5 10
+    uv run python benchmarks/study.py --dynamics node gru --dims 3 5 10 --figure study.png
     uv run python benchmarks/study.py --systems arneodo --dynamics residual_mlp next_state vanilla
 """
 
@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import xarray as xr
@@ -168,6 +169,32 @@ def fixed_points(model: NodeSAE | RnnSAE, z: np.ndarray, train: xr.Dataset) -> l
     ]
 
 
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Rate R2 by the number of latents: one panel per system, one line per kind of dynamics, the
+    mean over seeds, a dot per seed.
+    """
+    systems = [name for name in SYSTEMS if any(row["system"] == name for row in rows)]
+    size = (3.2 * len(systems), 2.8)
+    shown, panels = plt.subplots(
+        1, len(systems), figsize=size, squeeze=False, sharey=True, layout="constrained"
+    )
+    for panel, system in zip(panels[0], systems, strict=True):
+        for color, dynamics in enumerate(("node", *CELLS)):
+            own = [r for r in rows if r["system"] == system and r["dynamics"] == dynamics]
+            if not own:
+                continue
+            dims = sorted({row["dim"] for row in own})
+            means = [np.mean([r["rate R2"] for r in own if r["dim"] == dim]) for dim in dims]
+            panel.plot(dims, means, color=f"C{color}", label=dynamics)
+            found = [(row["dim"], row["rate R2"]) for row in own]
+            panel.plot(*zip(*found, strict=True), ".", color=f"C{color}")
+        panel.set(title=system, xlabel="latents", xticks=sorted({row["dim"] for row in rows}))
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set(ylabel="rate R2 on test trials", ylim=(0, 1.02))
+    panels[0, 0].legend(frameon=False, loc="lower right")
+    shown.savefig(path, dpi=150)
+
+
 def shown(value: Any) -> str:
     return f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}"
 
@@ -180,26 +207,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("study"))
+    parser.add_argument("--figure", type=Path, help="where to draw R2 by the number of latents")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     np.set_printoptions(precision=3, suppress=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    is_first = True
+    rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for dynamics in arguments.dynamics:
             for dim in arguments.dims:
                 for system in arguments.systems:
                     row = run(system, dynamics, dim, seed, arguments.out)
                     points = row.pop("fixed points", [])
-                    if is_first:
+                    if not rows:
                         print("".join(f"{name:>12}" for name in row))
-                    is_first = False
+                    rows.append(row)
                     print(
                         "".join(shown(value) for value in row.values()),
                         *points,
                         sep="\n",
                         flush=True,
                     )
+    if arguments.figure:
+        figure(rows, arguments.figure)
 
 
 if __name__ == "__main__":
