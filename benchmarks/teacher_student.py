@@ -89,8 +89,10 @@ def fitted(
         model.log_rate.fill_(float(np.log(-np.log(decay))))
     # Steps are bound by the number of small operations: many trials cost little more than ten.
     # A first stage with few particles finds the dynamics, the second the bound that is wanted.
+    # (Weights that grow faster make gradients explode on their way through 200 bins.)
+    first_rate = 1e-2 if is_signal else 4e-3
     steps = 0
-    stages = [(min(4, student.particles), 50, 0.6, 1e-2), (student.particles, 25, 0.4, 2e-3)]
+    stages = [(min(4, student.particles), 50, 0.6, first_rate), (student.particles, 25, 0.4, 2e-3)]
     for num_particles, batch_size, share, learning_rate in stages:
         stage = fit(
             model,

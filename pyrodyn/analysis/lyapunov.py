@@ -106,9 +106,12 @@ def kaplan_yorke(exponents: ArrayLike, state_dim: int) -> float:
 
     Returns:
         The dimension; ``state_dim`` where the sum of all is not negative, NaN where too few
-        exponents are given to tell.
+        exponents are given to tell, or one is NaN. It jumps where the largest exponent is 0: that
+        of a limit cycle is 1 or 0 as an estimate of its 0 falls above or below it.
     """
     ordered = np.sort(np.asarray(exponents, float))[::-1]
+    if np.isnan(ordered).any():
+        return float("nan")
     sums = np.cumsum(ordered)
     negative = np.flatnonzero(sums < 0)
     if not len(negative):

@@ -59,6 +59,10 @@ class Covariance(NamedTuple):
         covariance = torch.cholesky_solve(eye.expand_as(precision), root)
         return cls.of_factor(torch.linalg.cholesky(covariance))
 
+    def to(self, like: Tensor) -> "Covariance":
+        """The same in the precision and on the device of another tensor."""
+        return Covariance(*(field.to(like) for field in self))
+
     def at(self, t: int) -> "Covariance":
         """That of bin t, where there is one per ``(trial, time)``; else the one that all share."""
         if self.half_log_det.ndim == 0:

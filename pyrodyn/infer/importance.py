@@ -22,8 +22,11 @@ from pyrodyn.infer.importance_weighted import local_draws, weigh
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
 
-FEWEST_PARTICLES = 25
-"""Of which a fifth, the tail, are the five that arviz fits a Pareto law to at least."""
+FEWEST_PARTICLES = 30
+"""Of which a fifth, the tail, are the six of which a quarter is one, as arviz' fit needs."""
+
+LOWEST_TAIL = 700.0
+"""Nats below the largest weight at which weights round to 0 in double precision."""
 
 
 class Smoothed(NamedTuple):
@@ -32,7 +35,8 @@ class Smoothed(NamedTuple):
     Attributes:
         log_weights: normalised over particles.
         pareto_k: k-hat per trial; minus infinity where the largest weights are all the same, so
-            that there is no tail.
+            that there is no tail, and infinity where most of the largest are nothing beside the
+            very largest, so that there is no law to fit.
     """
 
     log_weights: Float[Tensor, "particle trial"]
@@ -78,9 +82,15 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
 
 def _pareto_smoothed(log_weights: NDArray[np.double]) -> tuple[NDArray[np.double], float]:
     """Those of one trial, and k-hat."""
+    num_particles = len(log_weights)
+    num_tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+    tail = np.sort(log_weights)[-num_tail:]
+    if tail[-1] - tail[num_tail // 4] > LOWEST_TAIL:
+        return log_weights, math.inf
     try:
         # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
-        smoothed, pareto_k = array_stats.psislw(-log_weights)
+        with np.errstate(over="ignore"):  # of the tail of laws that no weights should follow
+            smoothed, pareto_k = array_stats.psislw(-log_weights)
     except ValueError:  # the largest weights are all the same
         return log_weights, -math.inf
     return np.asarray(smoothed), float(pareto_k)

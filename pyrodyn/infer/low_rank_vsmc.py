@@ -9,7 +9,7 @@
 and where the proposal is exact, so that weights do not depend on draws, at all z_{t-1}::
 
     m_k = a z + n phi(m z + d_t)
-    log w_k = constant_t + m_k' v_t - m_k' M_t m_k / 2
+    log w_k = constant_t + (m_k - s_t)' v_t - (m_k - s_t)' M_t (m_k - s_t) / 2
     a_k ~ W_t,  z_k = A_t m_{a_k} + c_t + L_t eps_k
 
 This is `SequentialMonteCarlo` resampled at every bin, for those models whose bin consists of these
@@ -89,8 +89,9 @@ def low_rank_bound(
         of_all_bins(first.shift, later.shift, 1),
         of_all_bins(first.covariance.factor, later.covariance.factor, 2),
     )
-    fixed = _Fixed(num_particles, scheme, model.activation, None, (), ())
+    fixed = _Fixed(num_particles, scheme, model.activation, (), None, (), ())
     if is_exact:
+        fixed = fixed._replace(centre=later.centre[:, None].unbind(2))
         pull = of_all_bins(first.pull, later.pull, 1)
         curvature = of_all_bins(first.curvature, later.curvature, 2)
         constant = of_all_bins(first.constant, later.constant, 0)
@@ -116,6 +117,7 @@ class _Fixed(NamedTuple):
         num_particles: K.
         scheme: of resampling.
         kind: the activation.
+        centre: s of every bin, ``(trial, 1, dim)``, where the proposal is exact.
         link: of the counts; None where the proposal is exact.
         weighed: w x of every bin, ``(trial, 1, neuron)``.
         weight: w.
@@ -124,6 +126,7 @@ class _Fixed(NamedTuple):
     num_particles: int
     scheme: Scheme
     kind: str
+    centre: tuple[Tensor, ...]
     link: str | None
     weighed: tuple[Tensor, ...]
     weight: tuple[Tensor, ...]
@@ -148,7 +151,7 @@ class _Bound(torch.autograd.Function):
         num_trials, num_bins, dim = shift.shape
         shape = (num_trials, fixed.num_particles, dim)
         steps = StepsByHand(m, n, threshold, decay, fixed.kind)
-        weighs: Any = _Exact(*weighing) if fixed.link is None else _Counted(fixed, *weighing)
+        weighs: Any = (_Exact if fixed.link is None else _Counted)(fixed, *weighing)
         drives = [None] * num_bins if drive is None else drive[:, None].unbind(2)
         gains, shifts, factors = gain.mT.unbind(1), shift[:, None].unbind(2), factor.mT.unbind(1)
         home = fixed.num_particles * torch.arange(num_trials, device=shift.device)[:, None]
@@ -275,12 +278,14 @@ class _Exact:
     """Weights of an exact proposal, from the means of the model's step.
 
     Args:
+        fixed: of the run.
         pull, curvature, constant: see `Conditioned`.
     """
 
     is_exact = True
 
-    def __init__(self, pull: Tensor, curvature: Tensor, constant: Tensor) -> None:
+    def __init__(self, fixed: _Fixed, pull: Tensor, curvature: Tensor, constant: Tensor) -> None:
+        self._centres = fixed.centre
         self._pulls, self._curvatures = pull[:, None].unbind(2), curvature.unbind(1)
         self._constants = constant[:, None].unbind(2)
         self._tape: list[tuple[Tensor, Tensor]] = []
@@ -291,24 +296,24 @@ class _Exact:
 
     def forward(self, t: int, mean: Tensor, keeps: bool) -> Tensor:
         """Log w."""
-        pull = self._pulls[t]
-        slope = torch.baddbmm(pull, mean, self._curvatures[t], alpha=-1)  # M is symmetric
+        pull, away = self._pulls[t], mean - self._centres[t]
+        slope = torch.baddbmm(pull, away, self._curvatures[t], alpha=-1)  # M is symmetric
         if keeps:
-            self._tape.append((mean, slope))
-        return half_sum(mean * (slope + pull)).add_(self._constants[t])
+            self._tape.append((away, slope))
+        return half_sum(away * (slope + pull)).add_(self._constants[t])
 
     def backward(self, t: int, d_log_w: Tensor, d_mean: Tensor) -> Tensor:
         """All that reaches the means, from what does on another way."""
-        mean, slope = self._tape[t]
+        away, slope = self._tape[t]
         each = d_log_w[..., None]
-        self._weighed.append(each * mean)
+        self._weighed.append(each * away)
         return torch.addcmul(d_mean, each, slope)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Gradients of pull and curvature."""
         weighed = torch.stack(self._weighed[::-1], 1)
-        means = torch.stack([mean for mean, _ in self._tape], 1)
-        return weighed.sum(2), (weighed.mT @ means).mul_(-0.5)
+        away = torch.stack([away for away, _ in self._tape], 1)
+        return weighed.sum(2), (weighed.mT @ away).mul_(-0.5)
 
 
 class _Counted:

@@ -8,8 +8,9 @@ path's gradient flows through the reparameterised particles; resampling is a dis
 own share of the gradient is
 
 * left out (``gradient="biased"``): small variance, the choice of the papers and the place to start;
-* estimated by the score of the ancestors (``gradient="unbiased"``), which needs multinomial
-  resampling, whose law is known, and has much variance;
+* estimated by the score of the ancestors (``gradient="unbiased"``), which has much variance. It
+  needs multinomial resampling, whose law is known, and a threshold of 0 or 1: in between, whether a
+  trial is resampled jumps with the weights, and the bound with it, which no score tells;
 * sidestepped by ``resampling="soft"``, whose weights carry a gradient.
 
 Sources: Maddison et al. 2017, Naesseth et al. 2018, Le et al. 2018.
@@ -56,6 +57,11 @@ class VSMC(Objective):
             raise ValueError(
                 "the unbiased gradient needs the law of the ancestors, known for"
                 " resampling='multinomial' alone"
+            )
+        if gradient == "unbiased" and ess_threshold not in (0, 1):
+            raise ValueError(
+                f"the unbiased gradient cannot follow resampling at ess_threshold={ess_threshold},"
+                " which sets in by jumps; take 1 (at every bin) or 0 (never)"
             )
         self.resampling, self.ess_threshold, self.gradient = resampling, ess_threshold, gradient
 

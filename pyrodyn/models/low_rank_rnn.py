@@ -43,7 +43,12 @@ from pyrodyn.models.components import shared_components
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.proposals import EncoderFactor, LinearEmission, OptimalFactor
+from pyrodyn.models.proposals import (
+    EncoderFactor,
+    LinearEmission,
+    OptimalFactor,
+    best_explanation,
+)
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
 from pyrodyn.nn.low_rank_steps import activate, low_rank_step, recorded_step
 
@@ -387,8 +392,8 @@ class LowRankRNN(StateSpaceModel):
         """Log p of the scored entries of one bin.
 
         Of a linear-Gaussian observation scored in full, in the dimensions of z: log p(x | z) =
-        constant + z' h - z' J z / 2, where all that has the size of x is worked out per trial and
-        not per particle.
+        constant + (z - s)' h - (z - s)' J (z - s) / 2, with s the z that explains x best, where all
+        that has the size of x is worked out per trial and not per particle.
         """
         if isinstance(self.observation, Poisson) and self.readout_from != "rates":
             counted = torch.where(scored, x, self.observation.filler)
@@ -402,8 +407,10 @@ class LowRankRNN(StateSpaceModel):
         emission = self._linear_emission(state.v)
         wrong, C, r = x - emission.offset, emission.matrix, emission.variance
         J = self.hoisted("observed_precision", lambda: C.mT @ (C / r[:, None]))
-        constant = -0.5 * (wrong.square() / r + r.log() + LOG_2PI).sum(-1)
-        return log_factor(state.z, (wrong / r) @ C, J, constant) * scored_weight
+        centre = best_explanation((wrong / r) @ C, J)
+        left = wrong - centre @ C.mT
+        constant = -0.5 * (left.square() / r + r.log() + LOG_2PI).sum(-1)
+        return log_factor(state.z - centre, (left / r) @ C, J, constant) * scored_weight
 
     def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Law:
         if self.noise_df is None:

@@ -7,7 +7,12 @@ m_t and Q are mean and noise of the model's step. `OptimalFactor` takes for the 
 likelihood itself, where that is linear and Gaussian; `EncoderFactor` has a network say it.
 
 What depends on the data or on the weights alone (h, J, P and their factors) is worked out once per
-batch.
+batch, in double precision. The likelihood of a signal far above its noise is a difference of terms
+larger than itself by the square of their ratio: it is written around a centre s near its maximum,
+
+    log factor(z) = log_scale + (z - s)' h - (z - s)' J (z - s) / 2,
+
+which changes no value and no gradient, but what rounding leaves of them.
 
 Source: Pals et al., NeurIPS 2024; the adapted filter: Pitt & Shephard 1999.
 """
@@ -44,22 +49,37 @@ class LinearEmission(NamedTuple):
     columns: slice
 
 
+class Density(NamedTuple):
+    """What makes a factor the density of what was seen.
+
+    Attributes:
+        centre: s, around which h is the factor's slope; a constant.
+        log_scale: its logarithm there.
+    """
+
+    centre: Float[Tensor, "trial time dim"]
+    log_scale: Float[Tensor, "trial time"]
+
+
 class Conditioned(NamedTuple):
     """Factors met with the noise of a step from mean m: q = N(A m + c, P).
 
     Attributes:
         gain: A = P Q^-1, ``(*left, dim, dim)``, with left dims where P has them.
-        shift: c = P h, ``(trial, time, dim)``, or without time for a single bin, as those below.
+        shift: c = P h + s - A s, ``(trial, time, dim)``, or without time for a single bin, as those
+            below.
         covariance: P.
-        pull: A' h; None for a factor that is no density, as those below.
+        centre: s; None for a factor that is no density, as those below.
+        pull: A' h.
         curvature: A' J.
         constant: with which the integral over z of N(z; m, Q) and the factor has the logarithm
-            constant + m' pull - m' curvature m / 2.
+            constant + (m - s)' pull - (m - s)' curvature (m - s) / 2.
     """
 
     gain: Float[Tensor, "... dim dim"]
     shift: Float[Tensor, "... dim"]
     covariance: Covariance
+    centre: Float[Tensor, "... dim"] | None
     pull: Float[Tensor, "... dim"] | None
     curvature: Float[Tensor, "... dim dim"] | None
     constant: Float[Tensor, "..."] | None
@@ -70,16 +90,27 @@ class Conditioned(NamedTuple):
         h: Float[Tensor, "trial time dim"],
         J: Float[Tensor, "*trial_time dim dim"],
         noise: Covariance,
-        log_scale: Float[Tensor, "trial time"] | None,
+        density: "Density | None",
     ) -> "Conditioned":
-        """From h, J, Q and what the factor lacks to be a density."""
+        """From h, J, Q and what makes the factor a density."""
+        like, h, J = h, h.double(), J.double()
+        noise = noise.to(h)
         posterior = Covariance.of_precision(noise.precision + J)
         gain, shift = posterior.matrix @ noise.precision, times(h, posterior.matrix)
-        if log_scale is None:
-            return cls(gain, shift, posterior, None, None, None)
-        constant = log_scale + 0.5 * (h * shift).sum(-1)
+        if density is None:
+            return cls(gain.to(like), shift.to(like), posterior.to(like), None, None, None, None)
+        centre = density.centre.double()
+        constant = density.log_scale + 0.5 * (h * shift).sum(-1)
         constant = constant + posterior.half_log_det - noise.half_log_det
-        return cls(gain, shift, posterior, times(h, gain.mT), gain.mT @ J, constant)
+        return cls(
+            gain.to(like),
+            (shift + centre - times(centre, gain)).to(like),
+            posterior.to(like),
+            density.centre,
+            times(h, gain.mT).to(like),
+            (gain.mT @ J).to(like),
+            constant.to(like),
+        )
 
     def bins(self) -> list["Conditioned"]:
         """Every bin by itself: taken apart once, as a slice has a whole tensor for a gradient."""
@@ -93,11 +124,12 @@ class Conditioned(NamedTuple):
         is_shared = self.gain.ndim == 2
         covariances = zip(*(apart(field, is_shared) for field in self.covariance), strict=True)
         return [
-            Conditioned(gain, shift, Covariance(*covariance), pull, curvature, constant)
-            for gain, shift, covariance, pull, curvature, constant in zip(
+            Conditioned(gain, shift, Covariance(*covariance), centre, pull, curvature, constant)
+            for gain, shift, covariance, centre, pull, curvature, constant in zip(
                 apart(self.gain, is_shared),
                 apart(self.shift, False),
                 covariances,
+                apart(self.centre, False),
                 apart(self.pull, False),
                 apart(self.curvature, is_shared),
                 apart(self.constant, False),
@@ -111,7 +143,7 @@ class Factor:
     """Gaussian factors of all bins, combined with the process noise.
 
     Attributes:
-        h: ``(trial, time, dim)``.
+        h: slope at the centre (at 0 where there is none), ``(trial, time, dim)``.
         J: ``(dim, dim)``, or ``(trial, time, dim, dim)`` where it changes.
         first: the first bin's met with the noise that may be its own.
         later: of every bin, met with the noise of later ones.
@@ -130,16 +162,16 @@ class Factor:
         h: Float[Tensor, "trial time dim"],
         J: Float[Tensor, "*trial_time dim dim"],
         noises: tuple[Covariance, Covariance],
-        log_scale: Float[Tensor, "trial time"] | None = None,
+        density: Density | None = None,
         is_exact: bool = False,
     ) -> "Factor":
-        """From h, J, the process noise of the first and of later bins, and what the factor lacks to
-        be the density of the visible entries (None where it is no density).
+        """From h, J, the process noise of the first and of later bins, and what makes the factor
+        the density of the visible entries (None where it is none).
         """
         first_J = J if J.ndim == 2 else J[:, :1]
-        first_scale = None if log_scale is None else log_scale[:, :1]
-        first = Conditioned.of(h[:, :1], first_J, noises[0], first_scale)
-        later = Conditioned.of(h, J, noises[1], log_scale)
+        its = None if density is None else Density(*(field[:, :1] for field in density))
+        first = Conditioned.of(h[:, :1], first_J, noises[0], its)
+        later = Conditioned.of(h, J, noises[1], density)
         return cls(h, J, first, later, is_exact)
 
     @functools.cached_property
@@ -151,6 +183,19 @@ class Factor:
         """Bin t by itself."""
         first, later = self.bins
         return first if is_first else later[t]
+
+
+@torch.no_grad()
+def best_explanation(
+    h: Float[Tensor, "*left dim"], J: Float[Tensor, "*left_or_none dim dim"]
+) -> Float[Tensor, "*left dim"]:
+    """Near the z that maximises z' h - z' J z / 2: a constant, to write a likelihood around. Where
+    the data do not say all of z, they say nothing of what is left, which stays near 0.
+    """
+    ridge = 1e-9 * J.double().diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30
+    eye = torch.eye(J.shape[-1], dtype=torch.double, device=J.device)
+    inverse = torch.linalg.inv(J.double() + ridge[..., None, None] * eye)
+    return times(h.double(), inverse).to(h)
 
 
 class FactorProposal(Proposal):
@@ -190,25 +235,28 @@ class OptimalFactor(FactorProposal):
         seen = batch.seen[:, bins, emission.columns]
         x = torch.where(visible, seen / batch.gain - emission.offset, 0.0)
         C, r = emission.matrix, emission.variance
-        h = (x / r) @ C
         if visible.all():
             J = C.mT @ (C / r[:, None])
         else:
             J = torch.einsum("btn,nd,ne->btde", visible / r, C, C)
+        centre = best_explanation((x / r) @ C, J)
+        left = torch.where(visible, x - centre @ C.mT, 0.0)
         constants = torch.where(visible, (LOG_2PI + r.log()), 0.0)
-        log_scale = -0.5 * (x.square() / r + constants).sum(-1)
+        density = Density(centre, -0.5 * (left.square() / r + constants).sum(-1))
         told = torch.zeros_like(batch.visible[:, bins])
         told[..., emission.columns] = visible
         is_exact = batch.scored_weight == 1 and torch.equal(told, batch.scored[:, bins])
-        return Factor.combined(h, J, model.process_noise(), log_scale, bool(is_exact))
+        h = (left / r) @ C
+        return Factor.combined(h, J, model.process_noise(), density, bool(is_exact))
 
     def lookahead(
         self, prior: Law, encoding: Factor, t: int, is_first: bool
     ) -> Float[Tensor, "*left"]:
         """Log p(x_t | state_{t-1}) over the visible entries."""
         bin_ = encoding.at(t, is_first)
-        assert bin_.pull is not None and bin_.curvature is not None and bin_.constant is not None
-        return log_factor(prior.mean, bin_.pull, bin_.curvature, bin_.constant)
+        assert bin_.centre is not None and bin_.pull is not None
+        assert bin_.curvature is not None and bin_.constant is not None
+        return log_factor(prior.mean - bin_.centre, bin_.pull, bin_.curvature, bin_.constant)
 
     def is_exact(self, encoding: Factor) -> bool:
         """Whether every scored entry is visible."""

@@ -300,6 +300,25 @@ def test_units_that_send_nothing_leave_one_point() -> None:
     assert found.attrs["complete"] == 1
 
 
+def test_a_residual_that_vanishes_by_chance_is_no_continuum() -> None:
+    """Pieces whose system is singular without a solution; z = 0 alone is at rest."""
+    network = PiecewiseLinear.hard_tanh(0.5, [[-0.25, 0.25, -0.25]], [[-1.0], [-2.0], [-1.0]], 0.0)
+    found = fixed_points_of(network)
+    assert found.attrs["complete"] == 1
+    assert found.attrs["warning"] == ""
+    np.testing.assert_allclose(found["point"], [[0.0]], atol=1e-12)
+
+
+def test_a_latent_that_nothing_reaches_does_not_hinder_the_search() -> None:
+    n = [[-2.0, 2.0, -1.0, -2.0], [-2.0, 1.0, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    m = [[1.0, 1.0, 2.0], [-1.0, 2.0, 2.0], [-2.0, -2.0, -1.0], [-1.0, 0.0, 2.0]]
+    network = PiecewiseLinear.hard_tanh(0.0, n, m, [0.0, 0.5, -0.5, -0.5])
+    network = network._replace(offset=np.array([1.0, -0.5, 0.0]))
+    found = fixed_points_of(network, max_seconds=20.0)
+    assert found.attrs["complete"] == 1
+    np.testing.assert_allclose(found["point"], [[-2.0, -1.5, 0.0]], atol=1e-12)
+
+
 def test_shifted_identity_has_no_fixed_point_and_no_continuum() -> None:
     """z' = z + 0.1 on [-1, 1]: singular, and without solution but where it is clipped, at 1."""
     network = PiecewiseLinear.hard_tanh(0.0, [[1.0]], [[1.0]], 0.0, drive=0.1)

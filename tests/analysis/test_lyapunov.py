@@ -112,6 +112,7 @@ def test_kaplan_and_yorkes_dimension():
     assert kaplan_yorke([0.5, -0.2], 2) == 2.0
     assert np.isnan(kaplan_yorke([0.5, -0.2], 3))
     assert kaplan_yorke([1.0, -np.inf], 2) == 1.0
+    assert np.isnan(kaplan_yorke([np.nan, 1.0], 2))
 
 
 def test_a_path_that_escapes_names_its_trial_and_bin():

@@ -8,6 +8,7 @@ import torch
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
 
 from pyrodyn.infer import importance_sample
+from pyrodyn.infer.importance import FEWEST_PARTICLES, pareto_smoothed
 
 
 def test_evidence_and_moments_are_exact():
@@ -79,7 +80,7 @@ def test_a_trial_that_cannot_be_weighed_is_named(offset, says):
 def test_requests_that_make_no_weights_are_refused():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
-    for num_particles in (0, 24):
+    for num_particles in (0, 29):
         with pytest.raises(ValueError, match=f"num_particles={num_particles}; smoothing"):
             importance_sample(model, model.guide, batch, num_particles)
 
@@ -95,3 +96,25 @@ def test_weights_that_are_all_the_same_are_as_good_as_draws():
     assert float(sample.effective_sample_size[0]) == pytest.approx(100)
     assert float(sample.log_evidence[0]) == pytest.approx(0, abs=1e-9)
     assert sample.smoothed.pareto_k[1:].isfinite().all()
+
+
+def test_k_hat_of_weights_that_are_nothing_beside_the_largest_is_infinite():
+    torch.manual_seed(0)
+    one_alone = torch.full((100, 1), -torch.inf, dtype=torch.float64)
+    one_alone[3] = 0.0
+    spread = 1000 * torch.randn(1000, 5, dtype=torch.float64)
+    for log_weights in (one_alone, spread):
+        smoothed = pareto_smoothed(log_weights)
+        assert (smoothed.pareto_k == torch.inf).all()
+        torch.testing.assert_close(smoothed.log_weights, torch.log_softmax(log_weights, 0))
+
+
+@pytest.mark.parametrize("spread", [300.0, 450.0])
+def test_k_hat_of_hopeless_weights_is_never_small(spread):
+    torch.manual_seed(0)
+    assert (pareto_smoothed(spread * torch.randn(1000, 40).double()).pareto_k > 10).all()
+
+
+def test_the_fewest_particles_have_a_k_hat():
+    torch.manual_seed(0)
+    assert pareto_smoothed(torch.randn(FEWEST_PARTICLES, 20)).pareto_k.isfinite().all()

@@ -1,5 +1,8 @@
 """The particle filter against the Kalman filter."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,11 @@ from linear_gaussian import (
 )
 from pyro.distributions import Normal
 
+from pyrodyn.data import teacher
+from pyrodyn.distributions.gaussian import SharedNormal
 from pyrodyn.infer import ELBO, RESAMPLING, VSMC, particle_filter
+from pyrodyn.models import LowRankRNN
+from pyrodyn.models.low_rank_rnn import LowRankState
 from pyrodyn.models.proposals import EncoderFactor, OptimalFactor
 from pyrodyn.models.state_space import Bootstrap
 
@@ -248,3 +255,39 @@ def test_an_encoder_of_another_model_is_refused(num_neurons, latent_dim, said):
     model.proposal = EncoderFactor(num_neurons, latent_dim).double()
     with pytest.raises(ValueError, match=said):
         particle_filter(model, batch, 4)
+
+
+@pytest.mark.parametrize("proposal", ["optimal", "bootstrap"])
+def test_weights_keep_their_digits_where_a_signal_is_far_above_its_noise(proposal):
+    """Noise of a hundredth beside a signal of order 1, in single precision. (Written as
+    constant + z' h - z' J z / 2 the weights were wrong by more than a nat.)
+    """
+    recorded = teacher("limit_cycle", 4, 20, 64, observation_noise=0.01)
+    model = LowRankRNN.for_recording(recorded, latent_dim=2, num_units=64, proposal=proposal)
+    with torch.no_grad():
+        for name in ("loading", "bias", "m", "n", "threshold"):
+            weights = torch.tensor(recorded[f"teacher_{name}"].values)
+            model.get_parameter(name).copy_(weights)
+        model.observation.log_scale.fill_(math.log(0.01))
+    exact = copy.deepcopy(model).double()
+    torch.manual_seed(0)
+    z = torch.tensor(recorded["latents"].values[:, 9]).float()
+    z = z + 0.1 * torch.randn(200, *z.shape)
+    logs = []
+    with torch.no_grad():
+        for network in (model, exact):
+            batch = network.trials_of(recorded).batch()
+            its = z.to(batch.x)
+            nothing = its.new_zeros(4, 0)
+            if proposal == "optimal":
+                factor = network.proposal.encode(network, batch)
+                log = network.proposal.lookahead(
+                    SharedNormal(its, network.process_noise()[1]), factor, 10, False
+                )
+            else:
+                state = LowRankState(its, nothing, nothing)
+                log = network.log_likelihood(state, batch.x[:, 10], batch.scored[:, 10])
+            logs.append(log.double())
+    one, other = logs
+    # A likelihood of z far from where the data put it is large itself, and rounds to its own size.
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=2e-3)

@@ -222,6 +222,15 @@ def test_settings_that_make_no_bound_are_refused():
         ({"num_particles": 4, "resampling": "best"}, "resampling='best' is unknown"),
         ({"num_particles": 4, "gradient": "exact"}, "gradient='exact' is unknown"),
         ({"num_particles": 4, "ess_threshold": 2.0}, r"ess_threshold=2\.0 is a share"),
+        (
+            {
+                "num_particles": 4,
+                "gradient": "unbiased",
+                "resampling": "multinomial",
+                "ess_threshold": 0.5,
+            },
+            "sets in by jumps",
+        ),
         ({"num_particles": 4, "gradient": "unbiased"}, "resampling='multinomial' alone"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -10,8 +10,8 @@ from pyrodyn.models import LowRankRNN
 from pyrodyn.models.components import NUM_LAGS, shared_components
 
 NUM_NEURONS, DECAY = 12, 0.95
-LAG_SHARE = np.mean(DECAY ** np.arange(1, NUM_LAGS + 1))
-"""What the mean over lags leaves of a latent's variance."""
+LAG_SHARE = np.sqrt(np.mean(DECAY ** (2 * np.arange(1, NUM_LAGS + 1))))
+"""What lags leave of a latent's variance."""
 
 
 def latents(rng: np.random.Generator, num_trials: int = 300, num_bins: int = 60) -> np.ndarray:
@@ -68,6 +68,26 @@ def test_counts_and_a_signal_load_on_the_same_latents(both, loading):
     model = LowRankRNN.for_recording(both, latent_dim=2)
     found = model.loading.detach().numpy()
     assert subspace_error(found, np.concatenate([loading, loading])) < 0.1
+
+
+@pytest.mark.parametrize("period", [4, 6, 8, 10, 12, 20])
+def test_oscillations_of_any_period_are_found(period):
+    """Whose covariances are as often negative as not."""
+    rng = np.random.default_rng(0)
+    angle = 2 * np.pi / period
+    turn = 0.97 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    z = [rng.normal(size=(60, 2))]
+    for _ in range(59):
+        z.append(z[-1] @ turn.T + np.sqrt(1 - 0.97**2) * rng.normal(size=(60, 2)))
+    true = rng.normal(size=(20, 2))
+    signal = np.stack(z, 1) @ true.T + 0.3 * rng.normal(size=(60, 60, 20))
+    recorded = recording(signal=signal, bin_width=0.01)
+    model = LowRankRNN.for_recording(recorded, latent_dim=2, num_units=20)
+    found = model.loading.detach().numpy()
+    assert subspace_error(found, true) < 0.05
+    np.testing.assert_allclose(
+        np.linalg.norm(found, axis=1), 0.95 * np.linalg.norm(true, axis=1), rtol=0.2, atol=0.05
+    )
 
 
 def test_what_was_not_measured_is_not_counted(both):

@@ -65,7 +65,8 @@ def solved(
     holds = (np.abs(z - centre) <= radius + error).all(-1)
     holds[holds] = (np.abs(equation.residual(z[holds])) <= slack[holds]).all(-1)
     count = len(boxes.centre)
-    continuum = np.bincount(box[holds & ~regular], minlength=count) > 0
+    # A residual that vanishes by chance makes no continuum of a system that has no solution.
+    continuum = np.bincount(box[holds & ~regular & ~excluded], minlength=count) > 0
     unclear = (np.bincount(box[~regular & ~excluded], minlength=count) > 0) & ~continuum
     listed = holds & regular
     return z[listed], error[listed], box[listed], continuum, unclear

@@ -184,7 +184,9 @@ def search(equation: Equation, lower: Array, upper: Array, period: int, budget: 
             num_singular += int(settled.sum())
             settled[box] = True
             num_undecided += int((~settled).sum())
-        shrunk = (boxes.radius / np.maximum(before, 1e-300)).prod(1) < ENOUGH
+        # A latent that nothing reaches has no width to lose.
+        left = np.divide(boxes.radius, before, out=np.ones_like(before), where=before > 0)
+        shrunk = left.prod(1) < ENOUGH
         stack.push(boxes.at(open_ & shrunk))
         cut = open_ & ~shrunk
         stack.push(halved(boxes.at(cut), relaxed.score[cut]))
