@@ -26,6 +26,9 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Named recordings.")
 app.add_typer(data_app, name="data")
 
+LEARNING_RATES = {"low-rank-rnn": 2e-3}
+"""Where .01 is too much: weights of many units move a few latents, all of them at once."""
+
 GENERATED = (64, 200)
 """Trials and bins that a model generates where it is given no recording to begin a search at."""
 
@@ -140,7 +143,10 @@ def fit(
     max_epochs: int = 1000,
     max_minutes: float | None = None,
     batch_size: int = 64,
-    learning_rate: float = 1e-2,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Adam's step size at first; by default .01, for low-rank-rnn .002."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
     ] = False,
@@ -197,7 +203,7 @@ def fit(
             max_epochs=max_epochs,
             max_minutes=max_minutes,
             batch_size=batch_size,
-            schedule=Schedule(learning_rate=learning_rate),
+            schedule=Schedule(learning_rate=learning_rate or LEARNING_RATES.get(model, 1e-2)),
             out=out,
             resume=resume,
             seed=seed,
@@ -282,7 +288,13 @@ def fixed_points(
     if recording is None:
         num_trials, num_bins = GENERATED
         undriven = np.zeros((num_trials, num_bins, fitted.config["input_dim"]))
-        run = free_run(fitted, num_trials, num_bins, inputs=undriven, seed=seed)
+        try:
+            run = free_run(fitted, num_trials, num_bins, inputs=undriven, seed=seed)
+        except ArithmeticError as problem:
+            raise typer.BadParameter(
+                f"{problem}. Left alone this model runs off: name a recording after the folder,"
+                " whose states the search then begins at"
+            ) from None
         states = run["states"].values
     else:
         states = visited_states(fitted, _recording(recording, bin_width), seed=seed).cpu().numpy()

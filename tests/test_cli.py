@@ -82,6 +82,16 @@ def test_counts_and_a_signal_from_simulation_to_posterior(command, tmp_path):
         assert "name both" in err
 
 
+def test_a_low_rank_network_trains_by_default(command, tmp_path):
+    """At the learning rate of the other models its recurrence runs off within two steps."""
+    simulated = tmp_path / "lorenz.npz"
+    code, _, err = command("simulate", "lorenz", "--out", simulated, "--trials", 80)
+    assert code == 0, err
+    options = ("--model", "low-rank-rnn", "--max-epochs", 4, "--batch-size", 32)
+    code, _, err = command("fit", simulated, "--out", tmp_path / "run", *options)
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("model", ["lfads", "node-sae", "low-rank-rnn"])
 def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, model):
     slowly = ("--model", model, "--learning-rate", 1e-4)

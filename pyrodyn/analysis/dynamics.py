@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from pyro import poutine
 from torch import Tensor
 
+from pyrodyn.data.schema import validate
 from pyrodyn.data.systems import SYSTEMS, System
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.dynamics import Dynamics, pushed
@@ -94,10 +95,12 @@ def visited_states(
         seed: seeds the draw.
 
     Raises:
-        ValueError: for a model without dynamics.
+        ValueError: for a model without dynamics, or a recording that it cannot read.
         ArithmeticError: for a path that does not stay finite, naming its trial and bin.
     """
     model = state_space(model)
+    recording = validate(recording)
+    model.check(recording)
     batch = model.trials_of(recording).batch()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -5,6 +5,8 @@ For a low-rank network with piecewise-linear units the list is complete and cert
 dynamics it is what a search from many states reaches, see `fixed_point_search`.
 """
 
+import copy
+
 import numpy as np
 import torch
 import xarray as xr
@@ -165,7 +167,10 @@ def _enumerated(
     max_seconds: float | None,
     max_boxes: int,
 ) -> xr.Dataset:
-    """All fixed points of a piecewise-linear low-rank network."""
+    """All fixed points of a piecewise-linear low-rank network, in double precision as its
+    `dynamics_of`.
+    """
+    model = copy.deepcopy(model).double()
     num_inputs = model.input_weights.shape[1]
     held = np.zeros(num_inputs) if inputs is None else np.asarray(inputs, float)
     if held.shape != (num_inputs,) or not np.isfinite(held).all():

@@ -156,9 +156,12 @@ def validate(data: xr.Dataset) -> xr.Dataset:
     known = where[0].any(units[0])
     for its, unit in zip(where[1:], units[1:], strict=True):
         known = known | its.any(unit)
-    for name in ("inputs", "latents"):
-        if name in data:
-            data[name] = _as_float32(_known(data[name], known))
+    if "inputs" in data:
+        # What was put in is known at bins in which nothing was measured, too.
+        _check_numeric(data["inputs"])
+        data["inputs"] = _as_float32(_known(data["inputs"], known | np.isfinite(data["inputs"])))
+    if "latents" in data:
+        data["latents"] = _as_float32(_known(data["latents"], known))
     if "behavior" in data:
         _check_numeric(data["behavior"])
         remedy = "use NaN where it was not measured"

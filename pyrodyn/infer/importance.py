@@ -21,6 +21,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance_weighted import local_draws, weigh
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
+from pyrodyn.models.base import LatentDynamics
 
 FEWEST_PARTICLES = 30
 """Of which a fifth, the tail, are the six of which a quarter is one, as arviz' fit needs."""
@@ -145,10 +146,13 @@ def importance_sample(
         num_particles: K; the smoothing needs some 100.
 
     Raises:
-        ValueError: for too few particles, or a guide with sites that all trials share.
+        ValueError: for too few particles, a batch of another kind of recording, or a guide with
+            sites that all trials share.
         ArithmeticError: when a trial's weights are all 0, or one is infinite or no number.
     """
     _check_enough(num_particles)
+    if isinstance(model, LatentDynamics):
+        model.check_batch(batch)
     drawn = local_draws(guide, batch, num_particles)
     weighed = weigh(model, drawn, drawn, batch, num_particles)
     shape = weighed.log_weights.shape

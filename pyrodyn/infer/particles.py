@@ -374,10 +374,11 @@ def particle_filter(
         ess_threshold: see `SequentialMonteCarlo`.
 
     Raises:
-        ValueError: for settings that make no run.
+        ValueError: for settings that make no run, and a batch of another kind of recording.
         ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
     """
     algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
+    model.check_batch(batch)
     weights, records = [], []
     states: list[Any] = []
     with model.hoisting():

@@ -131,6 +131,10 @@ class Schedule:
     horizon: GrowingHorizon | None = None
     noise: FallingNoise | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be a positive number")
+
     @property
     def final_step(self) -> int:
         """Training step from which on neither horizon nor noise changes."""

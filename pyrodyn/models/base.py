@@ -12,6 +12,7 @@ import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
 import pyro
@@ -22,7 +23,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Trials, num_units
-from pyrodyn.data.schema import blocks
+from pyrodyn.data.schema import blocks, validate
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
 
@@ -61,15 +62,16 @@ class LatentDynamics(nn.Module):
         """A model sized for a recording, whose readout starts at each neuron's mean.
 
         Args:
-            recording: a validated recording.
+            recording: its trials.
             sizes: any argument of the class; the observation model defaults to ``"poisson"`` for
                 counts and ``"gaussian"`` for a signal. For a recording of both it is named as
                 ``observation={"counts": "negative_binomial", "signal": "gaussian"}``.
 
         Raises:
-            ValueError: for sizes that make no model, and observations that the observation model
-                gives no density to.
+            ValueError: for sizes that make no model, data that make no recording, and observations
+                that the observation model gives no density to.
         """
+        recording = validate(recording)
         named = observation_for(blocks(recording), sizes.get("observation"))
         everything = Trials(recording).batch()
         assert everything.x is not None  # a recording always has observations
@@ -178,6 +180,27 @@ class LatentDynamics(nn.Module):
         assert everything.x is not None  # a recording always has observations
         self.observation.check(everything.x, everything.scored)
 
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch that cannot be of a recording which `check` accepts.
+
+        Raises:
+            ValueError: naming what differs, or is not finite.
+        """
+        made_for = (self.observation.num_neurons, self.config["input_dim"])
+        found = (batch.seen.shape[-1], batch.inputs.shape[-1])
+        if found != made_for:
+            raise ValueError(
+                f"the batch has {found[0]} neurons or channels and {found[1]} inputs; this model"
+                f" was made for {made_for[0]} and {made_for[1]}"
+            )
+        for name, values in (("x", batch.x), ("seen", batch.seen), ("inputs", batch.inputs)):
+            if values is not None and not values.isfinite().all():
+                trial, t = (~values.isfinite()).nonzero()[0, :2].tolist()
+                raise ValueError(
+                    f"{name} of the batch is not finite at trial {int(batch.trial[trial])}, bin"
+                    f" {t}; mark what was not measured in the recording's valid"
+                )
+
     def _check_against_record(self, recording: xr.Dataset) -> None:
         """Refuse what differs from the recording that the model was fitted to."""
         fitted = self.record.get("data")
@@ -213,3 +236,19 @@ class LatentDynamics(nn.Module):
     def trials_of(self, recording: xr.Dataset) -> Trials:
         """A recording's tensors, of the device and precision of this model."""
         return Trials(recording, self.device, next(self.parameters()).dtype)
+
+
+WHOLE = ("_dim", "_neurons", "_depth", "_width", "_units", "_bins", "substeps")
+"""How the names of sizes end."""
+
+
+def check_whole(config: dict[str, Any]) -> None:
+    """Refuse sizes that are no whole numbers.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, size in config.items():
+        is_whole = isinstance(size, Integral) and not isinstance(size, bool)
+        if name.endswith(WHOLE) and not (is_whole or size is None):
+            raise ValueError(f"{name}={size!r} must be a whole number")

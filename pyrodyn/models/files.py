@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -77,7 +78,10 @@ def load(folder: str | Path, proposal: Proposal | None = None) -> LatentDynamics
     if isinstance(model, StateSpaceModel):
         _propose(model, card.get("proposal"), proposal, folder)
     try:
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        if any(tensor.dtype == torch.double for tensor in weights.values()):
+            model.double()
+        model.load_state_dict(weights)
     except (SafetensorError, FileNotFoundError, RuntimeError) as error:
         # torch names what does not fit in its second line.
         reason = str(error).splitlines()[:2][-1].strip()

@@ -40,6 +40,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
+from pyrodyn.models.base import check_whole
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named, observe
@@ -127,6 +128,7 @@ class LFADS(StateSpaceModel):
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        check_whole(config)
         for name, size in config.items():
             least = 0 if name in MAY_BE_ZERO else 1
             if name.endswith(("_dim", "_neurons", "_bins", "lag")) and size < least:
@@ -137,6 +139,8 @@ class LFADS(StateSpaceModel):
                 f" state_clip={state_clip} at least 1, within which a GRU's states stay by"
                 " themselves"
             )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is a probability below 1")
         self.config: dict[str, Any] = config
         self.first_bin = initial_condition_bins
         self.inferred_input_dim = inferred_input_dim

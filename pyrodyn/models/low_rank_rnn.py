@@ -39,6 +39,7 @@ from pyrodyn.distributions.gaussian import (
     SharedStudentT,
 )
 from pyrodyn.distributions.gaussian_steps import log_factor
+from pyrodyn.models.base import check_whole
 from pyrodyn.models.components import shared_components
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
@@ -215,7 +216,8 @@ class LowRankRNN(StateSpaceModel):
         q = loading.square().sum(-1, keepdim=True)
         bent = (torch.log1p(q) / q.clamp_min(tiny)).sqrt()
         loading = torch.where(self.is_log_mean[:, None], loading * bent, loading)
-        self.loading.copy_(torch.where(raises_mean, loading, self.loading))
+        # Latents beyond what is shared keep the directions that they were drawn with.
+        self.loading.copy_(torch.where(raises_mean & (loading != 0).any(0), loading, self.loading))
         # What is left is noise, where noise has a variance of its own.
         explained, column = components.square().sum(-1), 0
         for single in self.observation.singles():
@@ -580,6 +582,7 @@ def _raw_of(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
 
 def _check(config: dict[str, Any]) -> None:
     """Refuse sizes and options that make no model, in a sentence each."""
+    check_whole(config)
     for name in ("num_neurons", "latent_dim", "num_units"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]}; a network needs at least 1")
@@ -596,8 +599,9 @@ def _check(config: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name}={config[name]!r} is unknown; it is one of {', '.join(allowed)}"
             )
-    if config["noise_df"] is not None and config["noise_df"] <= 2:
-        raise ValueError(f"noise_df={config['noise_df']} must exceed 2, or noise has no variance")
+    df = config["noise_df"]
+    if df is not None and not 2 < df < math.inf:
+        raise ValueError(f"noise_df={df} must exceed 2, or noise has no variance; None is Gaussian")
     one_to_one = config["readout"] in ("currents", "rates")
     if one_to_one and config["num_units"] != config["num_neurons"]:
         raise ValueError(

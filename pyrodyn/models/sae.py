@@ -44,6 +44,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.paths import StatePath
+from pyrodyn.models.base import check_whole
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named
@@ -242,10 +243,11 @@ class SequentialAutoencoder(StateSpaceModel):
             for name, value in self.state_dict().items()
             if is_own_guide or not name.startswith("proposal.")
         }
+        quiet.to(self.start_mean)
         quiet.load_state_dict(weights, strict=False)  # all but the noise itself
         if is_own_guide and isinstance(quiet.proposal, RecurrentStart):
             quiet.proposal.become_guess(quiet.start().stddev)
-        quiet.to(self.start_mean).train(self.training)
+        quiet.train(self.training)
         quiet.record = copy.deepcopy(self.record)
         return quiet
 
@@ -557,6 +559,7 @@ class SteeredPath(StatePath):
 
 def _check(config: dict[str, Any]) -> None:
     """Refuse sizes that make no model."""
+    check_whole(config)
     for name, size in config.items():
         least = 0 if name in MAY_BE_ZERO else 1
         if name.endswith(("_dim", "_neurons", "_depth", "_width")) and size < least:

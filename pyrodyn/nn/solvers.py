@@ -134,7 +134,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: for times that do not increase.
-            ArithmeticError: for a path that cannot be followed, naming the farthest trial.
+            ArithmeticError: for a path that cannot be followed, naming the farthest row of ``z``.
         """
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
             raise ValueError(
@@ -147,8 +147,9 @@ class Flow(nn.Module):
         except AssertionError as problem:  # torchdiffeq's, of steps that have become too small
             trial = int(z.detach().abs().amax(-1).argmax()) % (z.shape[-2] if z.ndim > 1 else 1)
             raise ArithmeticError(
-                f"the path of trial {trial} cannot be followed from {float(times[0]):g} to"
-                f" {float(times[-1]):g} bins ({problem}): the vector field runs off to infinity"
+                f"the path of row {trial} of the batch cannot be followed from bin"
+                f" {float(times[0]):g} to {float(times[-1]):g} ({problem}): the vector field runs"
+                " off to infinity"
             ) from problem
         return path.movedim(0, -2)
 

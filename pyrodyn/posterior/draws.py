@@ -124,6 +124,7 @@ def importance_draws(
         log_q=kept(log_q),
         diagnostics={
             "pareto_k": smoothed.pareto_k,
+            "distinct_draws": torch.tensor([trial.unique().numel() for trial in chosen.T]),
             "effective_sample_size": effective_sample_size(smoothed.log_weights),
             "log_evidence": evidence,
             "log_evidence_error": error,

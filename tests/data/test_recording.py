@@ -299,3 +299,16 @@ def test_one_of_two_alone_is_the_recording_without_the_other() -> None:
     xr.testing.assert_identical(
         alone(alone(complete, "signal"), "signal"), recording(signal=signal, **shared)
     )
+
+
+def test_inputs_are_known_where_nothing_was_measured() -> None:
+    """A drive does not cease because spikes were lost; what is not known there is 0."""
+    counts, inputs = np.ones((2, 5, 3), int), np.arange(20.0).reshape(2, 5, 2)
+    valid = np.ones((2, 5), bool)
+    valid[0, 3] = valid[1, 4] = False
+    inputs[1, 4, 0] = np.nan
+    data = recording(counts, bin_width=0.01, inputs=inputs, valid=valid)
+    np.testing.assert_array_equal(data["inputs"], np.nan_to_num(inputs))
+    inputs[0, 0, 1] = np.nan
+    with pytest.raises(ValueError, match="inputs is not finite"):
+        recording(counts, bin_width=0.01, inputs=inputs, valid=valid)

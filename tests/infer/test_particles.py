@@ -19,7 +19,7 @@ from pyro.distributions import Normal
 
 from pyrodyn.data import teacher
 from pyrodyn.distributions.gaussian import SharedNormal
-from pyrodyn.infer import ELBO, RESAMPLING, VSMC, particle_filter
+from pyrodyn.infer import ELBO, RESAMPLING, VSMC, importance_sample, particle_filter
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.low_rank_rnn import LowRankState
 from pyrodyn.models.proposals import EncoderFactor, OptimalFactor
@@ -90,7 +90,7 @@ def test_the_evidence_is_unbiased(resampling, threshold, proposal):
             for name in ("x", "seen", "visible", "scored", "inputs", "trial")
         }
     )
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     filtered = particle_filter(model, many, 10, resampling=resampling, ess_threshold=threshold)
     ratio = (filtered.log_evidence.sum(0).view(copies, NUM_TRIALS) - truth).exp()
     error = ratio.std(0) / copies**0.5
@@ -291,3 +291,20 @@ def test_weights_keep_their_digits_where_a_signal_is_far_above_its_noise(proposa
     one, other = logs
     # A likelihood of z far from where the data put it is large itself, and rounds to its own size.
     torch.testing.assert_close(one, other, rtol=1e-6, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "run", [particle_filter, lambda m, b, k: importance_sample(m, m.guide, b, k)]
+)
+def test_a_batch_of_another_recording_is_refused(run):
+    recorded = data()
+    model, batch = linear_network(recorded, proposal="bootstrap"), batch_of(recorded)
+    names = ("x", "seen", "visible", "scored")
+    with pytest.raises(ValueError, match=r"has 1 neurons or channels and 1 inputs; .* for 4 and 1"):
+        run(model, batch.replace(**{name: getattr(batch, name)[..., :1] for name in names}), 30)
+    with pytest.raises(ValueError, match="has 4 neurons or channels and 0 inputs"):
+        run(model, batch.replace(inputs=batch.inputs[..., :0]), 30)
+    x = batch.x.clone()
+    x[1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match="x of the batch is not finite at trial 1, bin 2; mark"):
+        run(model, batch.replace(x=x), 30)

@@ -47,6 +47,12 @@ def test_a_loaded_model_predicts_the_same_bits(model, data, tmp_path):
     xr.testing.assert_identical(one, other)
 
 
+def test_double_precision_comes_back(model, tmp_path):
+    save(model.double(), tmp_path)
+    for name, tensor in load(tmp_path).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
 def test_a_fitted_model_comes_back_with_the_record_of_its_fit(data, make_lfads, tmp_path):
     fitted = fit(make_lfads(data), data, max_epochs=1, progress=False, accelerator="cpu").model
     save(fitted, tmp_path)

@@ -196,5 +196,7 @@ def test_a_path_that_runs_off_is_named_by_trial_and_bin():
     # (1e60)^2 / 2 per bin: the third is beyond 1e308.
     with pytest.raises(ArithmeticError, match="path of trial 2 is not finite 3 bins after its"):
         solver_check(phi, z, inputs)
-    with pytest.raises(ArithmeticError, match="trial 2 cannot be followed from 4 to 7 bins"):
+    with pytest.raises(
+        ArithmeticError, match="row 2 of the batch cannot be followed from bin 4 to 7"
+    ):
         phi.at_times(z.double(), torch.tensor([4.0, 7.0]))
