@@ -8,7 +8,7 @@
 ``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and ``log_q``,
                                     log q(latents | x) (where a guide drew); and what the method
                                     tells of itself per trial: ``log_evidence`` with its error,
-                                    ``pareto_k``, effective sample sizes
+                                    ``pareto_k``, effective sample sizes, ``distinct_draws``
 ``prior``, ``prior_predictive``     the same sites drawn from the prior, where asked for
 ``observed_data``                   ``x``
 ``constant_data``                   the recording's other variables, the truth of simulations too

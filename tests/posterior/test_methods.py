@@ -84,6 +84,7 @@ def test_every_method_fills_every_group(kind, method, make_lfads, make_recording
             "lp",
             "log_q",
             "pareto_k",
+            "distinct_draws",
             "effective_sample_size",
             "log_evidence",
             "log_evidence_error",
@@ -97,6 +98,10 @@ def test_every_method_fills_every_group(kind, method, make_lfads, make_recording
         },
     }
     assert stats == expected[method]
+    if method == "importance":
+        log_p = tree["sample_stats"]["lp"].values[0]
+        num_distinct = [len(np.unique(trial)) for trial in log_p.T]
+        np.testing.assert_array_equal(tree["sample_stats"]["distinct_draws"], num_distinct)
     streamed = to_datatree(model, counts, **options, path=tmp_path / "tree.zarr")
     xr.testing.assert_allclose(streamed.load(), tree)
 
