@@ -7,7 +7,7 @@ on the same neurons, and R2 of hand velocity (x, y), 100 ms later, from the rate
 the same from smoothed spikes.
 
     uv run python benchmarks/maze.py --folds 0 1 2 3 4 --minutes 3 --threads 1
-    uv run python benchmarks/maze.py --model low_rank --folds 0 1 2 3 4 --minutes 3 --threads 1
+    uv run python benchmarks/maze.py --model low_rank --folds 0 1 2 3 4 --minutes 2.5
 """
 
 import argparse

@@ -193,7 +193,8 @@ class LatentDynamics(nn.Module):
                 f"the batch has {found[0]} neurons or channels and {found[1]} inputs; this model"
                 f" was made for {made_for[0]} and {made_for[1]}"
             )
-        for name, values in (("x", batch.x), ("seen", batch.seen), ("inputs", batch.inputs)):
+        scored = None if batch.x is None else torch.where(batch.scored, batch.x, 0.0)
+        for name, values in (("x", scored), ("seen", batch.seen), ("inputs", batch.inputs)):
             if values is not None and not values.isfinite().all():
                 trial, t = (~values.isfinite()).nonzero()[0, :2].tolist()
                 raise ValueError(
