@@ -160,6 +160,8 @@ def fit(
     from pyrodyn.infer import ELBO, VSMC, Objective, Schedule
     from pyrodyn.infer.checkpoint import CHECKPOINT
 
+    if learning_rate is None:
+        learning_rate = LEARNING_RATES.get(model, 1e-2)
     autoencoder = {"latent_dim": latents, "process_noise": process_noise}
     generator_sizes = {
         "factor_dim": factors,
@@ -203,7 +205,7 @@ def fit(
             max_epochs=max_epochs,
             max_minutes=max_minutes,
             batch_size=batch_size,
-            schedule=Schedule(learning_rate=learning_rate or LEARNING_RATES.get(model, 1e-2)),
+            schedule=Schedule(learning_rate=learning_rate),
             out=out,
             resume=resume,
             seed=seed,

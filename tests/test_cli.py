@@ -90,6 +90,11 @@ def test_a_low_rank_network_trains_by_default(command, tmp_path):
     options = ("--model", "low-rank-rnn", "--max-epochs", 4, "--batch-size", 32)
     code, _, err = command("fit", simulated, "--out", tmp_path / "run", *options)
     assert code == 0, err
+    code, _, err = command(
+        "fit", simulated, "--out", tmp_path / "0", *options, "--learning-rate", 0
+    )
+    assert code == 2
+    assert "learning_rate=0.0 must be a positive number" in err
 
 
 @pytest.mark.parametrize("model", ["lfads", "node-sae", "low-rank-rnn"])

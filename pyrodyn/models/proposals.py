@@ -192,9 +192,9 @@ def best_explanation(
     """Near the z that maximises z' h - z' J z / 2: a constant, to write a likelihood around. Where
     the data do not say all of z, they say nothing of what is left, which stays near 0.
     """
-    ridge = 1e-9 * J.double().diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30
+    ridge = 1e-7 * J.double().diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30
     eye = torch.eye(J.shape[-1], dtype=torch.double, device=J.device)
-    inverse = torch.linalg.inv(J.double() + ridge[..., None, None] * eye)
+    inverse, _ = torch.linalg.inv_ex(J.double() + ridge[..., None, None] * eye)
     return times(h.double(), inverse).to(h)
 
 
