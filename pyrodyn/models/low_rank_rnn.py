@@ -49,6 +49,7 @@ from pyrodyn.models.proposals import (
     LinearEmission,
     OptimalFactor,
     best_explanation,
+    explaining,
 )
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
 from pyrodyn.nn.low_rank_steps import activate, low_rank_step, recorded_step
@@ -409,7 +410,8 @@ class LowRankRNN(StateSpaceModel):
         emission = self._linear_emission(state.v)
         wrong, C, r = x - emission.offset, emission.matrix, emission.variance
         J = self.hoisted("observed_precision", lambda: C.mT @ (C / r[:, None]))
-        centre = best_explanation((wrong / r) @ C, J)
+        inverse = self.hoisted("explaining", lambda: explaining(J))
+        centre = best_explanation((wrong / r) @ C, inverse)
         left = wrong - centre @ C.mT
         constant = -0.5 * (left.square() / r + r.log() + LOG_2PI).sum(-1)
         return log_factor(state.z - centre, (left / r) @ C, J, constant) * scored_weight

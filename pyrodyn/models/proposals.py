@@ -186,15 +186,21 @@ class Factor:
 
 
 @torch.no_grad()
-def best_explanation(
-    h: Float[Tensor, "*left dim"], J: Float[Tensor, "*left_or_none dim dim"]
-) -> Float[Tensor, "*left dim"]:
-    """Near the z that maximises z' h - z' J z / 2: a constant, to write a likelihood around. Where
-    the data do not say all of z, they say nothing of what is left, which stays near 0.
+def explaining(J: Float[Tensor, "*left dim dim"]) -> Float[Tensor, "*left dim dim"]:
+    """What takes h near the z that maximises z' h - z' J z / 2, in double precision: a constant, to
+    write a likelihood around. J may be singular; then it is J^-1 of a J a little larger.
     """
     ridge = 1e-7 * J.double().diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30
     eye = torch.eye(J.shape[-1], dtype=torch.double, device=J.device)
     inverse, _ = torch.linalg.inv_ex(J.double() + ridge[..., None, None] * eye)
+    return inverse
+
+
+@torch.no_grad()
+def best_explanation(
+    h: Float[Tensor, "*left dim"], inverse: Float[Tensor, "*left_or_none dim dim"]
+) -> Float[Tensor, "*left dim"]:
+    """That z, by what `explaining` returns."""
     return times(h.double(), inverse).to(h)
 
 
@@ -239,7 +245,7 @@ class OptimalFactor(FactorProposal):
             J = C.mT @ (C / r[:, None])
         else:
             J = torch.einsum("btn,nd,ne->btde", visible / r, C, C)
-        centre = best_explanation((x / r) @ C, J)
+        centre = best_explanation((x / r) @ C, explaining(J))
         left = torch.where(visible, x - centre @ C.mT, 0.0)
         constants = torch.where(visible, (LOG_2PI + r.log()), 0.0)
         density = Density(centre, -0.5 * (left.square() / r + constants).sum(-1))
