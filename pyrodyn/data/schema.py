@@ -120,7 +120,7 @@ def validate(data: xr.Dataset) -> xr.Dataset:
     """Check a dataset against the schema and bring it to canonical form.
 
     Canonical form: dims in order, ``counts`` int32, ``signal``, ``inputs``, ``behavior``, ``rates``
-    and ``latents`` float32, 0 where ``valid`` is false (``behavior`` excepted, whose gaps are NaN),
+    and ``latents`` float32, 0 where ``valid`` is false (gaps of ``behavior`` are NaN, ``inputs`` stay),
     times evenly spaced in seconds, ``bin_width`` in attrs, text labels as fixed-width text.
 
     Raises:
@@ -152,7 +152,7 @@ def validate(data: xr.Dataset) -> xr.Dataset:
         for name in (block.observed, block.rates):
             if name in data:
                 data[name] = _observed(data[name], its, block)
-    # One unmeasured neuron does not make the trial's inputs and latents unknown in that bin.
+    # One unmeasured neuron does not make the trial's latents unknown in that bin.
     known = where[0].any(units[0])
     for its, unit in zip(where[1:], units[1:], strict=True):
         known = known | its.any(unit)

@@ -92,7 +92,7 @@ def test_what_was_not_measured_is_stored_as_zero() -> None:
     assert data["counts"][1, 2].values.tolist() == [0, 0]
     assert data["counts"][0, 0, 1] == 0
     np.testing.assert_array_equal(data["rates"], np.where(valid, 0.5, 0.0))
-    # One neuron's gap leaves the bin's inputs; a bin without any neuron loses them.
+    # Inputs that are no numbers are 0 where no neuron was measured.
     np.testing.assert_array_equal(data["inputs"][..., 0], [[1, 1, 1, 1], [1, 1, 0, 1]])
 
 
