@@ -12,68 +12,56 @@ the same from smoothed spikes.
 
 import argparse
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, models, predict
-from pyrodyn.infer import ELBO, VSMC, Ramp, Schedule
+from pyrodyn.infer import ELBO, VSMC, Objective, Ramp, Schedule
 from pyrodyn.models.proposals import EncoderFactor
 
 LAG = 20
 """Bins from rates to velocity."""
 
 
-def fitted_lfads(
-    train: xr.Dataset, valid: xr.Dataset, seed: int, minutes: float
-) -> tuple[models.LFADS, int]:
-    """LFADS after so many minutes, and the steps it took."""
-    model = models.LFADS.for_recording(train, factor_dim=20, generator_dim=100, dropout=0.1)
-    found = fit(
-        model,
-        train,
-        valid,
-        objective=ELBO(beta={"g0": Ramp(500)}),
-        transforms=[data.CoordinatedDropout(0.3)],
-        max_epochs=10_000,
-        max_minutes=minutes,
-        batch_size=32,
-        schedule=Schedule(learning_rate=5e-3, patience=15),
-        seed=seed,
-        progress=False,
-    )
-    return model, found.num_steps
+class Recipe(NamedTuple):
+    """How a model is fitted.
+
+    Attributes:
+        build: an untrained model for training trials.
+        objective: what is minimised.
+        hidden: share of entries that coordinated dropout hides.
+        learning_rate: at first.
+    """
+
+    build: Callable[[xr.Dataset], models.LatentDynamics]
+    objective: Objective
+    hidden: float
+    learning_rate: float
 
 
-def fitted_low_rank(
-    train: xr.Dataset, valid: xr.Dataset, seed: int, minutes: float
-) -> tuple[models.LowRankRNN, int]:
-    """A low-rank RNN after so many minutes, and the steps it took.
+def lfads(train: xr.Dataset) -> models.LFADS:
+    return models.LFADS.for_recording(train, factor_dim=20, generator_dim=100, dropout=0.1)
 
-    Its encoder sees a quarter of a second around every bin, which the default's 31 bins of 5 ms are
-    too few for. Few particles leave more of the work to the encoder, by which it is scored.
+
+def low_rank(train: xr.Dataset) -> models.LowRankRNN:
+    """Its encoder sees a quarter of a second around every bin, which the default's 31 bins of 5 ms
+    are too few for.
     """
     model = models.LowRankRNN.for_recording(
         train, latent_dim=5, num_units=128, noise="full", proposal="encoder"
     )
     model.proposal = EncoderFactor(train.sizes["neuron"], 5, kernels=(61, 31, 1), num_channels=32)
-    found = fit(
-        model,
-        train,
-        valid,
-        objective=VSMC(num_particles=4),
-        transforms=[data.CoordinatedDropout(0.5)],
-        max_epochs=10_000,
-        max_minutes=minutes,
-        batch_size=32,
-        schedule=Schedule(learning_rate=2e-3, patience=15),
-        seed=seed,
-        progress=False,
-    )
-    return model, found.num_steps
+    return model
 
 
-FITTED = {"lfads": fitted_lfads, "low_rank": fitted_low_rank}
+RECIPES = {
+    "lfads": Recipe(lfads, ELBO(beta={"g0": Ramp(500)}), 0.3, 5e-3),
+    # Few particles leave more of the work to the encoder, by which rates are predicted.
+    "low_rank": Recipe(low_rank, VSMC(num_particles=4), 0.5, 2e-3),
+}
 
 
 def run(name: str, fold: int, minutes: float) -> dict[str, float]:
@@ -81,8 +69,21 @@ def run(name: str, fold: int, minutes: float) -> dict[str, float]:
     outer, test = data.folds(recording, 5, seed=0)[fold]
     train, valid = data.split(outer, (0.85, 0.15), seed=0)
     torch.manual_seed(fold)
-    model, num_steps = FITTED[name](train, valid, fold, minutes)
-
+    recipe = RECIPES[name]
+    model = recipe.build(train)
+    fitted = fit(
+        model,
+        train,
+        valid,
+        objective=recipe.objective,
+        transforms=[data.CoordinatedDropout(recipe.hidden)],
+        max_epochs=10_000,
+        max_minutes=minutes,
+        batch_size=32,
+        schedule=Schedule(learning_rate=recipe.learning_rate, patience=15),
+        seed=fold,
+        progress=False,
+    )
     velocity, test_velocity = (
         part["behavior"].sel(quantity=["hand velocity x", "hand velocity y"])
         for part in (outer, test)
@@ -98,7 +99,7 @@ def run(name: str, fold: int, minutes: float) -> dict[str, float]:
     psth = analysis.condition_psth(outer, test)
     return {
         "fold": fold,
-        "steps": num_steps,
+        "steps": fitted.num_steps,
         "co-bps": analysis.recording_bits_per_spike(rates, test, "held_out"),
         "PSTH co-bps": analysis.recording_bits_per_spike(psth, test, "held_out"),
         "velocity": from_rates.r2,
@@ -110,7 +111,7 @@ def run(name: str, fold: int, minutes: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="lfads", choices=list(FITTED))
+    parser.add_argument("--model", default="lfads", choices=list(RECIPES))
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
