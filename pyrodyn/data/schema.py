@@ -121,7 +121,8 @@ def validate(data: xr.Dataset) -> xr.Dataset:
 
     Canonical form: dims in order, ``counts`` int32, ``signal``, ``inputs``, ``behavior``, ``rates``
     and ``latents`` float32, 0 where ``valid`` is false (but ``behavior``, whose gaps are NaN, and
-    finite ``inputs``, which are known there too), times evenly spaced in seconds, ``bin_width`` in attrs, text labels as fixed-width text.
+    finite ``inputs``, which are known there too), times evenly spaced in seconds, ``bin_width`` in
+    attrs, text labels as fixed-width text.
 
     Raises:
         ValueError: with one sentence naming the variable, the fault and the first index where it
