@@ -6,6 +6,8 @@ dynamics it is what a search from many states reaches, see `fixed_point_search`.
 """
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,10 +20,13 @@ from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
 from pyrodyn.analysis.fixed_point_search import search_fixed_points
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.nn.activations import LEAK
 
-PIECEWISE_LINEAR = {
+PIECEWISE_LINEAR: dict[str, Callable[..., PiecewiseLinear]] = {
     "relu": PiecewiseLinear.relu,
+    "leaky_relu": partial(PiecewiseLinear.leaky_relu, leak=LEAK),
     "clipped_relu": PiecewiseLinear.clipped_relu,
+    "hard_tanh": PiecewiseLinear.hard_tanh,
 }
 """Activations whose networks are enumerated."""
 
@@ -43,12 +48,13 @@ def fixed_points(
     """Fixed points of noiseless dynamics: all of them where they can be enumerated, else those that
     a search finds.
 
-    A low-rank network with relu or clipped relu units, z = a z + n phi(m z + W_u v), is enumerated
-    and needs no starts. Everything else is searched; to search such a network too, hand over its
-    ``dynamics()``.
+    A low-rank network of piecewise-linear units (relu, leaky relu, clipped relu, hard tanh),
+    z = a z + n phi(m z + W_u v), is enumerated and needs no starts. Everything else is searched; to
+    search such a network too, hand over its ``dynamics()``.
 
     Args:
-        model_or_dynamics: a model of the zoo, or dynamics.
+        model_or_dynamics: a model of the zoo, dynamics, or a network without a model, as
+            `certified.PiecewiseLinear`, constant input included.
         inputs: held constant, ``(input,)``; 0 by default.
         region: lower and upper corner of the box to look in, ``(state,)`` each. By default, for
             an enumeration, a box that provably holds every fixed point, where there is one; for a
@@ -76,20 +82,26 @@ def fixed_points(
         ValueError: for a model without dynamics, inputs, starts or a region that do not fit it, and
             a search without starts or for cycles.
     """
-    model = model_or_dynamics
+    network = model = model_or_dynamics
     if (
         isinstance(model, LowRankRNN)
         and not model.is_full_rank
         and model.activation in PIECEWISE_LINEAR
     ):
-        found = _enumerated(model, inputs, region, period, max_seconds, max_boxes)
+        network = _network_of(model, inputs)
+    elif isinstance(network, PiecewiseLinear) and inputs is not None:
+        raise ValueError("a PiecewiseLinear network holds its constant input; leave inputs out")
+    if isinstance(network, PiecewiseLinear):
+        found = fixed_points_of(
+            network, region=region, period=period, max_seconds=max_seconds, max_boxes=max_boxes
+        )
         found.attrs["kind"] = "map"
         return found
     dynamics = dynamics_of(model)
     if period != 1:
         raise ValueError(
             f"period={period}: cycles are enumerated for low-rank networks with"
-            f" {' or '.join(PIECEWISE_LINEAR)} units alone; leave period at 1 for a search"
+            f" {', '.join(PIECEWISE_LINEAR)} units alone; leave period at 1 for a search"
         )
     if num_starts < 1 or not noise >= 0 or not tolerance > 0:
         raise ValueError(
@@ -159,17 +171,8 @@ def _corners(
     return lower, upper
 
 
-def _enumerated(
-    model: LowRankRNN,
-    inputs: ArrayLike | None,
-    region: tuple[ArrayLike, ArrayLike] | None,
-    period: int,
-    max_seconds: float | None,
-    max_boxes: int,
-) -> xr.Dataset:
-    """All fixed points of a piecewise-linear low-rank network, in double precision as its
-    `dynamics_of`.
-    """
+def _network_of(model: LowRankRNN, inputs: ArrayLike | None) -> PiecewiseLinear:
+    """A model's network under held inputs, in double precision as its `dynamics_of`."""
     model = copy.deepcopy(model).double()
     num_inputs = model.input_weights.shape[1]
     held = np.zeros(num_inputs) if inputs is None else np.asarray(inputs, float)
@@ -189,7 +192,4 @@ def _enumerated(
                 model.input_weights,
             )
         )
-    network = PIECEWISE_LINEAR[model.activation](a, n, m, threshold, input_weights @ held)
-    return fixed_points_of(
-        network, region=region, period=period, max_seconds=max_seconds, max_boxes=max_boxes
-    )
+    return PIECEWISE_LINEAR[model.activation](a, n, m, threshold, input_weights @ held)

@@ -10,8 +10,8 @@ It works with every proposal that can tell what a bin says before the next one i
 autoencoders read a trial from both ends and are refused; with ``model.proposal = Bootstrap()``
 those models are filtered online by their prior.
 
-Weights are brought back to a mean of 1 at every bin and the evidence is summed beside them in
-double precision, so that a stream may run for as long as it likes.
+Weights have a mean of 1 after every bin and the evidence is summed beside them in double precision
+(see `Particles`), so that a stream may run for as long as it likes.
 """
 
 from typing import Any, NamedTuple
@@ -36,16 +36,19 @@ class Stream(NamedTuple):
     """What is carried from bin to bin.
 
     Attributes:
-        particles: after the last bin, their weights with mean 1.
+        particles: after the last bin.
         past: what the proposal keeps of past bins.
-        log_evidence: estimate of log p(x) of all bins so far, ``(trial,)``, in double precision.
         num_bins: how many bins there have been.
     """
 
     particles: Particles
     past: Any
-    log_evidence: Float[Tensor, " trial"]
     num_bins: int
+
+    @property
+    def log_evidence(self) -> Float[Tensor, " trial"]:
+        """Estimate of log p(x) of all bins so far, in double precision."""
+        return self.particles.log_evidence
 
     def mean(self, values: Float[Tensor, "particle trial entry"]) -> Float[Tensor, "trial entry"]:
         """Filtered mean of something that every particle has: of ``particles.state.z``, or of the
@@ -99,14 +102,7 @@ def filter_bin(
         particles = algorithm.init(observed) if stream is None else stream.particles
         particles, record = algorithm.step(particles, observed, 0)
     check_alive(record.log_evidence[None], batch.trial, num_bins)
-    total = record.log_evidence.double()
-    if stream is not None:
-        total = total + stream.log_evidence
-    mean = particles.log_mean_weight
-    particles = particles._replace(
-        log_weights=particles.log_weights - mean, log_mean_weight=torch.zeros_like(mean)
-    )
-    return Stream(particles, past, total, num_bins + 1), record
+    return Stream(particles, past, num_bins + 1), record
 
 
 def _new_bin(

@@ -68,8 +68,10 @@ class Particles(NamedTuple):
         start: values of the start site, until the first bin is entered.
         state: their states; None before the first bin.
         memory: the proposal's own memory.
-        log_weights: log of weights whose mean estimates the evidence so far.
-        log_mean_weight: log of that mean, ``(trial,)``.
+        log_weights: log of the weights, from the first bin on with a mean of 1, so that single
+            precision tells them apart after however many bins.
+        log_evidence: estimate of log p(x_{1:t}), ``(trial,)``, the sum of what was taken from the
+            weights at every bin; in double precision.
         eve: which of the first particles each descends from.
         num_resampled: how often each trial was resampled.
     """
@@ -78,13 +80,9 @@ class Particles(NamedTuple):
     state: State | None
     memory: Any
     log_weights: Float[Tensor, "particle trial"]
-    log_mean_weight: Float[Tensor, " trial"]
+    log_evidence: Float[Tensor, " trial"]
     eve: Int[Tensor, "particle trial"]
     num_resampled: Int[Tensor, " trial"]
-
-    def log_evidence(self) -> Float[Tensor, " trial"]:
-        """Estimate of log p(x_{1:t}) of every trial."""
-        return self.log_mean_weight
 
     def log_evidence_variance(self) -> Float[Tensor, " trial"]:
         """Variance of `log_evidence` as this one run can tell it::
@@ -172,8 +170,8 @@ class SequentialMonteCarlo:
             start = law.rsample()
             log_weights = self.model.start().log_prob(start) - law.log_prob(start)
         eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
-        mean = _log_mean(log_weights)
-        return Particles(start, None, None, log_weights, mean, eve, torch.zeros_like(eve[0]))
+        evidence = torch.zeros(shape[1], dtype=torch.float64, device=like.device)
+        return Particles(start, None, None, log_weights, evidence, eve, torch.zeros_like(eve[0]))
 
     def step(
         self, particles: Particles, observed: Observed, t: int
@@ -181,10 +179,6 @@ class SequentialMonteCarlo:
         """Move over bin t of what is observed."""
         model, proposal, encoding = self.model, self.model.proposal, observed.encoding
         inputs, is_first = observed.inputs[:, t], particles.state is None
-        # What the start weighs is evidence of the first bin.
-        before = (
-            torch.zeros_like(particles.log_mean_weight) if is_first else particles.log_evidence()
-        )
         prior, ahead = None, None
         if proposal.looks_ahead:
             prior = self._prior(particles, inputs)
@@ -236,19 +230,18 @@ class SequentialMonteCarlo:
             log_weights = log_weights + model.log_likelihood(
                 state, observed.x[:, t], observed.scored[:, t], observed.scored_weight
             )
+        # With a start, what it weighs is evidence of the first bin.
+        increment = _log_mean(log_weights)
         particles = Particles(
             None,
             state,
             memory,
-            log_weights,
-            _log_mean(log_weights),
+            log_weights - increment,
+            particles.log_evidence + increment,
             particles.eve,
             particles.num_resampled + due,
         )
-        record = StepRecord(
-            ancestors, due, ess, particles.log_evidence() - before, z, ancestor_log_prob
-        )
-        return particles, record
+        return particles, StepRecord(ancestors, due, ess, increment, z, ancestor_log_prob)
 
     def _where(self, due: Tensor, resampled: Tensor, left: Tensor) -> Tensor:
         """Per trial, by whether it is resampled."""
@@ -265,10 +258,9 @@ class SequentialMonteCarlo:
         """Which trials are due; ancestors (None where no trial is), the survivors' log weights
         with the evidence in them, the ancestors' log probability and the effective sample size.
         """
-        log_weights, evidence = particles.log_weights, particles.log_mean_weight
+        log_weights = particles.log_weights
         if ahead is not None:
             log_weights = log_weights + ahead
-            evidence = _log_mean(log_weights)
         num_trials = log_weights.shape[1]
         ess = effective_sample_size(log_weights.detach())
         nothing = log_weights.new_zeros(num_trials)
@@ -282,6 +274,9 @@ class SequentialMonteCarlo:
         else:
             due = ess < self.ess_threshold * self.num_particles
         ancestors, survivors = scheme_named(self.resampling)(log_weights)
+        # Their mean is 1 but at a start, or with what is ahead.
+        has_mean_1 = ahead is None and particles.state is not None
+        evidence = nothing if has_mean_1 else _log_mean(log_weights)
         chosen = nothing
         if self.resampling == "multinomial":
             chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)

@@ -132,11 +132,11 @@ class VSMCLoss(Loss):
         sizes, scores = [], []
         particles = self.algorithm.init(observed)
         for t in range(observed.x.shape[1]):
-            evidence_before = particles.log_evidence().detach()
+            evidence_before = particles.log_evidence.detach()
             particles, record = self.algorithm.step(particles, observed, t)
             sizes.append(record.effective_sample_size)
             scores.append((record.ancestor_log_prob, evidence_before))
-        bound = particles.log_evidence()
+        bound = particles.log_evidence
         if self.objective.gradient == "unbiased":
             score = _score_term(scores, bound.detach())
             bound = bound + score - score.detach()

@@ -17,7 +17,8 @@ Guide: a proposal q(z_t | z_{t-1}, x), see `proposals`: ``"optimal"`` for Gaussi
 ``"encoder"`` or ``"causal_encoder"`` for any, ``"bootstrap"`` for the prior itself.
 
 Source: Pals, Sagtekin, Pei, Gloeckler & Macke, NeurIPS 2024. Departures: the decay may be one per
-latent, the noise may have heavy tails (Student-t), readouts are those of the whole zoo.
+latent, the noise may have heavy tails (Student-t), units may be leaky or hard tanh, readouts are
+those of the whole zoo.
 """
 
 import copy
@@ -52,9 +53,9 @@ from pyrodyn.models.proposals import (
     explaining,
 )
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
-from pyrodyn.nn.low_rank_steps import activate, low_rank_step, recorded_step
+from pyrodyn.nn.activations import ACTIVATIONS
+from pyrodyn.nn.low_rank_steps import low_rank_step, recorded_step
 
-ACTIVATIONS = ("relu", "clipped_relu", "tanh", "identity")
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
 PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
@@ -88,8 +89,8 @@ class LowRankRNN(StateSpaceModel):
         input_dim: known external inputs.
         latent_dim: R, the rank; the number of units where ``is_full_rank``.
         num_units: units of the network; ``num_neurons`` where the readout is one-to-one.
-        activation: phi: ``"relu"`` max(y - h, 0), ``"clipped_relu"`` max(y + h, 0) - max(y, 0),
-            ``"tanh"`` or ``"identity"``; the first two with a threshold h per unit.
+        activation: phi: ``"relu"``, ``"leaky_relu"``, ``"clipped_relu"``, ``"hard_tanh"`` (these
+            with a threshold h per unit), ``"tanh"`` or ``"identity"``; see `pyrodyn.nn.activations`
         noise: S: ``"scalar"``, ``"diagonal"`` or ``"full"``; S_0 is of the same kind.
         noise_df: degrees of freedom (> 2) of Student-t process noise; None for Gaussian noise.
         decay_per_latent: one decay a per latent instead of one for all.
@@ -157,10 +158,11 @@ class LowRankRNN(StateSpaceModel):
         self.input_weights = nn.Parameter(
             torch.randn(num_units, input_dim) / math.sqrt(max(1, input_dim))
         )
-        if activation in ("relu", "clipped_relu"):
+        phi = ACTIVATIONS[activation]
+        if phi.has_threshold:
             # Kinks spread over the latents' range, so that units differ from the first step.
             spread = torch.linspace(-1.0, 1.0, num_units)
-            self.threshold = nn.Parameter(spread if activation == "relu" else 1.0 + spread.abs())
+            self.threshold = nn.Parameter(spread if phi.is_shifted else 1.0 + spread.abs())
         self.start_mean = nn.Parameter(torch.zeros(dim))
         self.raw_noise = nn.Parameter(_raw_noise(noise, dim, 0.3))
         self.raw_start_noise = nn.Parameter(_raw_noise(noise, dim, 1.0))
@@ -305,20 +307,11 @@ class LowRankRNN(StateSpaceModel):
 
     def activate(self, currents: Float[Tensor, "*left unit"]) -> Float[Tensor, "*left unit"]:
         """The rates phi(currents)."""
-        return activate(currents, self.step_threshold(), self.activation)
+        return ACTIVATIONS[self.activation].rates(currents, self.step_threshold())
 
     def slope(self, currents: Float[Tensor, "*left unit"]) -> Float[Tensor, "*left unit"]:
         """The derivative of `activate`."""
-        match self.activation:
-            case "relu":
-                return (currents > self.threshold).to(currents.dtype)
-            case "clipped_relu":
-                above = (currents > -self.threshold).to(currents.dtype)
-                return above - (currents > 0).to(currents.dtype)
-            case "tanh":
-                return 1 - torch.tanh(currents).square()
-            case _:
-                return torch.ones_like(currents)
+        return ACTIVATIONS[self.activation].slope(currents, self.step_threshold())
 
     def currents(self, state: LowRankState) -> Float[Tensor, "*left unit"]:
         """M z + W_u v; in the full-rank network z itself."""
@@ -351,7 +344,7 @@ class LowRankRNN(StateSpaceModel):
 
     def step_threshold(self) -> Float[Tensor, " unit"] | None:
         """h, for the activations that have one."""
-        return self.threshold if self.activation in ("relu", "clipped_relu") else None
+        return self.threshold if ACTIVATIONS[self.activation].has_threshold else None
 
     def process_noise(self) -> tuple[Covariance, Covariance]:
         """S_0 and S."""

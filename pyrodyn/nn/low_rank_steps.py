@@ -21,32 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from pyrodyn.nn.activations import ACTIVATIONS
 from pyrodyn.nn.recorded import recorded_gradients
-
-_threshold_backward = torch.ops.aten.threshold_backward
-_tanh_backward = torch.ops.aten.tanh_backward
-
-
-def activate(
-    currents: Float[Tensor, "*left unit"], threshold: Float[Tensor, " unit"] | None, kind: str
-) -> Float[Tensor, "*left unit"]:
-    """The rates phi(currents), as autograd sees them.
-
-    Args:
-        currents: what enters the units.
-        threshold: h, for the two kinds that have one.
-        kind: ``"relu"`` max(y - h, 0), ``"clipped_relu"`` max(y + h, 0) - max(y, 0), ``"tanh"`` or
-            ``"identity"``.
-    """
-    match kind:
-        case "relu" if threshold is not None:
-            return torch.relu(currents - threshold)
-        case "clipped_relu" if threshold is not None:
-            return torch.relu(currents + threshold) - torch.relu(currents)
-        case "tanh":
-            return torch.tanh(currents)
-        case _:
-            return currents
 
 
 def low_rank_step(
@@ -65,9 +41,9 @@ def low_rank_step(
         drive: d, broadcasting against the currents of ``z``; None for none.
         m: from latents to units.
         n: from units to latents.
-        threshold: h of `activate`.
+        threshold: h, None for units without.
         decay: a.
-        kind: of `activate`.
+        kind: of the units, a name in `ACTIVATIONS`.
     """
     moved: Tensor = _Step.apply(z, drive, m, n, threshold, decay, kind)
     return moved
@@ -86,7 +62,7 @@ def recorded_step(
     currents = functional.linear(z, m)
     if drive is not None:
         currents = currents + drive
-    rates = activate(currents, threshold, kind)
+    rates = ACTIVATIONS[kind].rates(currents, threshold)
     return torch.addcmul(functional.linear(rates, n), decay, z)
 
 
@@ -106,8 +82,9 @@ class StepsByHand:
         kind: str,
     ) -> None:
         self.n, self.threshold, self.decay, self.kind = n, threshold, decay, kind
+        self._phi = ACTIVATIONS[kind]
         self._transposed = m.t().contiguous()
-        self._bias = -threshold if kind == "relu" and threshold is not None else None
+        self._bias = -threshold if self._phi.is_shifted and threshold is not None else None
 
     def turn(self) -> None:
         """The way back begins, perhaps again: no gradient has gathered yet."""
@@ -128,21 +105,9 @@ class StepsByHand:
             currents = torch.addmm(self._bias, rows, self._transposed)
         if drive is not None:
             currents.view(*z.shape[:-1], -1).add_(drive)
-        below = None
-        match self.kind:
-            case "relu":
-                rates = currents.relu_()
-            case "clipped_relu" if self.threshold is not None:
-                above = (currents + self.threshold).relu_()
-                below = currents.relu_()
-                rates = above.sub_(below)
-            case "tanh":
-                # tanh(y) = 2 sigmoid(2 y) - 1, which CPUs compute several times faster than tanh.
-                rates = currents.mul_(2).sigmoid_().mul_(2).sub_(1)
-            case _:
-                rates = currents
+        rates, kept = self._phi.overwrite(currents, self.threshold)
         moved = functional.linear(rates, self.n).addcmul_(self.decay, rows)
-        return moved.view(z.shape), (rates, below)
+        return moved.view(z.shape), (rates, kept)
 
     def backward(
         self,
@@ -151,22 +116,11 @@ class StepsByHand:
         d_moved: Float[Tensor, "*left latent"],
     ) -> tuple[Float[Tensor, "*left latent"], Float[Tensor, "row unit"]]:
         """Gradients of the states and of the currents, from that of where they went."""
-        rates, below = kept
+        rates, beside = kept
         rows, d_rows = z.reshape(-1, z.shape[-1]), d_moved.reshape(-1, z.shape[-1])
-        d_rates = d_rows @ self.n
-        match self.kind:
-            case "relu" if self._d_threshold is not None:
-                d_currents = _threshold_backward(d_rates, rates, 0.0)
-                self._d_threshold -= d_currents.sum(0)
-            case "clipped_relu" if self._d_threshold is not None and below is not None:
-                # phi = above - below, and above is 0 where phi + below is.
-                d_above = _threshold_backward(d_rates, rates + below, 0.0)
-                self._d_threshold += d_above.sum(0)
-                d_currents = d_above.sub_(_threshold_backward(d_rates, below, 0.0))
-            case "tanh":
-                d_currents = _tanh_backward(d_rates, rates)
-            case _:
-                d_currents = d_rates
+        d_currents, d_threshold = self._phi.back(d_rows @ self.n, rates, beside)
+        if self._d_threshold is not None and d_threshold is not None:
+            self._d_threshold += d_threshold
         self._d_transposed.addmm_(rows.t(), d_currents)
         self._d_n.addmm_(d_rows.t(), rates)
         if self._d_decayed is None:

@@ -9,6 +9,8 @@ from pyrodyn.analysis import (
     phase_portrait,
     visited_states,
 )
+from pyrodyn.analysis.certified import PiecewiseLinear
+from pyrodyn.analysis.fixed_points import PIECEWISE_LINEAR
 from pyrodyn.models import LowRankRNN, NodeSAE
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.low_rank_rnn import LowRankState
@@ -24,11 +26,11 @@ def network(**options) -> LowRankRNN:
     return model
 
 
-@pytest.mark.parametrize("activation", ["relu", "clipped_relu"])
+@pytest.mark.parametrize("activation", PIECEWISE_LINEAR)
 @pytest.mark.parametrize("inputs", [None, [0.7]])
 def test_points_are_fixed_and_their_eigenvalues_those_of_the_models_step(activation, inputs):
     model = network(activation=activation)
-    if activation == "relu":
+    if activation in ("relu", "leaky_relu"):  # or it may run off
         with torch.no_grad():
             model.n /= -20
     found = fixed_points(model, inputs=inputs)
@@ -50,9 +52,20 @@ def test_points_are_fixed_and_their_eigenvalues_those_of_the_models_step(activat
         )
 
 
+def test_a_network_without_a_model_is_enumerated_too():
+    """z' = z / 2 + hard tanh(4 z): z = 2 hard tanh(4 z) has the solutions 0 and +-2."""
+    bistable = PiecewiseLinear.hard_tanh(0.5, [[1.0]], [[4.0]], 0.0)
+    found = fixed_points(bistable)
+    np.testing.assert_allclose(np.sort(found["point"].values[:, 0]), [-2, 0, 2], atol=1e-12)
+    assert found.attrs["complete"] == 1
+    assert found.attrs["kind"] == "map"
+
+
 def test_inputs_of_an_enumeration_are_checked():
     with pytest.raises(ValueError, match="inputs must be 1 finite numbers"):
         fixed_points(network(), inputs=[1.0, 2.0])
+    with pytest.raises(ValueError, match="holds its constant input; leave inputs out"):
+        fixed_points(PiecewiseLinear.relu(0.5, [[1.0]], [[1.0]], 0.0), inputs=[1.0])
 
 
 def test_a_free_run_follows_the_model():

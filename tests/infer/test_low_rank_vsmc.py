@@ -21,6 +21,8 @@ TAKEN = {
     "counts_of_units": {**COUNTS, "readout": "currents", "proposal": "encoder"},
     "counts_and_inputs": {**COUNTS, "readout": "latents_and_inputs", "filters_inputs": True},
     "clipped": {**COUNTS, "activation": "clipped_relu", "noise": "full"},
+    "leaky": {**COUNTS, "activation": "leaky_relu"},
+    "hard_tanh": {**COUNTS, "activation": "hard_tanh"},
     "tanh": {**COUNTS, "activation": "tanh", "decay_per_latent": True},
     "signal": {**SIGNAL, "noise": "full"},
     "signal_clipped": {**SIGNAL, "activation": "clipped_relu", "filters_inputs": True},

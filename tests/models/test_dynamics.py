@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyrodyn.models import LFADS, Dynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.nn.activations import ACTIVATIONS
 
 MODELS = {
     "lfads": lambda: LFADS(4, input_dim=1, inferred_input_dim=2, generator_dim=6),
@@ -65,10 +66,7 @@ CLOSED_FORMS = {
     "deep softplus field": node(field_depth=3, field_activation="softplus"),
     "relu field": node(field_depth=2, field_activation="relu", is_linear_plus=True),
     "residual map": node(solver="euler"),
-    "low-rank tanh": low_rank(activation="tanh"),
-    "low-rank relu": low_rank(activation="relu"),
-    "low-rank clipped relu": low_rank(activation="clipped_relu"),
-    "low-rank identity": low_rank(activation="identity"),
+    **{f"low-rank {kind}": low_rank(activation=kind) for kind in ACTIVATIONS},
     "full-rank": low_rank(activation="tanh", is_full_rank=True),
 }
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from pyrodyn.nn.activations import ACTIVATIONS
 from pyrodyn.nn.low_rank_steps import low_rank_step, recorded_step
-
-KINDS = ("relu", "clipped_relu", "tanh", "identity")
 
 
 def weights(kind: str, is_driven: bool, decays: int = 1) -> tuple[torch.Tensor | None, ...]:
@@ -17,14 +16,14 @@ def weights(kind: str, is_driven: bool, decays: int = 1) -> tuple[torch.Tensor |
         drive if is_driven else None,
         m,
         n,
-        threshold if "relu" in kind else None,
+        threshold if ACTIVATIONS[kind].has_threshold else None,
         torch.rand(decays),
     )
     return tuple(None if each is None else each.double().requires_grad_() for each in given)
 
 
 @pytest.mark.parametrize("is_driven", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_a_step_and_its_gradients_are_those_of_autograd(kind, is_driven):
     given = weights(kind, is_driven, decays=2)
     torch.testing.assert_close(low_rank_step(*given, kind), recorded_step(*given, kind))
