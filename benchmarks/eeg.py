@@ -1,9 +1,9 @@
 """Rank-3 RNNs on 64-channel EEG: does what they generate look like the data, beside trivial series?
 
 One `LowRankRNN` per seed (512 units, clipped relu, full process noise, optimal proposal), fitted by
-VSMC to the first 75 % of `eeg_durstewitz_smoothed` (7230 of 9640 bins), in overlapping windows of
-50 bins as trials. Then, as published (Hess et al. 2023; Pals et al. 2024), 9640 bins after 2400 of
-burn-in are generated and smoothed by a Hann window of 15 bins.
+VSMC to the first 75 % of `eeg_durstewitz_smoothed` (7230 of 9640 bins), in overlapping windows as
+trials. Then, as published (Hess et al. 2023; Pals et al. 2024), 9640 bins after 2400 of burn-in are
+generated and smoothed by a Hann window of 15 bins; distances are means over several such runs.
 
     D_H       Hellinger distance of power spectra, goal .12
     D_stsp    KL in state space, Gaussian mixtures, goal 2.05
@@ -14,19 +14,22 @@ against the data's last 2410 (held out), and all against all (whole, as publishe
 were seen), each cut z-scored. A spectrum's kernel of 20 frequency bins is wider in Hz for a shorter
 cut, and fewer points make another mixture: compare within a column.
 
-The bound is about the next bins and the distances about the long run, which may get worse as the
-bound gets better. Two networks are therefore printed per seed: the last, and the one chosen among
-ten along the way by the distances of other free runs to the first 75 %. The choice makes the latter
-optimistic in sample and in the whole; nothing held out took part in either.
+The bound of all bins is about the next bin: 64 channels say where the latents are, and what the
+dynamics do after that hardly counts. Long runs get worse as that bound gets better. What is
+maximised here is the bound of *thinned* windows, of which one bin in 4, 16 or 32 is left: the same
+model, asked for what comes many bins later. It remains a bound, on a composite likelihood.
+
+Two networks are printed per seed: the last, and the running average of its weights, as weights on
+the way differ in what they do in the long run more than they do in the bound. `--strides 1` is the
+plain bound, for comparison.
 
 Beside them the six trivial generators of `analysis.attractor_baselines`, made from the first 75 %,
 and "earlier data": the 2410 bins before the held-out ones, scored as if they had been generated.
 
-    uv run python benchmarks/eeg.py --seeds 0 1 2 --minutes 6
+    uv run python benchmarks/eeg.py --seeds 0 1 2 3 4
 """
 
 import argparse
-import copy
 import time
 from typing import NamedTuple
 
@@ -34,40 +37,54 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from pyrodyn import analysis, data, fit, models
-from pyrodyn.infer import VSMC, Schedule
+from pyrodyn import analysis, data, models
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer import VSMC
 from pyrodyn.models.observations import Gaussian
 
 Array = NDArray[np.float64]
 
 TRAIN_SHARE = 0.75
-WINDOW, STRIDE = 50, 5
-INTERVALS = 10
-GOALS = (0.12, 2.05)
+WINDOW, SHIFT = 200, 5
+BATCH_SIZE, NUM_PARTICLES = 4, 10
+LEARNING_RATES = 2e-3, 1e-4
+AVERAGING = 8
+"""Larger for a shorter memory of the running average, here of about a ninth of the steps so far
+(polynomial decay, Shamir & Zhang 2013).
+"""
 RANK, NUM_UNITS = 3, 512
-BURN_IN, HANN = 2400, np.hanning(15)
+BURN_IN, HANN, NUM_RUNS = 2400, np.hanning(15), 3
 
 
 def windows(signal: Array, bin_width: float) -> xr.Dataset:
     """A continuous signal as overlapping trials."""
-    starts = np.arange(0, len(signal) - WINDOW + 1, STRIDE)
+    starts = np.arange(0, len(signal) - WINDOW + 1, SHIFT)
     return data.recording(
         signal=np.stack([signal[start : start + WINDOW] for start in starts]), bin_width=bin_width
     )
 
 
+def thinned(batch: Batch, stride: int) -> Batch:
+    """A batch of which one bin in so many is left, from a random one on."""
+    first = int(torch.randint(stride, ()))
+    is_left = (torch.arange(batch.num_bins) % stride == first)[:, None]
+    return batch.replace(
+        seen=batch.seen * is_left, visible=batch.visible & is_left, scored=batch.scored & is_left
+    )
+
+
 class Fitted(NamedTuple):
-    """A network when time is up, and as it was when its free runs were nearest to the data."""
+    """A network when training ends, and with the running average of its weights."""
 
     last: models.LowRankRNN
-    chosen: models.LowRankRNN
-    num_steps: int
-    chosen_after: int
+    averaged: models.LowRankRNN
 
 
-def fitted(train: Array, bin_width: float, seed: int, minutes: float) -> Fitted:
-    """A network fitted for so many minutes, judged at equal intervals."""
+def fitted(train: Array, bin_width: float, seed: int, strides: list[int], steps: int) -> Fitted:
+    """A network fitted by as many steps of RAdam, its rate falling geometrically."""
     trials = windows(train, bin_width)
     torch.manual_seed(seed)
     model = models.LowRankRNN.for_recording(
@@ -80,27 +97,28 @@ def fitted(train: Array, bin_width: float, seed: int, minutes: float) -> Fitted:
     )
     with torch.no_grad():
         _start_from_components(model, train)
-    chosen, least, num_steps, chosen_after = copy.deepcopy(model), np.inf, 0, 0
-    for interval in range(INTERVALS):
-        # Few particles find the dynamics; more make the bound that is wanted.
-        num_particles, learning_rate = (4, 5e-3) if interval < 0.6 * INTERVALS else (10, 1e-3)
-        num_steps += fit(
-            model,
-            trials,
-            objective=VSMC(num_particles),
-            max_epochs=100_000,
-            max_minutes=minutes / INTERVALS,
-            batch_size=16,
-            schedule=Schedule(learning_rate=learning_rate),
-            seed=INTERVALS * seed + interval,
-            progress=False,
-        ).num_steps
-        # Other runs than those that are reported.
-        runs = generated(model, len(train), 2, 1000 + seed)
-        shares = np.mean([distances(train, run) for run in runs], 0) / GOALS
-        if shares.sum() < least:
-            chosen, least, chosen_after = copy.deepcopy(model), shares.sum(), num_steps
-    return Fitted(model, chosen, num_steps, chosen_after)
+    loss, tensors = VSMC(NUM_PARTICLES)(model, model.guide), model.trials_of(trials)
+    average = AveragedModel(model, avg_fn=_averaged)
+    first, last = LEARNING_RATES
+    optimizer = torch.optim.RAdam(model.parameters(), lr=first)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (last / first) ** (1 / steps))
+    for _ in range(steps):
+        batch = tensors.batch(torch.randint(len(tensors), (BATCH_SIZE,)))
+        stride = strides[int(torch.randint(len(strides), ()))]
+        optimizer.zero_grad()
+        # Times the stride, or the fewer bins of a thinner window would count for less.
+        (loss(thinned(batch, stride)) * stride / BATCH_SIZE).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        if not torch.isfinite(norm):
+            raise ArithmeticError(f"the gradient of seed {seed} is not finite")
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(model)
+    return Fitted(model.eval(), average.module.eval())
+
+
+def _averaged(average: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
+    return torch.lerp(average, now, (AVERAGING + 1) / (float(count) + 1 + AVERAGING))
 
 
 def _start_from_components(model: models.LowRankRNN, signal: Array) -> None:
@@ -159,8 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--strides", type=int, nargs="+", default=[4, 16, 32])
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -181,18 +200,15 @@ def main() -> None:
     for name, rows in baselines.items():
         show_all(name, rows)
 
-    networks: dict[str, list[list[float]]] = {"last": [], "chosen": []}
+    networks: dict[str, list[list[float]]] = {"last": [], "averaged": []}
     for seed in arguments.seeds:
-        started = time.monotonic()
-        found = fitted(train, bin_width, seed, arguments.minutes)
-        about = {
-            "last": f"{time.monotonic() - started:.0f} s, {found.num_steps}",
-            "chosen": f"after {found.chosen_after}",
-        }
-        for which, model in (("last", found.last), ("chosen", found.chosen)):
-            series = generated(model, len(eeg), 1, seed)[0]
-            networks[which].append(scored(eeg, series, num_train))
-            show(f"{which}, seed {seed}", about[which], networks[which][-1])
+        started = time.process_time()
+        found = fitted(train, bin_width, seed, arguments.strides, arguments.steps)
+        elapsed = time.process_time() - started
+        for which, model in found._asdict().items():
+            runs = generated(model, len(eeg), NUM_RUNS, seed)
+            networks[which].append(list(np.mean([scored(eeg, x, num_train) for x in runs], 0)))
+            show(f"{which}, seed {seed}", f"{elapsed:.0f} s", networks[which][-1])
     for which, rows in networks.items():
         show_all(f"rank {RANK}, {which}", rows)
 

@@ -35,7 +35,7 @@ GENERATED = (64, 200)
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-Seed = Annotated[int, typer.Option(help="Seeds everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 
 from pyrodyn.analysis.scores import Array
+from pyrodyn.data.whole import check_whole
 
 SMALLEST_MIXTURE_DIM = 6
 """Series of fewer dimensions are binned."""
@@ -130,8 +131,7 @@ def attractor_baselines(train: ArrayLike, num_bins: int, *, seed: int = 0) -> di
             more bins than twice their dims, and for ``num_bins`` below 1.
     """
     data = _series("train", train)
-    if num_bins < 1:
-        raise ValueError(f"num_bins={num_bins} must be at least 1")
+    check_whole(1, num_bins=num_bins)
     if len(data) <= 2 * data.shape[1]:
         raise ValueError(
             f"train has {len(data)} bins of {data.shape[1]} dims; autoregressions need more than"

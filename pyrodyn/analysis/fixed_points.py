@@ -18,6 +18,7 @@ from torch import Tensor
 from pyrodyn.analysis.certified import PiecewiseLinear, fixed_points_of
 from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
 from pyrodyn.analysis.fixed_point_search import search_fixed_points
+from pyrodyn.data.whole import check_whole
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.nn.activations import LEAK
@@ -103,11 +104,10 @@ def fixed_points(
             f"period={period}: cycles are enumerated for low-rank networks with"
             f" {', '.join(PIECEWISE_LINEAR)} units alone; leave period at 1 for a search"
         )
-    if num_starts < 1 or not noise >= 0 or not tolerance > 0:
-        raise ValueError(
-            f"num_starts={num_starts} must be at least 1, noise={noise} at least 0 and"
-            f" tolerance={tolerance} above 0"
-        )
+    check_whole(1, num_starts=num_starts)
+    check_whole(0, seed=seed)
+    if not noise >= 0 or not tolerance > 0:
+        raise ValueError(f"noise={noise} must be at least 0 and tolerance={tolerance} above 0")
     held = held_inputs(dynamics, inputs)
     lower, upper, first = _starts(dynamics, starts, region, num_starts, noise, seed)
     found = search_fixed_points(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyrodyn.analysis.dynamics import refuse_divergence, state_space
 from pyrodyn.data.schema import Block, side_by_side
+from pyrodyn.data.whole import check_whole
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.observations import Joint, Observation
 from pyrodyn.models.state_space import State, StateSpaceModel
@@ -50,11 +51,8 @@ def free_run(
         ArithmeticError: for a path that does not stay finite, naming its trial and bin.
     """
     model = state_space(model)
-    if num_trials < 1 or num_bins < 1 or burn_in < 0:
-        raise ValueError(
-            f"num_trials={num_trials} and num_bins={num_bins} must be at least 1, and"
-            f" burn_in={burn_in} at least 0"
-        )
+    check_whole(1, num_trials=num_trials, num_bins=num_bins)
+    check_whole(0, burn_in=burn_in)
     like = next(model.parameters())
     total = burn_in + num_bins
     driven = _inputs(model, inputs, (num_trials, total), like)

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
+from pyrodyn.data.whole import check_whole
 from pyrodyn.models.dynamics import Dynamics, pushed
 
 
@@ -71,9 +72,9 @@ def lyapunov_spectrum(
     state = states_for(dynamics, start, "start")
     num_trials, dim = state.shape
     count = dim if num_exponents is None else num_exponents
-    if num_bins < 1 or burn_in < 0:
-        raise ValueError(f"num_bins={num_bins} must be at least 1 and burn_in={burn_in} at least 0")
-    if not 1 <= count <= dim:
+    check_whole(1, num_bins=num_bins, num_exponents=count)
+    check_whole(0, burn_in=burn_in)
+    if count > dim:
         raise ValueError(
             f"num_exponents={count}; these dynamics have {dim} exponents, ask for 1 to {dim}"
         )

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 
 NOTHING_SCORED = "rate=0 hides nothing, so nothing would be scored; leave the transform out instead"
 
@@ -30,11 +31,6 @@ NOTHING_SCORED = "rate=0 hides nothing, so nothing would be scored; leave the tr
 def _share(value: float, name: str) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name}={value} is a share of entries; it must lie in [0, 1)")
-
-
-def _at_least_one(max_bins: int) -> None:
-    if max_bins < 1:
-        raise ValueError(f"max_bins={max_bins} is a number of bins; it must be at least 1")
 
 
 def _hide(batch: Batch, hidden: Bool[Tensor, "trial time neuron"]) -> Batch:
@@ -104,8 +100,7 @@ class MaskedModelling:
         _share(self.rate, "rate")
         if self.rate == 0:
             raise ValueError(NOTHING_SCORED)
-        if self.span < 1:
-            raise ValueError(f"span={self.span} is a number of bins; it must be at least 1")
+        check_whole(1, span=self.span)
         if not 0 <= self.zeroed <= 1:
             raise ValueError(
                 f"zeroed={self.zeroed} is a share of the masked bins; it must lie in [0, 1]"
@@ -241,7 +236,7 @@ class TemporalShift:
     max_bins: int
 
     def __post_init__(self) -> None:
-        _at_least_one(self.max_bins)
+        check_whole(1, max_bins=self.max_bins)
 
     def __call__(self, batch: Batch) -> Batch:
         """Draw one shift per trial and apply it to every field alike."""
@@ -280,7 +275,7 @@ class SpikeJitter:
     max_bins: int
 
     def __post_init__(self) -> None:
-        _at_least_one(self.max_bins)
+        check_whole(1, max_bins=self.max_bins)
 
     def __call__(self, batch: Batch) -> Batch:
         """Draw one move per spike."""

@@ -37,6 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyrodyn.data.recording import recording
 from pyrodyn.data.systems import SYSTEMS, Array, System
+from pyrodyn.data.whole import check_whole
 
 OBSERVATIONS = ("poisson", "negative_binomial", "gaussian")
 LINKS = ("exp", "softplus")
@@ -98,14 +99,15 @@ def simulate(
     system = _system(system)
     if time_per_bin is None:
         time_per_bin = system.time_per_bin
-    sizes = {"num_trials": num_trials, "num_bins": num_bins, "num_neurons": num_neurons}
+    check_whole(1, num_trials=num_trials, num_bins=num_bins, num_neurons=num_neurons)
+    check_whole(0, num_channels=num_channels, seed=seed)
     scales = {
         "bin_width": bin_width,
         "mean_rate": mean_rate,
         "time_per_bin": time_per_bin,
         "dispersion": dispersion,
     }
-    for name, value in {**sizes, **scales}.items():
+    for name, value in scales.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}; it must be a positive number")
     for name, choice, known in (("observation", observation, OBSERVATIONS), ("link", link, LINKS)):
@@ -116,7 +118,7 @@ def simulate(
         raise ValueError(
             f"gain has shape {gains.shape}; give one number or {num_neurons}, one per neuron"
         )
-    if num_channels < 0 or (num_channels and observation == "gaussian"):
+    if num_channels and observation == "gaussian":
         raise ValueError(
             f"num_channels is {num_channels}; it is a number of channels beside counts (of a"
             " gaussian signal alone, num_neurons)"

@@ -14,6 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from pyrodyn.data.whole import check_whole
+
 
 def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[xr.Dataset, ...]:
     """Share a recording's trials out at random, in proportion within each condition.
@@ -54,8 +56,8 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
     Raises:
         ValueError: for fewer than two folds, or more folds than trials.
     """
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} must be at least 2")
+    check_whole(2, num_folds=num_folds)
+    check_whole(0, seed=seed)
     tests = _parts(data, np.full(num_folds, 1 / num_folds), seed)
     everything = np.arange(data.sizes["trial"])
     return [

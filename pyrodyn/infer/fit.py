@@ -11,6 +11,7 @@ import xarray as xr
 
 from pyrodyn.data.batch import Transform
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.checkpoint import CHECKPOINT, check_resumable, identity
 from pyrodyn.infer.memory import keep_freed_memory
 from pyrodyn.infer.objectives import ELBO, Objective
@@ -99,6 +100,7 @@ def fit[Model: LatentDynamics](
             epoch written.
     """
     objective = ELBO() if objective is None else objective
+    _check_kinds(objective, schedule, transforms, valid_transforms)
     train, valid = _validated(train), None if valid is None else _validated(valid)
     _check(model, train, valid, max_epochs, max_minutes, batch_size)
     if schedule.noise is not None:
@@ -182,6 +184,18 @@ def _validated(recording: xr.Dataset) -> xr.Dataset:
         return validate(recording)
 
 
+def _check_kinds(
+    objective: object, schedule: object, transforms: object, valid_transforms: object
+) -> None:
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective={objective!r}; give an objective such as ELBO() or VSMC(64)")
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule={schedule!r}; give a Schedule(...), or leave it out")
+    for name, value in {"transforms": transforms, "valid_transforms": valid_transforms}.items():
+        if not isinstance(value, Sequence) or not all(callable(each) for each in value):
+            raise ValueError(f"{name}={value!r}; give a list of transforms, be it one alone")
+
+
 def _check(
     model: LatentDynamics,
     train: xr.Dataset,
@@ -190,8 +204,7 @@ def _check(
     max_minutes: float | None,
     batch_size: int,
 ) -> None:
-    if max_epochs < 1 or batch_size < 1:
-        raise ValueError(f"max_epochs={max_epochs} and batch_size={batch_size} must be at least 1")
+    check_whole(1, max_epochs=max_epochs, batch_size=batch_size)
     if max_minutes is not None and max_minutes <= 0:
         raise ValueError(f"max_minutes={max_minutes} must be positive")
     model.check(train)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.importance_weighted import local_draws, weigh
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
@@ -98,6 +99,7 @@ def _pareto_smoothed(log_weights: NDArray[np.double]) -> tuple[NDArray[np.double
 
 
 def _check_enough(num_particles: int) -> None:
+    check_whole(1, num_particles=num_particles)
     if num_particles < FEWEST_PARTICLES:
         raise ValueError(
             f"num_particles={num_particles}; smoothing the largest weights needs at least"

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 from pyrodyn.distributions.scored import Scored
 from pyrodyn.models.handed_on import Snapshot
 from pyrodyn.models.state_space import Law, StateSpaceModel
@@ -94,11 +95,8 @@ class LaplaceStart:
                 f" {type(model).__name__} draws more than that (use its own guide, or"
                 " `particle_smoother`)"
             )
-        if num_searches < 1 or num_steps < 2:
-            raise ValueError(
-                f"num_searches={num_searches} must be at least 1 and num_steps={num_steps} at"
-                " least 2"
-            )
+        check_whole(1, num_searches=num_searches)
+        check_whole(2, num_steps=num_steps)
         self.model, self.num_searches, self.num_steps = model, num_searches, num_steps
         self._solved: _Solved | None = None
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.traces import (
     Program,
     drawn_sites,
@@ -104,8 +105,7 @@ class Objective:
     is_bound: bool = True
 
     def __init__(self, num_particles: int) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles={num_particles}; a bound needs at least one draw")
+        check_whole(1, num_particles=num_particles)
         self.num_particles = num_particles
 
     @abstractmethod
@@ -153,6 +153,8 @@ class ELBO(Objective):
         self, num_particles: int = 1, beta: Mapping[str, float | Ramp] | None = None
     ) -> None:
         super().__init__(num_particles)
+        if beta is not None and not isinstance(beta, Mapping):
+            raise ValueError(f"beta={beta!r}; give weights by site, such as {{'z0': 0.5}}")
         self.ramps = {
             site: weight if isinstance(weight, Ramp) else Ramp(final=float(weight))
             for site, weight in (beta or {}).items()

@@ -84,6 +84,11 @@ def filter_bin(
             their first observation, and data of a wrong shape or value.
         ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
     """
+    if not isinstance(algorithm, SequentialMonteCarlo):
+        raise ValueError(
+            f"algorithm is a {type(algorithm).__name__}; give SequentialMonteCarlo(model,"
+            " num_particles)"
+        )
     model = algorithm.model
     num_bins = 0 if stream is None else stream.num_bins
     batch = _new_bin(model, x, inputs, valid, num_bins)

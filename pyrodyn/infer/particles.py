@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 from pyrodyn.distributions.gaussian import SharedNormal, drawn_against, picked, rows_of
 from pyrodyn.infer.resampling import effective_sample_size, scheme_named
 from pyrodyn.models.state_space import Law, State, StateSpaceModel, check_proposed
@@ -150,8 +151,7 @@ class SequentialMonteCarlo:
     ess_threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles={self.num_particles}; a run needs at least one")
+        check_whole(1, num_particles=self.num_particles)
         check_threshold(self.ess_threshold)
         if not isinstance(self.model, StateSpaceModel):
             raise ValueError(

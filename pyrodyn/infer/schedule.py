@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,7 @@ class GrowingHorizon:
     num_steps: int
 
     def __post_init__(self) -> None:
-        if self.first_bins < 1 or self.num_steps < 1:
-            raise ValueError(
-                f"first_bins={self.first_bins} and num_steps={self.num_steps} must be at least 1"
-            )
+        check_whole(1, first_bins=self.first_bins, num_steps=self.num_steps)
 
     def cut(self, batch: Batch, step: int, first_bin: int = 0) -> Batch:
         """The batch with later bins left out of the likelihood at a training step.
@@ -67,11 +65,8 @@ class FallingNoise:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.first_step < 0 or self.num_steps < 1:
-            raise ValueError(
-                f"first_step={self.first_step} must be at least 0 and num_steps={self.num_steps}"
-                " at least 1"
-            )
+        check_whole(0, first_step=self.first_step)
+        check_whole(1, num_steps=self.num_steps)
         if not 0 < self.factor < 1:
             raise ValueError(f"factor={self.factor}; noise falls by a factor between 0 and 1")
 

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.particles import Filtered, particle_filter
 from pyrodyn.models.state_space import State, StateSpaceModel
 
@@ -74,9 +75,7 @@ def particle_smoother(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    for name, number in (("num_draws", num_draws), ("num_moves", num_moves), ("lag", lag)):
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
+    check_whole(1, num_draws=num_draws, num_moves=num_moves, lag=lag)
     if method in ("ffbsi", "mcmc") and not model.path_is_markov:
         raise ValueError(
             f"{type(model).__name__} carries a deterministic state, so that z_t+1 does not follow"

@@ -11,8 +11,7 @@ empty, and a guide can be replaced by any Pyro callable with the same latent sit
 import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from numbers import Integral
+from collections.abc import Container, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import pyro
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.whole import check_whole
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
 
@@ -186,6 +186,11 @@ class LatentDynamics(nn.Module):
         Raises:
             ValueError: naming what differs, or is not finite.
         """
+        if not isinstance(batch, Batch):
+            raise ValueError(
+                f"a batch is wanted, not a {type(batch).__name__}; of a recording take"
+                " model.trials_of(recording).batch()"
+            )
         made_for = (self.observation.num_neurons, self.config["input_dim"])
         found = (batch.seen.shape[-1], batch.inputs.shape[-1])
         if found != made_for:
@@ -239,17 +244,22 @@ class LatentDynamics(nn.Module):
         return Trials(recording, self.device, next(self.parameters()).dtype)
 
 
-WHOLE = ("_dim", "_neurons", "_depth", "_width", "_units", "_bins", "substeps")
+SIZES = ("_dim", "_neurons", "_depth", "_width", "_units", "_bins", "substeps", "lag")
 """How the names of sizes end."""
 
+SWITCHES = ("is_", "decay_per_latent", "filters_inputs", "process_noise")
+"""How the names of options that are on or off begin."""
 
-def check_whole(config: dict[str, Any]) -> None:
-    """Refuse sizes that are no whole numbers.
+
+def check_sizes(config: dict[str, Any], may_be_zero: Container[str]) -> None:
+    """Refuse sizes that are no whole numbers of at least 1, or of 0 where a part may be left out,
+    and switches that are neither on nor off.
 
     Raises:
         ValueError: naming the first.
     """
-    for name, size in config.items():
-        is_whole = isinstance(size, Integral) and not isinstance(size, bool)
-        if name.endswith(WHOLE) and not (is_whole or size is None):
-            raise ValueError(f"{name}={size!r} must be a whole number")
+    for name, value in config.items():
+        if name.endswith(SIZES):
+            check_whole(0 if name in may_be_zero else 1, **{name: value})
+        elif name.startswith(SWITCHES) and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be True or False")

@@ -44,7 +44,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.models.base import check_whole
+from pyrodyn.models.base import check_sizes
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named
@@ -559,10 +559,6 @@ class SteeredPath(StatePath):
 
 def _check(config: dict[str, Any]) -> None:
     """Refuse sizes that make no model."""
-    check_whole(config)
-    for name, size in config.items():
-        least = 0 if name in MAY_BE_ZERO else 1
-        if name.endswith(("_dim", "_neurons", "_depth", "_width")) and size < least:
-            raise ValueError(f"{name}={size}; a sequential autoencoder needs at least {least}")
+    check_sizes(config, MAY_BE_ZERO)
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import Block
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.importance import log_evidence, pareto_smoothed
 from pyrodyn.infer.particles import Filtered, particle_filter
 from pyrodyn.infer.resampling import effective_sample_size
@@ -59,8 +60,7 @@ def drawing_by(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    if num_particles < 2:
-        raise ValueError(f"num_particles={num_particles} must be at least 2")
+    check_whole(2, num_particles=num_particles)
 
     def draw(batch: Batch, num_draws: int) -> Draws:
         match method:

@@ -4,6 +4,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.posterior.draws import by_block, drawing_by
@@ -47,8 +48,7 @@ def predict(
     """
     recording = validate(recording)
     model.check(recording)
-    if num_draws < 1 or batch_size < 1:
-        raise ValueError(f"num_draws={num_draws} and batch_size={batch_size} must be at least 1")
+    check_whole(1, num_draws=num_draws, batch_size=batch_size)
     draw = drawing_by(method, model, guide, num_particles)
     parts = []
     with model.evaluating(), torch.random.fork_rng():

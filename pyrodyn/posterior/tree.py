@@ -39,6 +39,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.posterior.draws import (
@@ -92,11 +93,8 @@ def to_datatree(
     """
     recording = validate(recording)
     model.check(recording)
-    if num_draws < 1 or num_prior_draws < 0 or batch_size < 1:
-        raise ValueError(
-            f"num_draws={num_draws} and batch_size={batch_size} must be at least 1,"
-            f" num_prior_draws={num_prior_draws} at least 0"
-        )
+    check_whole(1, num_draws=num_draws, batch_size=batch_size)
+    check_whole(0, num_prior_draws=num_prior_draws)
     draw = drawing_by(method, model, guide, num_particles)
     target = None if path is None else _new_zarr(path)
     parts = _parts(model, draw, recording, num_draws, num_prior_draws, batch_size, seed)

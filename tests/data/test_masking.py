@@ -384,11 +384,11 @@ def test_jitter_refuses_a_signal():
         (lambda: CoordinatedDropout(0.3, pass_rate=1.5), r"pass_rate=1.5 is a share"),
         (lambda: MaskedModelling(1.2), r"rate=1.2 is a share"),
         (lambda: MaskedModelling(0.0), r"rate=0 hides nothing"),
-        (lambda: MaskedModelling(span=0), r"span=0 is a number of bins; .* at least 1"),
+        (lambda: MaskedModelling(span=0), r"span=0 must be a whole number of at least 1"),
         (lambda: MaskedModelling(zeroed=1.5), r"zeroed=1.5 is a share of the masked bins"),
         (lambda: SampleValidation(1.0), r"rate=1.0 is a share"),
-        (lambda: TemporalShift(0), r"max_bins=0 is a number of bins; .* at least 1"),
-        (lambda: SpikeJitter(-1), r"max_bins=-1 is a number of bins"),
+        (lambda: TemporalShift(0), r"max_bins=0 must be a whole number of at least 1"),
+        (lambda: SpikeJitter(-1), r"max_bins=-1 must be a whole number of at least 1"),
     ],
 )
 def test_bad_arguments_are_named_in_one_sentence(make, sentence):

@@ -364,9 +364,9 @@ def test_unknown_system_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_trials": 0}, "num_trials is 0"),
-        ({"num_bins": -3}, "num_bins is -3"),
-        ({"num_neurons": 0}, "num_neurons is 0"),
+        ({"num_trials": 0}, "num_trials=0 must be"),
+        ({"num_bins": -3}, "num_bins=-3 must be"),
+        ({"num_neurons": 0}, "num_neurons=0 must be"),
         ({"bin_width": 0.0}, "bin_width is 0"),
         ({"mean_rate": -1.0}, "mean_rate is -1"),
         ({"time_per_bin": math.nan}, "time_per_bin is nan"),
@@ -413,7 +413,13 @@ def test_channels_see_the_same_state_beside_the_spikes() -> None:
     assert abs(noise.mean()) < 4 * 0.3 / np.sqrt(noise.size)
 
 
-@pytest.mark.parametrize("wrong", [{"num_channels": -1}, {"observation": "gaussian"}])
-def test_channels_beside_no_counts_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"num_channels is .*; it is a number of channels beside"):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"num_channels": -1}, "num_channels=-1 must be a whole number of at least 0"),
+        ({"observation": "gaussian"}, r"num_channels is .*; it is a number of channels beside"),
+    ],
+)
+def test_channels_beside_no_counts_are_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         simulate("lorenz", 2, 5, 3, **{"num_channels": 2, **wrong})

@@ -1,0 +1,62 @@
+"""What is no argument at all: one sentence, in an interpreter without the type checks of tests."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import numpy as np
+import torch
+
+from pyrodyn import fit
+from pyrodyn.data import recording
+from pyrodyn.infer import ELBO, SequentialMonteCarlo, filter_bin, importance_sample, particle_filter
+from pyrodyn.models import LFADS, LowRankRNN, NodeSAE
+
+recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
+model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
+for name, call in {
+    "objective": lambda: fit(model, recorded, objective="elbo"),
+    "schedule": lambda: fit(model, recorded, schedule=None),
+    "transforms": lambda: fit(model, recorded, transforms=abs),
+    "beta": lambda: ELBO(beta=-1),
+    "filter": lambda: particle_filter(model, recorded),
+    "sample": lambda: importance_sample(model, model.guide, recorded),
+    "stream": lambda: filter_bin(model, torch.zeros(1, 3)),
+    "switch": lambda: LowRankRNN(3, is_full_rank="no"),
+    "noise": lambda: NodeSAE(3, process_noise="yes"),
+    "epochs": lambda: fit(model, recorded, max_epochs=2.5),
+}.items():
+    try:
+        call()
+    except ValueError as problem:
+        print(name, problem, sep=": ")
+"""
+
+NO_BATCH = (
+    "a batch is wanted, not a Dataset; of a recording take model.trials_of(recording).batch()"
+)
+SENTENCES = (
+    "objective: objective='elbo'; give an objective such as ELBO() or VSMC(64)",
+    "schedule: schedule=None; give a Schedule(...), or leave it out",
+    "transforms: transforms=<built-in function abs>; give a list of transforms, be it one alone",
+    "beta: beta=-1; give weights by site, such as {'z0': 0.5}",
+    f"filter: {NO_BATCH}",
+    f"sample: {NO_BATCH}",
+    "stream: algorithm is a LowRankRNN; give SequentialMonteCarlo(model, num_particles)",
+    "switch: is_full_rank='no' must be True or False",
+    "noise: process_noise='yes' must be True or False",
+    "epochs: max_epochs=2.5 must be a whole number of at least 1",
+)
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    return run.stdout.splitlines()
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_wrong_objects_are_refused_in_a_sentence(sentence, said):
+    assert sentence in said
