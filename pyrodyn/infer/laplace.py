@@ -12,9 +12,10 @@ until it helps::
     F = Lambda + sum_e g_e g_e',   g_e = d log p(x_e | s) / ds,   Lambda the precision of p(s)
 
 on the first bins at first and then on more of them: late bins of a chaotic path have a likelihood
-full of local maxima until early bins have fixed s roughly. The scores g_e are central differences,
-2 dim paths more, so that any model will do; H is one of gradients, and ends the search by Newton's
-steps.
+full of local maxima until early bins have fixed s roughly. Patience finds more than many searches
+do: where bins come one or two at a time, hardly any search is lost on the way. The scores g_e are
+central differences, 2 dim paths more, so that any model will do; H is one of gradients, and ends
+the search by Newton's steps.
 
 Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marquardt 1963 (damping).
 """
@@ -38,6 +39,9 @@ DIFFERENCE = 1e-3
 
 FIRST_DAMPING, LEAST_DAMPING, DAMPING_FACTOR = 1e-2, 1e-4, 5.0
 """Damping at first, at least, and what success divides and failure multiplies it by."""
+
+FEWEST_STEPS = 120
+"""Of a search by default, so that a trial of up to so many bins gains no more than two per step."""
 
 NUM_NEWTON_STEPS = 2
 """Steps with H itself at the end, of which scoring has only an estimate."""
@@ -80,14 +84,15 @@ class LaplaceStart:
         model: a fitted model; its own guide gives the first guesses.
         num_searches: searches per trial, from the mean of the model's own guide and from draws of
             it; the best is kept.
-        num_steps: steps per search; over the first half of them the number of bins grows.
+        num_steps: steps per search; over the first half of them the number of bins grows. By
+            default as many as a trial has bins, and at least `FEWEST_STEPS`.
 
     Raises:
         ValueError: for a model that draws more than its start.
     """
 
     def __init__(
-        self, model: StateSpaceModel, *, num_searches: int = 4, num_steps: int = 30
+        self, model: StateSpaceModel, *, num_searches: int = 4, num_steps: int | None = None
     ) -> None:
         if not isinstance(model, StateSpaceModel) or model.start_site is None or model.path_site:
             raise ValueError(
@@ -96,7 +101,8 @@ class LaplaceStart:
                 " `particle_smoother`)"
             )
         check_whole(1, num_searches=num_searches)
-        check_whole(2, num_steps=num_steps)
+        if num_steps is not None:
+            check_whole(2, num_steps=num_steps)
         self.model, self.num_searches, self.num_steps = model, num_searches, num_steps
         self._solved: _Solved | None = None
 
@@ -133,8 +139,9 @@ class LaplaceStart:
         guess = self.model.proposal.start(self.model, self.model.proposal.encode(self.model, batch))
         start = torch.cat([guess.mean[None], guess.sample((self.num_searches - 1,))])
         climb = _Climb(start, torch.full_like(start[..., 0], FIRST_DAMPING))
-        for step in range(self.num_steps):
-            grown = -(-2 * num_bins * (step + 1) // self.num_steps)
+        num_steps = self.num_steps or max(FEWEST_STEPS, num_bins)
+        for step in range(num_steps):
+            grown = -(-2 * num_bins * (step + 1) // num_steps)
             climb = self._stepped(climb, batch, min(num_bins, grown))
         best = self._log_joint(climb.start, batch, num_bins).argmax(0)
         return climb.start[best, torch.arange(len(best), device=best.device)]
