@@ -29,6 +29,7 @@ from pyrodyn.infer.objectives import Loss
 from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.traces import latent_sites, paired_traces
 from pyrodyn.models.base import LatentDynamics
+from pyrodyn.nn.solvers import PathError
 
 
 class ShuffledBatches:
@@ -186,7 +187,8 @@ class Training(lightning.LightningModule):
             batch = transform(batch)
         if self._schedule.horizon is not None:
             batch = self._schedule.horizon.cut(batch, self.global_step, self._first_bin)
-        evaluation = self.loss.evaluate(batch, self.global_step)
+        with self._following(batch):
+            evaluation = self.loss.evaluate(batch, self.global_step)
         num_represented = batch.num_trials * batch.weight
         loss = evaluation.loss / num_represented
         self._last = LastStep(given, batch, loss.detach())
@@ -210,7 +212,7 @@ class Training(lightning.LightningModule):
         """Add a batch to the validation loss."""
         for transform in self._valid_transforms:
             batch = transform(batch)
-        with torch.no_grad():
+        with torch.no_grad(), self._following(batch):
             loss = self.loss(batch) / batch.num_trials
         self._add("valid_loss", loss, batch.num_trials)
 
@@ -231,6 +233,15 @@ class Training(lightning.LightningModule):
         plateau: Any = self.lr_schedulers()
         if plateau is not None and self._ramps_are_over:
             plateau.step(self.trainer.callback_metrics["valid_loss"])
+
+    @contextlib.contextmanager
+    def _following(self, batch: Batch) -> Iterator[None]:
+        """A path that an adaptive solver gives up on ends training as one that is not finite."""
+        try:
+            yield
+        except PathError as problem:
+            path = f"the path of trial {int(batch.trial[problem.row])}"
+            raise NonFiniteLossError(self.global_step, path) from problem
 
     def _add(self, name: str, value: Tensor, count: int) -> None:
         """Accumulate a mean over the epoch's trials; logging it once saves time in each step."""

@@ -38,6 +38,21 @@ CHECK_TOLERANCE = 1e-6
 """Tolerance of the path that a trained field's own path is checked against."""
 
 
+class PathError(ArithmeticError):
+    """An adaptive solver cannot follow a path.
+
+    Attributes:
+        row: of the batch, whose state is farthest out.
+    """
+
+    def __init__(self, row: int, first: float, last: float, problem: Exception) -> None:
+        super().__init__(
+            f"the path of row {row} of the batch cannot be followed from bin {first:g} to {last:g}"
+            f" ({problem}): the vector field runs off to infinity"
+        )
+        self.row = row
+
+
 class Flow(nn.Module):
     """The flow of a vector field over bins.
 
@@ -134,7 +149,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: for times that do not increase.
-            ArithmeticError: for a path that cannot be followed, naming the farthest row of ``z``.
+            PathError: for a path that cannot be followed, naming the farthest row of ``z``.
         """
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
             raise ValueError(
@@ -145,12 +160,8 @@ class Flow(nn.Module):
         try:
             path = self._solved(z, times, held, tolerance)
         except AssertionError as problem:  # torchdiffeq's, of steps that have become too small
-            trial = int(z.detach().abs().amax(-1).argmax()) % (z.shape[-2] if z.ndim > 1 else 1)
-            raise ArithmeticError(
-                f"the path of row {trial} of the batch cannot be followed from bin"
-                f" {float(times[0]):g} to {float(times[-1]):g} ({problem}): the vector field runs"
-                " off to infinity"
-            ) from problem
+            row = int(z.detach().abs().amax(-1).argmax()) % (z.shape[-2] if z.ndim > 1 else 1)
+            raise PathError(row, float(times[0]), float(times[-1]), problem) from problem
         return path.movedim(0, -2)
 
     def _solved(self, z: Tensor, times: Tensor, held: Tensor, tolerance: float) -> Tensor:

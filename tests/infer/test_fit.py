@@ -518,6 +518,20 @@ def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, c
     assert not model.training
 
 
+def test_a_path_that_an_adaptive_solver_gives_up_on_ends_training_too(train):
+    model = NodeSAE.for_recording(train, solver="dopri5", is_linear_plus=True)
+
+    def made_to_run_off(batch):
+        with torch.no_grad():
+            model.phi.field.linear.copy_(1e6 * torch.eye(3))
+        return batch
+
+    with pytest.raises(NonFiniteLossError, match="step 2: the path of trial ") as caught:
+        fit(model, train, max_epochs=9, batch_size=12, transforms=[At(2, made_to_run_off)], **QUIET)
+    assert caught.value.step == 2
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+
+
 @pytest.mark.parametrize(
     ("process_noise", "what"), [(False, "the path"), (True, "the guide's draw")]
 )
