@@ -106,8 +106,9 @@ def fitted(train: Array, bin_width: float, seed: int, strides: list[int], steps:
         batch = tensors.batch(torch.randint(len(tensors), (BATCH_SIZE,)))
         stride = strides[int(torch.randint(len(strides), ()))]
         optimizer.zero_grad()
-        # Times the stride, or the fewer bins of a thinner window would count for less.
-        (loss(thinned(batch, stride)) * stride / BATCH_SIZE).backward()
+        loss(thinned(batch, stride)).backward()
+        # Gradients are longer than this by far: cut to it, those of windows with few bins left
+        # count no less than others.
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         if not torch.isfinite(norm):
             raise ArithmeticError(f"the gradient of seed {seed} is not finite")

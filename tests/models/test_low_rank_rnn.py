@@ -262,9 +262,11 @@ def test_the_gauge_moves_densities_exactly():
     torch.testing.assert_close(model.emission(one).mean, moved.emission(other).mean)
 
 
+@pytest.mark.parametrize("observation", ["gaussian", COUNTS_AND_SIGNAL], ids=["signal", "both"])
 @pytest.mark.parametrize("readout", READOUTS)
-def test_the_gauge_holds_in_single_precision(readout):
-    model, batch = build(noise="full", readout=readout, activation="relu")
+def test_the_gauge_holds_in_single_precision(readout, observation):
+    options = {"readout": readout, "observation": observation, "proposal": "encoder"}
+    model, batch = build(noise="full", activation="relu", **options)
     moved = model.orthonormal()
     T = moved.m.T @ model.m
     volume = NUM_BINS * float(torch.linalg.slogdet(T.detach().double())[1])
