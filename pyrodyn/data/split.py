@@ -57,7 +57,6 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
         ValueError: for fewer than two folds, or more folds than trials.
     """
     check_whole(2, num_folds=num_folds)
-    check_whole(0, seed=seed)
     tests = _parts(data, np.full(num_folds, 1 / num_folds), seed)
     everything = np.arange(data.sizes["trial"])
     return [
@@ -67,6 +66,7 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
 
 def _parts(data: xr.Dataset, shares: NDArray, seed: int) -> list[NDArray]:
     """Sorted positions of the trials of each part."""
+    check_whole(0, seed=seed)
     num_trials = data.sizes["trial"]
     sizes = _largest_remainder(num_trials * shares, num_trials)
     if (sizes == 0).any():

@@ -424,6 +424,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         r"link='softplus' is for observations by their log mean",
     ),
     "one fold": (lambda: folds(good(), 1), r"num_folds=1 must be a whole number of at least 2"),
+    "seed below 0": (lambda: split(good(), (0.5, 0.5), seed=-1), r"seed=-1 must be a whole number"),
     "more folds than trials": (
         lambda: folds(good(), 4),
         r"part 3 of 4 would be empty with 3 trial",
