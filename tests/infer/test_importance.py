@@ -80,7 +80,7 @@ def test_a_trial_that_cannot_be_weighed_is_named(offset, says):
 def test_requests_that_make_no_weights_are_refused():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
-    for num_particles in (0, 29):
+    for num_particles in (1, 29):
         with pytest.raises(ValueError, match=f"num_particles={num_particles}; smoothing"):
             importance_sample(model, model.guide, batch, num_particles)
 
