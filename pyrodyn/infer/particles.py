@@ -383,7 +383,7 @@ def particle_filter(
         for t in range(observed.x.shape[1]):
             particles, record = algorithm.step(particles, observed, t)
             states.append(particles.state)
-            weights.append(torch.log_softmax(particles.log_weights, 0))
+            weights.append(particles.log_weights - math.log(num_particles))  # their mean is 1
             records.append(record)
     increments = torch.stack([record.log_evidence for record in records])
     check_alive(increments, batch.trial, model.first_bin)
