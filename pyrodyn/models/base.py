@@ -251,7 +251,7 @@ SWITCHES = ("is_", "decay_per_latent", "filters_inputs", "process_noise")
 """How the names of options that are on or off begin."""
 
 
-def check_sizes(config: dict[str, Any], may_be_zero: Container[str]) -> None:
+def check_config(config: dict[str, Any], may_be_zero: Container[str]) -> None:
     """Refuse sizes that are no whole numbers of at least 1, or of 0 where a part may be left out,
     and switches that are neither on nor off.
 

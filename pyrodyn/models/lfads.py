@@ -40,7 +40,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.models.base import check_sizes
+from pyrodyn.models.base import check_config
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named, observe
@@ -128,7 +128,7 @@ class LFADS(StateSpaceModel):
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        check_sizes(config, MAY_BE_ZERO)
+        check_config(config, MAY_BE_ZERO)
         if recurrent_precision < 0 or state_clip < 1:
             raise ValueError(
                 f"recurrent_precision={recurrent_precision} must be at least 0 and"

@@ -40,7 +40,7 @@ from pyrodyn.distributions.gaussian import (
     SharedStudentT,
 )
 from pyrodyn.distributions.gaussian_steps import log_factor
-from pyrodyn.models.base import check_sizes
+from pyrodyn.models.base import check_config
 from pyrodyn.models.components import shared_components
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
@@ -577,7 +577,7 @@ def _raw_of(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
 
 def _check(config: dict[str, Any]) -> None:
     """Refuse sizes and options that make no model, in a sentence each."""
-    check_sizes(config, ("input_dim",))
+    check_config(config, ("input_dim",))
     for name, allowed in {
         "activation": ACTIVATIONS,
         "noise": NOISES,

@@ -44,7 +44,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.models.base import check_sizes
+from pyrodyn.models.base import check_config
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.observations import Named
@@ -559,6 +559,6 @@ class SteeredPath(StatePath):
 
 def _check(config: dict[str, Any]) -> None:
     """Refuse sizes that make no model."""
-    check_sizes(config, MAY_BE_ZERO)
+    check_config(config, MAY_BE_ZERO)
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")
