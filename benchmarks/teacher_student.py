@@ -1,9 +1,9 @@
 """Low-rank RNNs fitted to a low-rank RNN: is the teacher found, and its noise with it?
 
 `pyrodyn.data.teacher` makes a noisy limit cycle (a .9, process noise .2); students of the same
-family are fitted by VSMC to 400 trials, 100 more set the learning rate and are what is printed.
+family are fitted to 400 trials, 100 more choose the kept weights and are what is printed.
 
-Gaussian (20 channels, 75 bins, observation noise .1), goal 2 %, the period 5 %:
+Gaussian (20 channels, 75 bins, observation noise .1), by VSMC, goal 2 %, the period 5 %:
 
     sigma_z     Latents are known up to an affine map. z_teacher = z A + c is fitted by least
                 squares of the teacher's true latents on the student's filtered means over all bins
@@ -17,8 +17,8 @@ Gaussian (20 channels, 75 bins, observation noise .1), goal 2 %, the period 5 %:
     period      first peak of the autocorrelation of free runs, 40 of 2000 bins, of the mapped
                 latents; the teacher's is measured in the same way
 
-Poisson (40 neurons, 200 bins, softplus link), where the student is run freely for as many trials as
-the data have, and beside it what one half of the data tells of the other:
+Poisson (40 neurons, 200 bins, softplus link), by the smoothed score; the student is run freely for
+as many trials as the data have, and beside it what one half of the data tells of the other:
 
     inferred    correlation of inferred and true rates on validation trials, over all entries, given
                 all bins of a trial (by the smoother); ``by teacher`` is what the network that made
@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from pyrodyn import analysis, data, fit, models, predict
 from pyrodyn.data.tasks import teacher_network
-from pyrodyn.infer import VSMC, Schedule, particle_filter
+from pyrodyn.infer import VSMC, Objective, Schedule, SmoothedScore, particle_filter
 from pyrodyn.models.observations import Gaussian
 
 Array = NDArray[np.float64]
@@ -51,27 +51,66 @@ Array = NDArray[np.float64]
 NUM_TRAIN, NUM_VALID = 400, 100
 
 
+class Stage(NamedTuple):
+    """One fit of a student, from where the last left it.
+
+    Attributes:
+        objective: what is minimised.
+        batch_size: trials per step.
+        schedule: how the rate falls.
+        share: of the minutes; 0 for a stage that ends with its epochs.
+        epochs: passes over the training trials, at most.
+    """
+
+    objective: Objective
+    batch_size: int
+    schedule: Schedule
+    share: float = 0.0
+    epochs: int = 100_000
+
+
 class Student(NamedTuple):
     """How a student is fitted."""
 
     proposal: str
-    particles: int
+    stages: list[Stage]
+
+
+def by_vsmc(proposal: str, num_particles: int) -> Student:
+    """A first stage with few particles finds the dynamics, the second the bound that is wanted.
+
+    Steps are bound by the number of small operations: many trials cost little more than ten.
+    """
+    first, second = (Schedule(rate, patience=8, stop_patience=50) for rate in (1e-2, 2e-3))
+    return Student(
+        proposal,
+        [
+            Stage(VSMC(min(4, num_particles)), 50, first, share=0.6),
+            Stage(VSMC(num_particles), 25, second, share=0.4),
+        ],
+    )
+
+
+def by_score(num_particles: int) -> Student:
+    """Of counts, the model's own law says enough of where a latent goes next."""
+    schedule = Schedule(1e-2, last_rate=3e-4, is_averaged=True)
+    return Student("bootstrap", [Stage(SmoothedScore(num_particles), 50, schedule, epochs=75)])
 
 
 STUDENTS = {
     "gaussian": {
-        "optimal 64": Student("optimal", 64),
-        "bootstrap 64": Student("bootstrap", 64),
-        "optimal 1": Student("optimal", 1),
+        "optimal 64": by_vsmc("optimal", 64),
+        "bootstrap 64": by_vsmc("bootstrap", 64),
+        "optimal 1": by_vsmc("optimal", 1),
     },
-    "poisson": {"encoder 64": Student("causal_encoder", 64)},
+    "poisson": {"smoothed 128": by_score(128)},
 }
 
 
 def fitted(
     recording: xr.Dataset, student: Student, seed: int, minutes: float, decay: float
 ) -> tuple[models.LowRankRNN, int]:
-    """A student after so many minutes, and the steps it took."""
+    """A student at the end of its stages, and the steps it took."""
     torch.manual_seed(seed)
     is_signal = "signal" in recording
     model = models.LowRankRNN.for_recording(
@@ -87,26 +126,20 @@ def fitted(
     )
     with torch.no_grad():
         model.log_rate.fill_(float(np.log(-np.log(decay))))
-    # Steps are bound by the number of small operations: many trials cost little more than ten.
-    # A first stage with few particles finds the dynamics, the second the bound that is wanted.
-    # (Weights that grow faster make gradients explode on their way through 200 bins.)
-    first_rate = 1e-2 if is_signal else 4e-3
     steps = 0
-    stages = [(min(4, student.particles), 50, 0.6, first_rate), (student.particles, 25, 0.4, 2e-3)]
-    for num_particles, batch_size, share, learning_rate in stages:
-        stage = fit(
+    for stage in student.stages:
+        steps += fit(
             model,
             train,
             valid,
-            objective=VSMC(num_particles),
-            max_epochs=100_000,
-            max_minutes=share * minutes,
-            batch_size=batch_size,
-            schedule=Schedule(learning_rate=learning_rate, patience=8, stop_patience=50),
+            objective=stage.objective,
+            max_epochs=stage.epochs,
+            max_minutes=stage.share * minutes or None,
+            batch_size=stage.batch_size,
+            schedule=stage.schedule,
             seed=seed,
             progress=False,
-        )
-        steps += stage.num_steps
+        ).num_steps
     return model, steps
 
 
@@ -260,7 +293,7 @@ def main() -> None:
     parser.add_argument("--task", default="gaussian", choices=list(STUDENTS))
     parser.add_argument("--students", nargs="+", help="such as 'optimal 64'; default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of fits by VSMC")
     parser.add_argument("--decay", type=float, default=0.8, help="where a starts")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

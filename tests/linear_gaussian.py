@@ -103,6 +103,16 @@ def batch_of(recorded: xr.Dataset) -> Batch:
     return batch.replace(x=batch.x.double(), seen=batch.seen.double(), inputs=batch.inputs.double())
 
 
+def copies_of(batch: Batch, copies: int) -> Batch:
+    """Every trial many times over: independent runs side by side."""
+    return batch.replace(
+        **{
+            name: getattr(batch, name).repeat(copies, *[1] * (getattr(batch, name).ndim - 1))
+            for name in ("x", "seen", "visible", "scored", "inputs", "trial")
+        }
+    )
+
+
 @torch.no_grad()
 def exact_of(model: LowRankRNN, batch: Batch) -> Exact:
     """The matrices of a network without kinks."""

@@ -9,6 +9,7 @@ from pyrodyn.infer.online import Stream, filter_bin
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import FallingNoise, GrowingHorizon, NonFiniteLossError, Schedule
+from pyrodyn.infer.smoothed_score import SmoothedScore
 from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.vsmc import VSMC
 
@@ -29,6 +30,7 @@ __all__ = [
     "Ramp",
     "Schedule",
     "SequentialMonteCarlo",
+    "SmoothedScore",
     "Stream",
     "filter_bin",
     "fit",

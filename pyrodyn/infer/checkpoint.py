@@ -33,9 +33,12 @@ def identity(
     transforms: Sequence[Transform],
     valid_transforms: Sequence[Transform],
     batch_size: int,
+    is_averaged: bool,
     seed: int,
 ) -> dict[str, str]:
-    """What must not change between the parts of a run, by the names of the arguments of `fit`."""
+    """What must not change between the parts of a run, by the names of the arguments of `fit` and
+    its schedule.
+    """
     return {
         "train": fingerprint(train),
         "valid": "None" if valid is None else fingerprint(valid),
@@ -43,6 +46,7 @@ def identity(
         "transforms": _described(transforms),
         "valid_transforms": _described(valid_transforms),
         "batch_size": str(batch_size),
+        "is_averaged": str(is_averaged),
         "seed": str(seed),
     }
 
@@ -90,15 +94,15 @@ def check_resumable(
             f"{path} is of {num_epochs} epochs already; max_epochs={max_epochs} must not be less"
         )
     remedy = "resume with the arguments that the run was started with, or choose another folder"
+    for name, value in kept.get(IDENTITY, {}).items():
+        if value != wanted[name]:
+            raise ValueError(
+                f"{path} is of another run: {name} was {value} and is {wanted[name]} now; {remedy}"
+            )
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted({*found, *shapes}):
         if found.get(name) != shapes.get(name):
             raise ValueError(
                 f"{path} is of another model: {name} has the shape {found.get(name)} there and"
                 f" {shapes.get(name)} here; {remedy}"
-            )
-    for name, value in kept.get(IDENTITY, {}).items():
-        if value != wanted[name]:
-            raise ValueError(
-                f"{path} is of another run: {name} was {value} and is {wanted[name]} now; {remedy}"
             )

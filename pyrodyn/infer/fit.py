@@ -79,11 +79,12 @@ def fit[Model: LatentDynamics](
         max_epochs: most passes over the training trials.
         max_minutes: most minutes of training, those before a resume included.
         batch_size: trials per step.
-        schedule: learning rates and patience, the growing horizon and the falling noise.
+        schedule: learning rates and patience, averaged weights, the growing horizon and the
+            falling noise.
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
             nothing.
         resume: go on from the checkpoint in ``out``, with the same recordings, seed, batch size,
-            objective and transforms.
+            objective, transforms and ``is_averaged``.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
         seed: seeds batches, masks and noise (the initial weights are the model's own).
         accelerator: Lightning's name of the hardware; ``"auto"`` takes CUDA where there is one.
@@ -112,32 +113,13 @@ def fit[Model: LatentDynamics](
     from pyrodyn.infer.training import KeepBest, Training, run, trainer_with
 
     loss = objective(model, guide or model.guide)
-    training = Training(
-        loss,
-        train,
-        valid,
-        transforms,
-        valid_transforms,
-        batch_size,
-        schedule,
-        model.first_bin,
-        seed,
-        None
-        if folder is None
-        else identity(
-            train,
-            valid,
-            objective=objective,
-            transforms=transforms,
-            valid_transforms=valid_transforms,
-            batch_size=batch_size,
-            seed=seed,
-        ),
-    )
     best = KeepBest()
     trainer = trainer_with(
         best,
-        stop_patience=None if valid is None else schedule.stop_patience,
+        validates=valid is not None,
+        stop_patience=None
+        if valid is None or schedule.last_rate is not None
+        else schedule.stop_patience,
         max_epochs=max_epochs,
         max_minutes=max_minutes,
         checkpoint=None if folder is None else folder / CHECKPOINT,
@@ -150,6 +132,29 @@ def fit[Model: LatentDynamics](
         with torch.no_grad():  # parameters that a user's guide makes on its first run
             first = model.trials_of(train).batch(slice(0, batch_size))
             factors = loss.evaluate(first).factors
+        training = Training(
+            loss,
+            train,
+            valid,
+            transforms,
+            valid_transforms,
+            batch_size,
+            schedule,
+            model.first_bin,
+            seed,
+            None
+            if folder is None
+            else identity(
+                train,
+                valid,
+                objective=objective,
+                transforms=transforms,
+                valid_transforms=valid_transforms,
+                batch_size=batch_size,
+                is_averaged=schedule.is_averaged,
+                seed=seed,
+            ),
+        )
         if resumed is not None and training.identity is not None:
             check_resumable(resumed, training.state_dict(), training.identity, max_epochs)
         model.train()
@@ -159,6 +164,7 @@ def fit[Model: LatentDynamics](
             training.to("cpu")
             if best.best_weights:
                 training.load_state_dict(best.best_weights)
+            training.take_average()
             model.eval()
             model.record = {
                 "data": _schema(train),

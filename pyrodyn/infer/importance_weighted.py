@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.dropout import SameDropout
+from pyrodyn.infer.held import held
 from pyrodyn.infer.objectives import Evaluation, Loss, Objective
 from pyrodyn.infer.traces import Program, drawn_sites, is_plate, latent_sites, observed_sites
 
@@ -317,11 +318,5 @@ def _without_gradient(guide: Program) -> Iterator[None]:
             "the gradients 'stl' and 'dreg' need the guide's parameters: make the guide a"
             " torch.nn.Module or a method of one"
         )
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
+    with held(module.parameters()):
         yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)

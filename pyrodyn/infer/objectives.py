@@ -29,6 +29,7 @@ from pyrodyn.infer.traces import (
     observed_sites,
     paired_traces,
 )
+from pyrodyn.models.state_space import StateSpaceModel
 
 
 class Ramp(NamedTuple):
@@ -133,6 +134,23 @@ class Loss(nn.Module):
     def forward(self, batch: Batch, step: int | None = None) -> Float[Tensor, ""]:
         """Negative bound of the whole recording in nats, estimated from the batch."""
         return self.evaluate(batch, step).loss
+
+
+def check_own_guide(objective: Objective, model: Program, guide: Program) -> StateSpaceModel:
+    """The model, for an objective that runs a filter.
+
+    Raises:
+        ValueError: for a model that is no state-space model, and a guide that is not its own.
+    """
+    name = type(objective).__name__
+    if not isinstance(model, StateSpaceModel):
+        raise ValueError(f"{name} needs a StateSpaceModel; {type(model).__name__} is none")
+    if getattr(guide, "__self__", None) is not model:
+        raise ValueError(
+            f"{name} draws from model.proposal and takes model.guide alone; to guide it otherwise,"
+            " set another Proposal as model.proposal"
+        )
+    return model
 
 
 class ELBO(Objective):

@@ -9,6 +9,10 @@ from torch import nn
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.whole import check_whole
 
+AVERAGING = 8
+"""Of averaged weights: of n weights on the way the i-th counts about as (i / n) ** `AVERAGING`, so
+that the last ninth of them make up two thirds. Source: Shamir & Zhang 2013, section 4."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GrowingHorizon:
@@ -104,24 +108,31 @@ class FallingNoise:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the learning rate falls and when training ends.
+    """How the learning rate falls, when training ends, and with which weights.
 
     Training ends, and weights are kept, only after horizon and noise have arrived.
 
     Attributes:
         learning_rate: Adam's initial step size.
+        last_rate: to which it falls geometrically over ``max_epochs``, which are then run to the
+            end, whatever the validation loss; None leaves it to plateaus of that.
         factor: the learning rate is multiplied by this on a plateau of the validation loss.
         patience: epochs without improvement that make a plateau.
         stop_patience: epochs without improvement after which training ends.
+        is_averaged: whether validation scores, and a fit ends with, a running average of the
+            weights on the way (`AVERAGING`) in place of the weights themselves. Steps that are
+            noisy, or go to and fro, end up in the middle of where they are.
         gradient_clip: largest norm of the gradient of the loss per trial.
         horizon: how many bins are scored at first; None scores all from the start.
         noise: how process noise falls; None leaves it to the objective alone.
     """
 
     learning_rate: float = 4e-3
+    last_rate: float | None = None
     factor: float = 0.5
     patience: int = 15
     stop_patience: int = 60
+    is_averaged: bool = False
     gradient_clip: float = 10.0
     horizon: GrowingHorizon | None = None
     noise: FallingNoise | None = None
@@ -129,6 +140,18 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be a positive number")
+        if self.last_rate is not None and not 0 < self.last_rate <= self.learning_rate:
+            raise ValueError(
+                f"last_rate={self.last_rate} must be positive and at most the learning_rate of"
+                f" {self.learning_rate}, from which it is reached"
+            )
+        if not isinstance(self.is_averaged, bool):
+            raise ValueError(f"is_averaged={self.is_averaged!r} is True or False")
+
+    def rate(self, share: float) -> float:
+        """The learning rate after a share of all steps, where it falls to ``last_rate``."""
+        assert self.last_rate is not None
+        return self.learning_rate * (self.last_rate / self.learning_rate) ** share
 
     @property
     def final_step(self) -> int:

@@ -22,11 +22,12 @@ import xarray as xr
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.checkpoint import IDENTITY
 from pyrodyn.infer.objectives import Loss
-from pyrodyn.infer.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.schedule import AVERAGING, NonFiniteLossError, Schedule
 from pyrodyn.infer.traces import latent_sites, paired_traces
 from pyrodyn.models.base import LatentDynamics
 from pyrodyn.nn.solvers import PathError
@@ -129,6 +130,7 @@ class Training(lightning.LightningModule):
         self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
         self._first_bin = first_bin
         self._sums: dict[str, Tensor] = {}
+        self._average = AveragedModel(loss, multi_avg_fn=_towards) if schedule.is_averaged else None
 
     def train_dataloader(self) -> ShuffledBatches:
         """Minibatches of the training recording."""
@@ -153,13 +155,15 @@ class Training(lightning.LightningModule):
         return batch
 
     def configure_optimizers(self) -> Any:
-        """Adam, its step size lowered on plateaus where there is a validation recording."""
+        """Adam, its step size lowered on plateaus where there is a validation recording and the
+        schedule does not say how it falls.
+        """
         optimizer = torch.optim.Adam(
             [p for p in self.loss.parameters() if p.requires_grad],
             lr=self._schedule.learning_rate,
             fused=True,
         )
-        if self._valid is None:
+        if self._valid is None or self._schedule.last_rate is not None:
             return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=self._schedule.factor, patience=self._schedule.patience, min_lr=1e-5
@@ -182,6 +186,10 @@ class Training(lightning.LightningModule):
         torch.manual_seed(mixed(self._seed, self.global_step))
         if self._schedule.noise is not None:
             self._schedule.noise.press(self.loss.model, self.global_step)
+        if self._schedule.last_rate is not None:
+            share = self.global_step / self.trainer.estimated_stepping_batches
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self._schedule.rate(share)
         given = batch
         for transform in self._transforms:
             batch = transform(batch)
@@ -203,6 +211,38 @@ class Training(lightning.LightningModule):
         if not torch.isfinite(norm + self._last.loss):
             raise NonFiniteLossError(self.global_step, self._culprit())
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Take the new weights into their average."""
+        if self._average is not None:
+            self._average.update_parameters(self.loss)
+
+    def take_average(self) -> None:
+        """End with the average in place of the weights, where there is one."""
+        if self._average is not None:
+            self.loss.load_state_dict(self._average.module.state_dict())
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the loss has the average for its weights, where there is one.
+
+        They change places: a guide may hold on to the very parameters that are trained.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        if self._average is None:
+            return
+        kept, own = self._average.module.state_dict(), self.loss.state_dict()
+        for name, value in kept.items():
+            average = value.clone()
+            value.copy_(own[name])
+            own[name].copy_(average)
+
     def on_validation_epoch_start(self) -> None:
         """Draw the same noise at every validation, so that epochs are compared on equal terms."""
         self._training_noise = torch.get_rng_state()
@@ -212,7 +252,7 @@ class Training(lightning.LightningModule):
         """Add a batch to the validation loss."""
         for transform in self._valid_transforms:
             batch = transform(batch)
-        with torch.no_grad(), self._following(batch):
+        with torch.no_grad(), self._averaged(), self._following(batch):
             loss = self.loss(batch) / batch.num_trials
         self._add("valid_loss", loss, batch.num_trials)
 
@@ -296,6 +336,12 @@ class Training(lightning.LightningModule):
         return f" in trial {trial} from bin {first + model.first_bin} on"
 
 
+def _towards(averages: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
+    share = (AVERAGING + 1) / (float(count) + 1 + AVERAGING)
+    for average, value in zip(averages, now, strict=True):
+        average.lerp_(value, share)
+
+
 class KeepBest(Checkpoint):
     """Keeps the weights of the lowest settled validation loss, and the history of all epochs.
 
@@ -373,6 +419,7 @@ class SaveCheckpoint(Checkpoint):
 def trainer_with(
     best: KeepBest,
     *,
+    validates: bool,
     stop_patience: int | None,
     max_epochs: int,
     max_minutes: float | None,
@@ -408,7 +455,7 @@ def trainer_with(
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            limit_val_batches=0 if stop_patience is None else None,
+            limit_val_batches=None if validates else 0,
             log_every_n_steps=1,
             inference_mode=False,
         )

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.low_rank_vsmc import low_rank_bound
-from pyrodyn.infer.objectives import Evaluation, Loss, Objective
+from pyrodyn.infer.objectives import Evaluation, Loss, Objective, check_own_guide
 from pyrodyn.infer.particles import Observed, SequentialMonteCarlo, check_threshold
 from pyrodyn.infer.resampling import scheme_named
 from pyrodyn.infer.traces import Program
-from pyrodyn.models.state_space import StateSpaceModel
 
 
 class VSMC(Objective):
@@ -87,16 +86,12 @@ class VSMC(Objective):
         Raises:
             ValueError: for a guide that is not the model's own: replace ``model.proposal`` instead.
         """
-        if not isinstance(model, StateSpaceModel):
-            raise ValueError(f"VSMC needs a StateSpaceModel; {type(model).__name__} is none")
         algorithm = SequentialMonteCarlo(
-            model, self.num_particles, self.resampling, self.ess_threshold
+            check_own_guide(self, model, guide),
+            self.num_particles,
+            self.resampling,
+            self.ess_threshold,
         )
-        if getattr(guide, "__self__", None) is not model:
-            raise ValueError(
-                "VSMC draws from model.proposal and takes model.guide alone; to guide it"
-                " otherwise, set another Proposal as model.proposal"
-            )
         return VSMCLoss(self, algorithm, guide)
 
 

@@ -21,6 +21,7 @@ from pyrodyn.infer import (
     IWELBO,
     VSMC,
     Schedule,
+    SmoothedScore,
     fit,
     importance_sample,
     particle_filter,
@@ -109,7 +110,11 @@ def both_and_one(kind: str, observed: str):
         if (kind, observed) != ("low_rank_optimal", "counts")  # there is none for spikes alone
     ],
 )
-@pytest.mark.parametrize("objective", [ELBO(3), IWELBO(3), VSMC(3)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO(3), IWELBO(3), VSMC(3), SmoothedScore(3)],
+    ids=lambda o: type(o).__name__,
+)
 def test_with_one_unscored_the_bound_is_that_of_the_other(kind, observed, objective):
     both, one, masked, batch = both_and_one(kind, observed)
     values = []

@@ -1,6 +1,7 @@
 """`fit`: that it takes the steps it should, the same ones again, and stops where it should."""
 
 import csv
+import dataclasses
 import re
 import signal
 import subprocess
@@ -334,20 +335,96 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert best[0] and same(*best)
 
 
-def test_a_finished_run_goes_on_as_if_it_had_never_ended(train, valid, make_lfads, tmp_path):
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_finished_run_goes_on_as_if_it_had_never_ended(
+    train, valid, make_lfads, tmp_path, is_averaged
+):
+    schedule = dataclasses.replace(RESUMABLE["schedule"], is_averaged=is_averaged)
+    ends = []
+
     def run(out: str, epochs: int, resume: bool = False) -> None:
-        options = {**RESUMABLE, "max_epochs": epochs, "resume": resume}
+        options = {**RESUMABLE, "max_epochs": epochs, "resume": resume, "schedule": schedule}
         model = make_lfads(train, inferred_input_dim=1)
         fit(model, train, valid, out=tmp_path / out, **options)
+        ends.append(weights(model))
 
     run("whole", 8)
     run("parts", 3)
     run("parts", 6, resume=True)
     run("parts", 8, resume=True)
     assert_same_end(tmp_path / "parts", tmp_path / "whole")
+    assert same(ends[-1], ends[0])
 
 
 # ------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize("is_validated", [False, True])
+def test_falling_rates_and_averaged_weights_are_those_of_a_plain_loop(
+    train, valid, make_lfads, is_validated
+):
+    schedule = Schedule(learning_rate=2e-2, last_rate=1e-3, is_averaged=True, stop_patience=0)
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid if is_validated else None,
+        max_epochs=4,
+        batch_size=5,
+        schedule=schedule,
+        seed=7,
+        **QUIET,
+    )
+    assert fitted.num_steps == 12  # a rate that falls to the end is followed there
+    model = make_lfads(train)
+    loss = ELBO()(model, model.guide)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    path, rates, averages, losses = [], [], [], []
+    for epoch in range(4):
+        for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
+            torch.manual_seed(mixed(7, len(path)))
+            optimizer.param_groups[0]["lr"] = 2e-2 * 0.05 ** (len(path) / 12)
+            optimizer.zero_grad()
+            (loss(batch, len(path)) / 12).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+            path.append(weights(model))
+        rates.append(optimizer.param_groups[0]["lr"])
+        averages.append(averaged(path))
+        judged = make_lfads(train)
+        judged.load_state_dict(averages[-1])
+        torch.manual_seed(mixed(7, -1))
+        with torch.no_grad():
+            losses.append(ELBO()(judged.eval(), judged.guide)(Trials(valid).batch()).item() / 5)
+    np.testing.assert_allclose(fitted.history["learning_rate"], rates, rtol=1e-6)
+    if is_validated:
+        np.testing.assert_allclose(fitted.history["valid_loss"], losses, rtol=1e-5)
+        assert fitted.best_epoch == np.argmin(losses)
+    wanted = averages[fitted.best_epoch]
+    for name, value in weights(fitted.model).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
+    last = flat(path[-1])
+    assert (flat(wanted) - last).norm() > 0.01 * (last - flat(path[0])).norm()
+
+
+def flat(values: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in values.values()])
+
+
+def averaged(path: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The i-th of n weights counts 9 / (i + 8) times the product of (1 - 9 / (j + 8)), j > i."""
+    new = np.array([9 / (i + 8) for i in range(1, len(path) + 1)])
+    shares = new * np.append(np.cumprod(1 - new[:0:-1])[::-1], 1.0)
+    assert shares.sum() == pytest.approx(1)
+    return {
+        name: sum(share * each[name] for share, each in zip(shares, path, strict=True))
+        for name in path[0]
+    }
+
+
+def test_what_is_no_rate_is_refused():
+    for last_rate in (0.0, -1e-3, 5e-3, float("nan")):
+        with pytest.raises(ValueError, match=rf"last_rate={last_rate} must be positive and at"):
+            Schedule(learning_rate=4e-3, last_rate=last_rate)
 
 
 def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
@@ -660,8 +737,9 @@ def test_a_resumed_run_keeps_the_logs_of_the_first(train, make_lfads, tmp_path):
 # ------------------------------------------------------------------ a user's guide
 
 
+@pytest.mark.parametrize("is_averaged", [False, True])
 @pytest.mark.parametrize("auto", [AutoNormal, AutoLowRankMultivariateNormal])
-def test_a_users_guide_is_trained(train, make_lfads, auto):
+def test_a_users_guide_is_trained(train, make_lfads, auto, is_averaged):
     model = make_lfads(train, inferred_input_dim=1)
     guide = auto(model)
     fitted = fit(
@@ -670,7 +748,7 @@ def test_a_users_guide_is_trained(train, make_lfads, auto):
         guide=guide,
         max_epochs=40,
         batch_size=12,
-        schedule=Schedule(learning_rate=1e-2),
+        schedule=Schedule(learning_rate=1e-2, is_averaged=is_averaged),
         **QUIET,
     )
     losses = fitted.history["train_loss"].values
@@ -684,12 +762,14 @@ def test_a_users_guide_is_trained(train, make_lfads, auto):
     assert set(fitted.history) == {"train_loss", "kl_latents", "learning_rate"}
 
 
-def test_a_plain_function_is_a_guide(train, make_lfads):
-    model = make_lfads(train)
-    own = fit(model, train, max_epochs=2, **QUIET)
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_plain_function_is_a_guide(train, valid, make_lfads, is_averaged):
+    options = {"max_epochs": 3, "schedule": Schedule(is_averaged=is_averaged), **QUIET}
+    own = fit(make_lfads(train), train, valid, **options)
     other = make_lfads(train)
-    by_function = fit(other, train, guide=lambda batch: other.guide(batch), max_epochs=2, **QUIET)
+    by_function = fit(other, train, valid, guide=lambda batch: other.guide(batch), **options)
     assert same(weights(own.model), weights(by_function.model))
+    xr.testing.assert_identical(own.history, by_function.history)
 
 
 # ------------------------------------------------------------------ bad arguments
@@ -768,6 +848,7 @@ def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
         ("seed", "is of another run: seed was 0 and is 1 now"),
         ("batch_size", "is of another run: batch_size was 4 and is 6 now"),
         ("transforms", "is of another run: transforms was .* and is .*CoordinatedDropout"),
+        ("schedule", "is of another run: is_averaged was False and is True now"),
         ("objective", "is of another run: objective was .*ELBO.* and is .*IWELBO"),
         ("train", "is of another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
         ("valid", "is of another run: valid was .* and is None now"),
@@ -789,6 +870,7 @@ def test_a_run_goes_on_as_itself_alone(
         "batch_size": {"batch_size": 6},
         "transforms": {"transforms": [CoordinatedDropout(0.3)]},
         "objective": {"objective": IWELBO(3)},
+        "schedule": {"schedule": Schedule(is_averaged=True)},
     }
     with pytest.raises(ValueError, match=sentence):
         fit(

@@ -5,7 +5,14 @@ import torch
 from pyro import poutine
 
 from pyrodyn.data import Trials, recording
-from pyrodyn.infer import ELBO, IWELBO, VSMC, particle_filter, particle_smoother
+from pyrodyn.infer import (
+    ELBO,
+    IWELBO,
+    VSMC,
+    SmoothedScore,
+    particle_filter,
+    particle_smoother,
+)
 from pyrodyn.infer.particles import Observed
 from pyrodyn.models.state_space import Bootstrap
 
@@ -113,9 +120,10 @@ def test_evidence_is_that_of_importance_sampling(setting):
     assert error < 0.5
 
 
-def test_a_step_of_training_reaches_every_parameter(setting):
+@pytest.mark.parametrize("objective", [VSMC(4), SmoothedScore(4)], ids=lambda o: type(o).__name__)
+def test_a_step_of_training_reaches_every_parameter(setting, objective):
     model, batch = setting
-    loss = VSMC(4)(model, model.guide)(batch)
+    loss = objective(model, model.guide)(batch)
     loss.backward()
     still = [
         name

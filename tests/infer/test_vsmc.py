@@ -8,25 +8,16 @@ from linear_gaussian import (
     NUM_TRIALS,
     batch_of,
     by_recursion,
+    copies_of,
     data,
     exact_of,
     linear_network,
 )
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, fit
+from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, SmoothedScore, fit
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.proposals import EncoderFactor
-
-
-def copies_of(batch: Batch, copies: int) -> Batch:
-    """Every trial many times over: independent runs side by side."""
-    return batch.replace(
-        **{
-            name: getattr(batch, name).repeat(copies, *[1] * (getattr(batch, name).ndim - 1))
-            for name in ("x", "seen", "visible", "scored", "inputs", "trial")
-        }
-    )
 
 
 def encoder_network(**options: object) -> tuple[LowRankRNN, Batch]:
@@ -176,6 +167,7 @@ def test_minibatches_stand_for_the_recording():
         (IWELBO(16, "stl"), 2),
         (RWS(16), 1),
         (VSMC(16), 1),
+        (SmoothedScore(16), 2),  # once to draw, once to be scored
     ],
     ids=lambda value: getattr(value, "gradient", type(value).__name__),
 )
@@ -235,21 +227,33 @@ def test_settings_that_make_no_bound_are_refused():
     ):
         with pytest.raises(ValueError, match=said):
             VSMC(**settings)
-    with pytest.raises(ValueError, match=r"set another Proposal as model\.proposal"):
-        VSMC(4)(model, lambda batch: None)
-    with pytest.raises(ValueError, match="needs a StateSpaceModel"):
-        VSMC(4)(torch.nn.Linear(1, 1), lambda batch: None)
+    for settings, said in (
+        ({"num_particles": 0}, "num_particles=0"),
+        ({"num_particles": 4, "num_draws": 0}, "num_draws=0"),
+        ({"num_particles": 4, "resampling": "best"}, "resampling='best' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SmoothedScore(**settings)
+    for objective in (VSMC(4), SmoothedScore(4)):
+        with pytest.raises(ValueError, match=r"set another Proposal as model\.proposal"):
+            objective(model, lambda batch: None)
+        with pytest.raises(ValueError, match=f"{type(objective).__name__} needs a StateSpaceModel"):
+            objective(torch.nn.Linear(1, 1), lambda batch: None)
 
 
-def test_the_prior_of_weights_counts_once(make_recording, make_lfads):
+@pytest.mark.parametrize("objective", [VSMC(3), SmoothedScore(3)], ids=lambda o: type(o).__name__)
+def test_the_prior_of_weights_counts_once(make_recording, make_lfads, objective):
     recorded = make_recording()
-    found = []
+    found, gradients = [], []
     for precision in (0.0, 50.0):
         model = make_lfads(recorded, inferred_input_dim=1, recurrent_precision=precision)
         batch = model.trials_of(recorded).batch(torch.arange(4))
         torch.manual_seed(0)
-        found.append(VSMC(3)(model, model.guide).evaluate(batch))
-    recurrent = (model.generator.weight_hh_l0, model.controller.weight_hh_l0)
+        found.append(objective(model, model.guide).evaluate(batch))
+        recurrent = (model.generator.weight_hh_l0, model.controller.weight_hh_l0)
+        gradients.append(torch.autograd.grad(found[-1].loss, recurrent))
     penalty = 25 * sum(float(weight.detach().square().sum()) for weight in recurrent)
     assert (found[1].loss - found[0].loss).item() == pytest.approx(penalty, rel=1e-4)
     assert [evaluation.factors for evaluation in found] == [(), ("recurrent_weights",)]
+    for without, with_prior, weight in zip(*gradients, recurrent, strict=True):
+        torch.testing.assert_close(with_prior - without, 50 * weight, rtol=1e-3, atol=1e-2)

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 
 from pyrodyn import data, fit, predict, to_datatree
-from pyrodyn.infer import ELBO, IWELBO, VSMC, particle_filter
+from pyrodyn.infer import ELBO, IWELBO, VSMC, SmoothedScore, particle_filter
 from pyrodyn.models import NodeSAE, RnnSAE
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.state_space import Bootstrap, ProposalPath
@@ -120,7 +120,7 @@ def test_every_dynamics_trains_by_every_bound(kind, process_noise):
     else:
         model, recording = made(RnnSAE, **TINY_RNN, cell=kind, cell_width=4, **sizes)
     batch = model.trials_of(recording).batch()
-    for objective in (ELBO(), IWELBO(3, gradient="dreg"), VSMC(3)):
+    for objective in (ELBO(), IWELBO(3, gradient="dreg"), VSMC(3), SmoothedScore(3)):
         model.zero_grad()
         loss = objective(model, model.guide)(batch)
         loss.backward()

@@ -1,0 +1,174 @@
+"""The smoothed score against derivatives of the Kalman filter's evidence."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from linear_gaussian import (
+    NUM_TRIALS,
+    RANK,
+    Array,
+    Exact,
+    batch_of,
+    by_recursion,
+    copies_of,
+    data,
+    exact_of,
+    linear_network,
+)
+from torch import Tensor
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer import SmoothedScore, fit, particle_filter
+from pyrodyn.models import LowRankRNN
+from pyrodyn.models.proposals import EncoderFactor
+from pyrodyn.models.state_space import ProposalPath
+
+
+def network(recorded: xr.Dataset, proposal: str) -> LowRankRNN:
+    """A network for which a few hundred particles are many, its data being no surprise to it."""
+    model = linear_network(recorded, seed=2, proposal=proposal)
+    if isinstance(model.proposal, EncoderFactor):  # that says little, and so spreads them well
+        with torch.no_grad():
+            model.proposal.layers[-1].bias[RANK:] = -3.0
+    return model
+
+
+def own_parameters(model: LowRankRNN) -> dict[str, torch.nn.Parameter]:
+    """What is learned of the model, without its proposal."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith("proposal.")
+    }
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def log_evidence(model: LowRankRNN, batch: Batch) -> float:
+    exact = exact_of(model, batch)
+    return sum(by_recursion(exact, trial).log_evidence for trial in range(batch.num_trials))
+
+
+@torch.no_grad()
+def exact_score(model: LowRankRNN, batch: Batch) -> Tensor:
+    """Central differences of the Kalman filter's log evidence, summed over trials."""
+    score, step = [], 1e-5
+    for parameter in own_parameters(model).values():
+        for entry in parameter.view(-1).split(1):
+            here = entry.clone()
+            entry.copy_(here + step)
+            ahead = log_evidence(model, batch)
+            entry.copy_(here - step)
+            score.append((ahead - log_evidence(model, batch)) / (2 * step))
+            entry.copy_(here)
+    return torch.tensor(score, dtype=torch.double)
+
+
+@pytest.mark.parametrize("proposal", ["optimal", "bootstrap", "encoder"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_it_is_the_gradient_of_the_evidence(proposal, missing):
+    recorded = data(missing)
+    model, batch = network(recorded, proposal), batch_of(recorded)
+    wanted = exact_score(model, batch)
+    assert wanted.abs().max() > 3  # there is something to climb
+    torch.manual_seed(0)
+    copies, repeats = 40, 8
+    many = copies_of(batch, copies)
+    loss = SmoothedScore(400, num_draws=8)(model, model.guide)
+    own = list(own_parameters(model).values())
+    found = torch.stack(
+        [
+            -flat(list(torch.autograd.grad(loss(many), own, materialize_grads=True))) / copies
+            for _ in range(repeats)
+        ]
+    )
+    error = found.std(0) / repeats**0.5
+    assert ((found.mean(0) - wanted).abs() <= 4.5 * error + 0.01 * wanted.abs().max()).all()
+
+
+def test_its_value_is_the_filters_evidence():
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    loss = SmoothedScore(50)(model, model.guide)
+    torch.manual_seed(0)
+    evidence = particle_filter(model, batch, 50).log_evidence.sum()
+    for values in (batch, batch.replace(weight=3.0)):
+        torch.manual_seed(0)
+        torch.testing.assert_close(loss(values).detach(), -values.weight * evidence)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            torch.testing.assert_close(loss(values), -values.weight * evidence)
+
+
+def test_a_minibatch_weighs_its_trials():
+    recorded = data()
+    model, batch = linear_network(recorded, proposal="encoder"), batch_of(recorded)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss, found = SmoothedScore(20)(model, model.guide), []
+    for weight in (1.0, 3.0):
+        torch.manual_seed(0)
+        gradients = torch.autograd.grad(
+            loss(batch.replace(weight=weight)), parameters, materialize_grads=True
+        )
+        found.append(flat(list(gradients)))
+    torch.testing.assert_close(found[1], 3 * found[0])
+
+
+def posterior_paths(exact: Exact, trial: int, num_draws: int) -> Array:
+    """Exact draws of a trial's path, bin after bin."""
+    rng = np.random.default_rng(trial)
+    told = by_recursion(exact, trial)
+    covariance, lag_one = told.covariance[::-1], told.lag_one[::-1]  # the smoother runs backward
+    path = [rng.multivariate_normal(told.mean[0], covariance[0], num_draws)]
+    for t in range(1, len(told.mean)):
+        slope = lag_one[t - 1] @ np.linalg.inv(covariance[t - 1])
+        left = covariance[t] - slope @ lag_one[t - 1].T
+        noise = rng.multivariate_normal(np.zeros(len(left)), left, num_draws)
+        path.append(told.mean[t] + (path[-1] - told.mean[t - 1]) @ slope.T + noise)
+    return np.stack(path, 1)
+
+
+def test_the_proposal_climbs_the_density_of_the_exact_posterior():
+    recorded = data()
+    model, batch = network(recorded, "encoder"), batch_of(recorded)
+    own = list(model.proposal.parameters())
+    exact, num_draws = exact_of(model, batch), 20_000
+    paths = np.stack([posterior_paths(exact, trial, num_draws) for trial in range(NUM_TRIALS)], 1)
+    encoding = model.proposal.encode(model, batch)
+    law = ProposalPath(model, encoding, None, model.known(batch), (num_draws, NUM_TRIALS))
+    log_q = law.log_prob(torch.from_numpy(paths)).sum() / num_draws
+    wanted = flat(list(torch.autograd.grad(log_q, own)))
+    torch.manual_seed(0)
+    loss, copies, repeats = SmoothedScore(400, num_draws=8)(model, model.guide), 40, 8
+    found = torch.stack(
+        [
+            -flat(list(torch.autograd.grad(loss(copies_of(batch, copies)), own))) / copies
+            for _ in range(repeats)
+        ]
+    )
+    error = found.std(0) / repeats**0.5
+    assert wanted.abs().max() > 10 * error.max()
+    assert ((found.mean(0) - wanted).abs() <= 5 * error + 0.01 * wanted.abs().max()).all()
+
+
+def test_it_trains():
+    recorded = data()
+    model = linear_network(recorded, proposal="encoder").float()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    fitted = fit(
+        model,
+        recorded,
+        objective=SmoothedScore(32),
+        max_epochs=30,
+        progress=False,
+        accelerator="cpu",
+    )
+    losses = fitted.history["train_loss"].values
+    assert losses[-10:].mean() < losses[:10].mean()
+    for name, value in model.named_parameters():
+        assert not torch.equal(value, before[name]), name
+    assert model.record["training"]["objective"] == SmoothedScore(32).describe()
+    assert model.record["training"]["is_bound"]
