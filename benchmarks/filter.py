@@ -8,6 +8,7 @@ so that a few trials tell its time per particle and bin. Both estimate the same 
 show it.
 
     uv run python benchmarks/filter.py
+    uv run python benchmarks/filter.py --device cuda
 """
 
 import argparse
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--peer-trials", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as `fit` does
@@ -85,15 +87,17 @@ def main() -> None:
         process_noise=PROCESS_NOISE,
         observation_noise=OBSERVATION_NOISE,
     )
-    model = teacher_as_model(recording)
+    model = teacher_as_model(recording).to(arguments.device)
     batch = model.trials_of(recording).batch()
     torch.manual_seed(0)
     seconds = []
     for _ in range(arguments.repeats):
         started = time.perf_counter()
         filtered = particle_filter(model, batch, num_particles)
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    evidence = filtered.log_evidence.sum(0).double().numpy()
+    evidence = filtered.log_evidence.sum(0).double().cpu().numpy()
     ours = 1e9 * min(seconds) / (num_trials * num_bins * num_particles)
     print(f"pyrodyn    {min(seconds):8.2f} s for {num_trials} trials {ours:10.1f} ns/particle-step")
     print(f"           resampled at {filtered.resampled.float().mean():.0%} of bins")

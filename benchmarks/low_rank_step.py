@@ -5,6 +5,7 @@ Printed beside what the public code of Pals et al. (2024) needed per step on thi
 
     uv run python benchmarks/low_rank_step.py              CPU, one thread
     uv run python benchmarks/low_rank_step.py --profile    and where the time goes
+    uv run python benchmarks/low_rank_step.py --device cuda
 """
 
 import argparse
@@ -58,14 +59,14 @@ SIZES = {
 }
 
 
-def training_step(size: Size) -> Callable[[], None]:
+def training_step(size: Size, device: str) -> Callable[[], None]:
     rng, shape = np.random.default_rng(0), (size.batch, size.bins, size.neurons)
     if size.sizes["observation"] == "gaussian":
         recording = data.recording(signal=rng.standard_normal(shape), bin_width=1 / 160)
     else:
         recording = data.recording(counts=rng.poisson(0.5, shape), bin_width=0.01)
     torch.manual_seed(0)
-    model = models.LowRankRNN.for_recording(recording, **size.sizes)
+    model = models.LowRankRNN.for_recording(recording, **size.sizes).to(device)
     loss = VSMC(size.particles)(model, model.guide)
     optimizer = torch.optim.Adam(loss.parameters(), fused=True)
     batch = model.trials_of(recording).batch()
@@ -78,11 +79,13 @@ def training_step(size: Size) -> Callable[[], None]:
     return step
 
 
-def median_ms(work: Callable[[], None], repeats: int) -> float:
+def median_ms(work: Callable[[], None], repeats: int, device: str) -> float:
     times = []
     for repeat in range(repeats + 3):
         started = time.perf_counter()
         work()
+        if device == "cuda":
+            torch.cuda.synchronize()
         if repeat >= 3:
             times.append(time.perf_counter() - started)
     return 1e3 * statistics.median(times)
@@ -93,6 +96,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as `fit` does
@@ -100,9 +104,11 @@ def main() -> None:
     print("".join(f"{column:>14}" for column in columns))
     for name in arguments.sizes:
         size = SIZES[name]
-        step = training_step(size)
-        ms = median_ms(step, arguments.repeats)
-        public = float("nan") if size.public_ms is None else size.public_ms
+        step = training_step(size, arguments.device)
+        ms = median_ms(step, arguments.repeats, arguments.device)
+        # The public code's times are those of a CPU.
+        has_peer = size.public_ms is not None and arguments.device == "cpu"
+        public = size.public_ms if has_peer else float("nan")
         row = (ms, ms / size.bins, public, ms / public)
         print(f"{name:>14}" + "".join(f"{value:>14.3g}" for value in row), flush=True)
         if arguments.profile:

@@ -68,7 +68,7 @@ def exact_score(model: LowRankRNN, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("proposal", ["optimal", "bootstrap", "encoder"])
-@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("missing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_is_the_gradient_of_the_evidence(proposal, missing):
     recorded = data(missing)
     model, batch = network(recorded, proposal), batch_of(recorded)
