@@ -19,7 +19,7 @@ from linear_gaussian import (
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer import SmoothedScore, fit, particle_filter
+from pyrodyn.infer import SmoothedScore, particle_filter
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.proposals import EncoderFactor
 from pyrodyn.models.state_space import ProposalPath
@@ -152,23 +152,3 @@ def test_the_proposal_climbs_the_density_of_the_exact_posterior():
     error = found.std(0) / repeats**0.5
     assert wanted.abs().max() > 10 * error.max()
     assert ((found.mean(0) - wanted).abs() <= 5 * error + 0.01 * wanted.abs().max()).all()
-
-
-def test_it_trains():
-    recorded = data()
-    model = linear_network(recorded, proposal="encoder").float()
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    fitted = fit(
-        model,
-        recorded,
-        objective=SmoothedScore(32),
-        max_epochs=30,
-        progress=False,
-        accelerator="cpu",
-    )
-    losses = fitted.history["train_loss"].values
-    assert losses[-10:].mean() < losses[:10].mean()
-    for name, value in model.named_parameters():
-        assert not torch.equal(value, before[name]), name
-    assert model.record["training"]["objective"] == SmoothedScore(32).describe()
-    assert model.record["training"]["is_bound"]

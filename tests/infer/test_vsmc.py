@@ -186,14 +186,19 @@ def test_the_encoder_runs_per_batch_and_never_per_particle(monkeypatch, objectiv
     assert rows == [NUM_TRIALS] * num_runs
 
 
-def test_it_trains():
+@pytest.mark.parametrize(
+    ("objective", "proposal"),
+    [(VSMC(8), "optimal"), (SmoothedScore(32), "encoder")],
+    ids=["VSMC", "SmoothedScore"],
+)
+def test_it_trains(objective, proposal):
     recorded = data()
-    model = linear_network(recorded).float()
+    model = linear_network(recorded, proposal=proposal).float()
     before = {name: value.clone() for name, value in model.named_parameters()}
     fitted = fit(
         model,
         recorded,
-        objective=VSMC(8),
+        objective=objective,
         max_epochs=30,
         progress=False,
         accelerator="cpu",
@@ -202,7 +207,8 @@ def test_it_trains():
     assert losses[-10:].mean() < losses[:10].mean()
     for name, value in model.named_parameters():
         assert not torch.equal(value, before[name]), name
-    assert model.record["training"]["objective"]["name"] == "VSMC"
+    assert model.record["training"]["objective"] == objective.describe()
+    assert model.record["training"]["is_bound"]
     assert 0 < fitted.history["ess"].values.min() <= fitted.history["ess"].values.max() <= 1 + 1e-6
 
 
