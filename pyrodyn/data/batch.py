@@ -64,6 +64,17 @@ class Batch:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def take(self, positions: Int[Tensor, " trial"] | slice) -> "Batch":
+        """The trials at ``positions`` of this batch, in that order."""
+        return self.replace(
+            x=None if self.x is None else self.x[positions],
+            seen=self.seen[positions],
+            visible=self.visible[positions],
+            scored=self.scored[positions],
+            inputs=self.inputs[positions],
+            trial=self.trial[positions],
+        )
+
     def as_seen(self) -> "Batch":
         """The same trials with only the encoder's view scored: what a posterior is conditioned on.
         Held-out neurons and forecast bins, which are scored too, would else tell of themselves.
@@ -131,16 +142,7 @@ class Trials:
         everything = self._everything
         if positions is None:
             return everything
-        x = everything.x
-        assert x is not None  # a recording always has observations
-        part = everything.replace(
-            x=x[positions],
-            seen=everything.seen[positions],
-            visible=everything.visible[positions],
-            scored=everything.scored[positions],
-            inputs=everything.inputs[positions],
-            trial=everything.trial[positions],
-        )
+        part = everything.take(positions)
         return part.replace(weight=len(self) / part.num_trials)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
@@ -42,6 +42,9 @@ FIRST_DAMPING, LEAST_DAMPING, DAMPING_FACTOR = 1e-2, 1e-4, 5.0
 
 FEWEST_STEPS = 120
 """Of a search by default, so that a trial of up to so many bins gains no more than two per step."""
+
+LEAST_PROMISE = 1e-3
+"""Nats that a search's next step must promise for it to go on, once all bins count."""
 
 NUM_NEWTON_STEPS = 2
 """Steps with H itself at the end, of which scoring has only an estimate."""
@@ -62,15 +65,26 @@ class _Solved(NamedTuple):
 
 
 class _Climb(NamedTuple):
-    """Where a search stands.
+    """Where searches stand.
 
     Attributes:
         start: s.
         damping: of the next step.
+        promise: how much better the last step was to make it, as L and F told, in nats.
     """
 
-    start: Float[Tensor, "search trial dim"]
-    damping: Float[Tensor, "search trial"]
+    start: Float[Tensor, "search dim"]
+    damping: Float[Tensor, " search"]
+    promise: Float[Tensor, " search"]
+
+    def take(self, searches: Int[Tensor, " search"]) -> "_Climb":
+        """Some of them."""
+        return _Climb(*(each[searches] for each in self))
+
+    def put(self, searches: Int[Tensor, " search"], moved: "_Climb") -> "_Climb":
+        """These, with some of them moved."""
+        pairs = zip(self, moved, strict=True)
+        return _Climb(*(each.index_copy(0, searches, new) for each, new in pairs))
 
 
 class LaplaceStart:
@@ -138,36 +152,49 @@ class LaplaceStart:
         """The best end of all searches."""
         guess = self.model.proposal.start(self.model, self.model.proposal.encode(self.model, batch))
         start = torch.cat([guess.mean[None], guess.sample((self.num_searches - 1,))])
-        climb = _Climb(start, torch.full_like(start[..., 0], FIRST_DAMPING))
+        trials = torch.arange(batch.num_trials, device=start.device)
+        searched = batch.take(trials.repeat(self.num_searches))
+        none = torch.zeros_like(start[..., 0]).flatten()
+        climb = _Climb(start.flatten(0, 1), none + FIRST_DAMPING, none + torch.inf)
         num_steps = self.num_steps or max(FEWEST_STEPS, num_bins)
-        for step in range(num_steps):
-            grown = -(-2 * num_bins * (step + 1) // num_steps)
-            climb = self._stepped(climb, batch, min(num_bins, grown))
-        best = self._log_joint(climb.start, batch, num_bins).argmax(0)
-        return climb.start[best, torch.arange(len(best), device=best.device)]
+        num_growing = num_steps // 2
+        for step in range(1, num_growing + 1):
+            climb = self._stepped(climb, searched, -(-num_bins * step // num_growing))
+        for _ in range(num_growing, num_steps):
+            going = (climb.promise > LEAST_PROMISE).nonzero()[:, 0]
+            if not len(going):
+                break
+            moved = self._stepped(climb.take(going), searched.take(going), num_bins)
+            climb = climb.put(going, moved)
+        ends = climb.start.unflatten(0, (self.num_searches, -1))
+        return ends[self._log_joint(ends, batch, num_bins).argmax(0), trials]
 
     def _stepped(self, climb: _Climb, batch: Batch, num_bins: int) -> _Climb:
-        start, damping = climb
+        """One step of each search, which has a trial of the batch each."""
+        start, damping, _ = climb
         before, gradient, F = self._scored(start, batch, num_bins)
         damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
-        tried = start + torch.linalg.solve(damped, gradient).to(start)
+        change = torch.linalg.solve(damped, gradient)
+        tried = start + change.to(start)
         is_better = self._log_joint(tried, batch, num_bins) > before
         moved = torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR)
         return _Climb(
-            torch.where(is_better[..., None], tried, start), moved.clamp_min(LEAST_DAMPING)
+            torch.where(is_better[..., None], tried, start),
+            moved.clamp_min(LEAST_DAMPING),
+            0.5 * (change * gradient).sum(-1).to(start),
         )
 
     def _scored(
-        self, start: Float[Tensor, "search trial dim"], batch: Batch, num_bins: int
+        self, start: Float[Tensor, "search dim"], batch: Batch, num_bins: int
     ) -> tuple[
-        Float[Tensor, "search trial"],
-        Float[Tensor, "search trial dim"],
-        Float[Tensor, "search trial dim dim"],
+        Float[Tensor, " search"],
+        Float[Tensor, "search dim"],
+        Float[Tensor, "search dim dim"],
     ]:
         """L, its gradient and F, from one roll of a path and those to either side of it."""
         prior, steps = self.model.start(), self._steps()
         places = torch.cat([torch.zeros_like(steps[:1]), steps, -steps])
-        terms = self._terms(start + places[:, None, None], batch, num_bins)
+        terms = self._terms(start + places[:, None], batch, num_bins)
         here, ahead, behind = terms.split([1, len(steps), len(steps)])
         scores = ((ahead - behind).movedim(0, -1) / (2 * steps.sum(0))).double()
         scores = scores.nan_to_num(0.0, 0.0, 0.0)  # of paths that have run off

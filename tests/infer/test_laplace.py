@@ -6,7 +6,7 @@ import torch
 from pyro import poutine
 
 from pyrodyn import data, fit, predict
-from pyrodyn.infer import LaplaceStart, importance_sample
+from pyrodyn.infer import LaplaceStart, importance_sample, laplace
 from pyrodyn.models import LFADS, NodeSAE, RnnSAE
 
 
@@ -145,6 +145,26 @@ def test_starts_of_chaotic_paths_are_found():
         num_missed.append(int((log_joint(model, batch, found) < truth - 3).sum()))
     assert num_missed[0] == 0
     assert num_missed[1] > 3
+
+
+def test_searches_that_have_arrived_rest_where_they_would_have_ended(monkeypatch):
+    recording = counts(num_neurons=20)
+    torch.manual_seed(3)
+    model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
+    batch = model.trials_of(recording).batch()
+    steps = []
+    original = LaplaceStart._stepped
+    monkeypatch.setattr(
+        LaplaceStart, "_stepped", lambda *args: steps.append(args) or original(*args)
+    )
+    found = []
+    for least_promise in (laplace.LEAST_PROMISE, -np.inf):
+        monkeypatch.setattr(laplace, "LEAST_PROMISE", least_promise)
+        torch.manual_seed(0)
+        found.append(LaplaceStart(model, num_steps=40).law(batch))
+    assert 40 + 20 < len(steps) < 40 + 40
+    spread = found[1].stddev
+    np.testing.assert_allclose(found[0].mean / spread, found[1].mean / spread, atol=0.01)
 
 
 @pytest.mark.parametrize("ic_bins", [0, 3])
