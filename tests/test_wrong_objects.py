@@ -9,13 +9,21 @@ SCRIPT = """
 import numpy as np
 import torch
 
-from pyrodyn import fit
+from pyrodyn import analysis, fit
 from pyrodyn.data import recording
 from pyrodyn.infer import ELBO, SequentialMonteCarlo, filter_bin, importance_sample, particle_filter
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE
 
 recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
 model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
+
+
+def made_for_more():
+    other = LowRankRNN(3, latent_dim=1, num_units=2)
+    other.proposal = LowRankRNN(5, latent_dim=1, num_units=2).proposal
+    return other.guide
+
+
 for name, call in {
     "objective": lambda: fit(model, recorded, objective="elbo"),
     "schedule": lambda: fit(model, recorded, schedule=None),
@@ -27,6 +35,8 @@ for name, call in {
     "switch": lambda: LowRankRNN(3, is_full_rank="no"),
     "noise": lambda: NodeSAE(3, process_noise="yes"),
     "epochs": lambda: fit(model, recorded, max_epochs=2.5),
+    "run": lambda: analysis.free_run(model.dynamics(), 2, 3),
+    "encoder": lambda: made_for_more()(model.trials_of(recorded).batch()),
 }.items():
     try:
         call()
@@ -48,6 +58,10 @@ SENTENCES = (
     "switch: is_full_rank='no' must be True or False",
     "noise: process_noise='yes' must be True or False",
     "epochs: max_epochs=2.5 must be a whole number of at least 1",
+    "run: Dynamics does not say where paths begin and what is seen of them; give a model of"
+    " pyrodyn.models",
+    "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
+    " model 1",
 )
 
 

@@ -53,8 +53,13 @@ def state_space(model: LatentDynamics) -> StateSpaceModel:
     """The model itself, where it has states that move.
 
     Raises:
-        ValueError: for a model without them.
+        ValueError: for a model without them, and for what is no model.
     """
+    if not isinstance(model, LatentDynamics):
+        raise ValueError(
+            f"{type(model).__name__} does not say where paths begin and what is seen of them; give"
+            " a model of pyrodyn.models"
+        )
     if not isinstance(model, StateSpaceModel):
         raise ValueError(f"{type(model).__name__} has no dynamics of its own to analyse")
     return model

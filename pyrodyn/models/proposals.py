@@ -333,8 +333,8 @@ class EncoderFactor(FactorProposal):
         wanted = batch.seen.shape[-1], len(noises[1].matrix)
         if made_for != wanted:
             raise ValueError(
-                f"this encoder was made for {made_for[0]} neurons and {made_for[1]} latents, but"
-                f" the model has {wanted[0]} and {wanted[1]}"
+                f"this encoder was made for {made_for[0]} neurons and {made_for[1]} latents; the"
+                f" recording has {wanted[0]} and the model {wanted[1]}"
             )
         bins = slice(model.first_bin, None)
         hidden, kept = batch.seen[:, bins].mT, []
