@@ -13,9 +13,10 @@ until it helps::
 
 on the first bins at first and then on more of them: late bins of a chaotic path have a likelihood
 full of local maxima until early bins have fixed s roughly. Patience finds more than many searches
-do: where bins come one or two at a time, hardly any search is lost on the way. The scores g_e are
-central differences, 2 dim paths more, so that any model will do; H is one of gradients, and ends
-the search by Newton's steps.
+do: where a search counts one bin more only once it has settled on those before, hardly any is lost
+on the way. Far from the mode F is made of misfits, and much larger than H: where steps go on
+helping, they grow. The scores g_e are central differences, 2 dim paths more, so that any model will
+do; H is one of gradients, and ends the search by Newton's steps.
 
 Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marquardt 1963 (damping).
 """
@@ -40,11 +41,18 @@ DIFFERENCE = 1e-3
 FIRST_DAMPING, LEAST_DAMPING, DAMPING_FACTOR = 1e-2, 1e-4, 5.0
 """Damping at first, at least, and what success divides and failure multiplies it by."""
 
-FEWEST_STEPS = 120
-"""Of a search by default, so that a trial of up to so many bins gains no more than two per step."""
+MOST_STRETCH = 100.0
+"""By what success lengthens steps at most, once damping is least: far from the mode F is made of
+misfits and much larger than H."""
 
-LEAST_PROMISE = 1e-3
-"""Nats that a search's next step must promise for it to go on, once all bins count."""
+FEWEST_STEPS = 480
+"""Most steps of a search by default, for trials of up to so many bins."""
+
+SETTLED_PROMISE = 1.0
+"""Nats: a search whose next step promises less counts one bin more."""
+
+LEAST_PROMISE = 1e-4
+"""Nats: a search that counts all bins ends where its next step promises less."""
 
 NUM_NEWTON_STEPS = 2
 """Steps with H itself at the end, of which scoring has only an estimate."""
@@ -69,11 +77,13 @@ class _Climb(NamedTuple):
 
     Attributes:
         start: s.
+        bins: how many of the first bins count.
         damping: of the next step.
         promise: how much better the last step was to make it, as L and F told, in nats.
     """
 
     start: Float[Tensor, "search dim"]
+    bins: Int[Tensor, " search"]
     damping: Float[Tensor, " search"]
     promise: Float[Tensor, " search"]
 
@@ -98,8 +108,8 @@ class LaplaceStart:
         model: a fitted model; its own guide gives the first guesses.
         num_searches: searches per trial, from the mean of the model's own guide and from draws of
             it; the best is kept.
-        num_steps: steps per search; over the first half of them the number of bins grows. By
-            default as many as a trial has bins, and at least `FEWEST_STEPS`.
+        num_steps: most steps per search, half of them at most on fewer bins than all. By default as
+            many as a trial has bins, and at least `FEWEST_STEPS`.
 
     Raises:
         ValueError: for a model that draws more than its start.
@@ -155,33 +165,47 @@ class LaplaceStart:
         trials = torch.arange(batch.num_trials, device=start.device)
         searched = batch.take(trials.repeat(self.num_searches))
         none = torch.zeros_like(start[..., 0]).flatten()
-        climb = _Climb(start.flatten(0, 1), none + FIRST_DAMPING, none + torch.inf)
+        climb = _Climb(start.flatten(0, 1), none.long(), none, none + torch.inf)
         num_steps = self.num_steps or max(FEWEST_STEPS, num_bins)
-        num_growing = num_steps // 2
-        for step in range(1, num_growing + 1):
-            climb = self._stepped(climb, searched, -(-num_bins * step // num_growing))
-        for _ in range(num_growing, num_steps):
-            going = (climb.promise > LEAST_PROMISE).nonzero()[:, 0]
+        for step in range(1, num_steps + 1):
+            is_open = (climb.bins < num_bins) | (climb.promise > LEAST_PROMISE)
+            going = is_open.nonzero()[:, 0]
             if not len(going):
                 break
-            moved = self._stepped(climb.take(going), searched.take(going), num_bins)
-            climb = climb.put(going, moved)
+            least = min(num_bins, -(-2 * num_bins * step // num_steps))
+            moved = self._grown(climb.take(going), least, num_bins)
+            climb = climb.put(going, self._stepped(moved, searched.take(going)))
         ends = climb.start.unflatten(0, (self.num_searches, -1))
         return ends[self._log_joint(ends, batch, num_bins).argmax(0), trials]
 
-    def _stepped(self, climb: _Climb, batch: Batch, num_bins: int) -> _Climb:
+    def _grown(self, climb: _Climb, least: int, most: int) -> _Climb:
+        """With a bin more where a search has settled, and at least so many anyway."""
+        more = climb.bins + (climb.promise < SETTLED_PROMISE)
+        bins = more.clamp(least, most)
+        damping = torch.where(bins > climb.bins, FIRST_DAMPING, climb.damping)
+        return climb._replace(bins=bins, damping=damping)
+
+    def _stepped(self, climb: _Climb, batch: Batch) -> _Climb:
         """One step of each search, which has a trial of the batch each."""
-        start, damping, _ = climb
+        start, bins, damping, _ = climb
+        num_bins = int(bins.max())
+        is_counted = torch.arange(batch.num_bins, device=bins.device) < (
+            self.model.first_bin + bins[:, None]
+        )
+        batch = batch.replace(visible=batch.visible & is_counted[..., None])
         before, gradient, F = self._scored(start, batch, num_bins)
         damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
         change = torch.linalg.solve(damped, gradient)
+        promise = 0.5 * (change * gradient).sum(-1)
+        change = change * (LEAST_DAMPING / damping).clamp_min(1.0)[..., None]
         tried = start + change.to(start)
         is_better = self._log_joint(tried, batch, num_bins) > before
         moved = torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR)
         return _Climb(
             torch.where(is_better[..., None], tried, start),
-            moved.clamp_min(LEAST_DAMPING),
-            0.5 * (change * gradient).sum(-1).to(start),
+            bins,
+            moved.clamp_min(LEAST_DAMPING / MOST_STRETCH),
+            promise.to(start),
         )
 
     def _scored(

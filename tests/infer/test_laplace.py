@@ -39,11 +39,10 @@ class LorenzFlow(torch.nn.Module):
         return z
 
     def roll(self, z, inputs):
-        path = []
+        path = [z[..., None, :]]
         for t in range(inputs.shape[1]):
-            z = self(z, inputs[:, t])
-            path.append(z)
-        return torch.stack(path, -2)
+            path.append(self(path[-1], inputs[:, t]))
+        return torch.cat(path, -2)[..., 1:, :]
 
 
 def lorenz_model(recording):
@@ -152,17 +151,22 @@ def test_searches_that_have_arrived_rest_where_they_would_have_ended(monkeypatch
     torch.manual_seed(3)
     model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
     batch = model.trials_of(recording).batch()
-    steps = []
+    taken = []
     original = LaplaceStart._stepped
-    monkeypatch.setattr(
-        LaplaceStart, "_stepped", lambda *args: steps.append(args) or original(*args)
-    )
+
+    def counted(guide, climb, searched):
+        taken[-1] += len(climb.start)
+        return original(guide, climb, searched)
+
+    monkeypatch.setattr(LaplaceStart, "_stepped", counted)
     found = []
     for least_promise in (laplace.LEAST_PROMISE, -np.inf):
         monkeypatch.setattr(laplace, "LEAST_PROMISE", least_promise)
         torch.manual_seed(0)
+        taken.append(0)
         found.append(LaplaceStart(model, num_steps=40).law(batch))
-    assert 40 + 20 < len(steps) < 40 + 40
+    assert taken[1] == 40 * 4 * 6  # steps, searches, trials
+    assert taken[0] < 0.7 * taken[1]
     spread = found[1].stddev
     np.testing.assert_allclose(found[0].mean / spread, found[1].mean / spread, atol=0.01)
 
@@ -185,7 +189,7 @@ def test_any_model_with_nothing_but_a_start_is_solved(ic_bins):
     (gradient,) = torch.autograd.grad(log_joint(model, batch, start).sum(), start)
     guess = torch.zeros_like(start).requires_grad_()
     (before,) = torch.autograd.grad(log_joint(model, batch, guess).sum(), guess)
-    assert gradient.norm() < 0.01 * before.norm()
+    assert gradient.norm() < 0.02 * before.norm()  # a ten-thousandth of a nat below the mode
 
 
 def test_weights_of_its_draws_are_nearly_equal():
