@@ -43,30 +43,28 @@ SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
 
 
+BATCH_SIZE = 64
+
+
 class Recipe(NamedTuple):
     """How the models of a system are fitted.
 
     Attributes:
         steps: training steps.
-        batch_size: trials per step.
-        solver: of the neural ODE.
-        learning_rate: at first.
-        patience: epochs on a plateau before the learning rate is halved.
+        learning_rate: at first; it falls to `LAST_RATE`.
         noise: how process noise falls.
     """
 
     steps: int
-    batch_size: int
-    solver: str
     learning_rate: float
-    patience: int
     noise: FallingNoise
 
 
+LAST_RATE = 1e-4
 RECIPES = {
-    "arneodo": Recipe(3500, 64, "midpoint", 5e-3, 4, FallingNoise(583, 1400)),
-    "rossler": Recipe(10000, 128, "rk4", 4e-3, 15, FallingNoise(1200, 2800, factor=0.03)),
-    "lorenz": Recipe(6000, 128, "rk4", 1e-2, 15, FallingNoise(1500, 2000)),
+    "arneodo": Recipe(5000, 5e-3, FallingNoise(600, 1900)),
+    "rossler": Recipe(5000, 5e-3, FallingNoise(600, 1900, factor=0.03)),
+    "lorenz": Recipe(8000, 1e-2, FallingNoise(1000, 2500)),
 }
 """By system, whose noise and time scales differ."""
 
@@ -80,9 +78,9 @@ def recording_of(system: str, seed: int) -> list[xr.Dataset]:
     return [recording.isel(trial=slice(a, b)) for a, b in itertools.pairwise(bounds)]
 
 
-def model_of(dynamics: str, train: xr.Dataset, dim: int, solver: str) -> NodeSAE | RnnSAE:
+def model_of(dynamics: str, train: xr.Dataset, dim: int) -> NodeSAE | RnnSAE:
     if dynamics == "node":
-        return NodeSAE.for_recording(train, latent_dim=dim, process_noise=True, solver=solver)
+        return NodeSAE.for_recording(train, latent_dim=dim, process_noise=True, solver="rk4")
     return RnnSAE.for_recording(train, latent_dim=dim, cell=dynamics, process_noise=True)
 
 
@@ -94,18 +92,18 @@ def run(system: str, dynamics: str, dim: int, seed: int, out: Path) -> dict[str,
     recipe = RECIPES[system]
     train, valid, test = recording_of(system, seed)
     torch.manual_seed(seed)
-    model = model_of(dynamics, train, dim, recipe.solver)
+    model = model_of(dynamics, train, dim)
     started = time.process_time()
     fitted = fit(
         model,
         train,
         valid,
-        max_epochs=recipe.steps * recipe.batch_size // NUM_TRAIN,
-        batch_size=recipe.batch_size,
+        max_epochs=recipe.steps * BATCH_SIZE // NUM_TRAIN,
+        batch_size=BATCH_SIZE,
         schedule=Schedule(
             learning_rate=recipe.learning_rate,
-            patience=recipe.patience,
-            stop_patience=1000,
+            last_rate=LAST_RATE,
+            is_averaged=True,
             noise=recipe.noise,
         ),
         seed=seed,
