@@ -41,9 +41,7 @@ from pyrodyn.nn.cells import CELLS
 
 SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
-
-
-BATCH_SIZE = 64
+BATCH_SIZE, LAST_RATE = 64, 1e-4
 
 
 class Recipe(NamedTuple):
@@ -60,7 +58,6 @@ class Recipe(NamedTuple):
     noise: FallingNoise
 
 
-LAST_RATE = 1e-4
 RECIPES = {
     "arneodo": Recipe(5000, 5e-3, FallingNoise(600, 1900)),
     "rossler": Recipe(5000, 5e-3, FallingNoise(600, 1900, factor=0.03)),
