@@ -247,7 +247,10 @@ def test_a_law_that_all_particles_share_is_of_the_right_shape():
 
 @pytest.mark.parametrize(
     ("num_neurons", "latent_dim", "said"),
-    [(4, 3, "4 neurons and 3 latents, but the model has 4 and 2"), (5, 2, "5 neurons and 2 lat")],
+    [
+        (4, 3, "4 neurons and 3 latents; the recording has 4 and the model 2"),
+        (5, 2, "5 neurons and 2 lat"),
+    ],
 )
 def test_an_encoder_of_another_model_is_refused(num_neurons, latent_dim, said):
     recorded = data()
