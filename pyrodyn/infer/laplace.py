@@ -8,14 +8,14 @@ one go, and its error grows along the path with the system's Lyapunov exponents;
 says s far more exactly. Scoring climbs there from the encoder's guess, each step damped per trial
 until it helps::
 
-    s <- s + (F + damping diag(F))^-1 dL/ds
+    s <- s + stretch (F + damping diag(F))^-1 dL/ds
     F = Lambda + sum_e g_e g_e',   g_e = d log p(x_e | s) / ds,   Lambda the precision of p(s)
 
 on the first bins at first and then on more of them: late bins of a chaotic path have a likelihood
 full of local maxima until early bins have fixed s roughly. Patience finds more than many searches
 do: where a search counts one bin more only once it has settled on those before, hardly any is lost
-on the way. Far from the mode F is made of misfits, and much larger than H: where steps go on
-helping, they grow. The scores g_e are central differences, 2 dim paths more, so that any model will
+on the way. Far from the mode F is made of misfits and much larger than H, so that where hardly any
+damping is left and steps go on helping, they are stretched. The scores g_e are central differences, 2 dim paths more, so that any model will
 do; H is one of gradients, and ends the search by Newton's steps.
 
 Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marquardt 1963 (damping).
@@ -42,11 +42,10 @@ FIRST_DAMPING, LEAST_DAMPING, DAMPING_FACTOR = 1e-2, 1e-4, 5.0
 """Damping at first, at least, and what success divides and failure multiplies it by."""
 
 MOST_STRETCH = 100.0
-"""By what success lengthens steps at most, once damping is least: far from the mode F is made of
-misfits and much larger than H."""
+"""At most; damping below the least says how much: LEAST_DAMPING / damping."""
 
 FEWEST_STEPS = 480
-"""Most steps of a search by default, for trials of up to so many bins."""
+"""That a search may take by default; more for trials of more bins."""
 
 SETTLED_PROMISE = 1.0
 """Nats: a search whose next step promises less counts one bin more."""
@@ -78,7 +77,7 @@ class _Climb(NamedTuple):
     Attributes:
         start: s.
         bins: how many of the first bins count.
-        damping: of the next step.
+        damping: of the next step, and its stretch.
         promise: how much better the last step was to make it, as L and F told, in nats.
     """
 
@@ -164,8 +163,8 @@ class LaplaceStart:
         start = torch.cat([guess.mean[None], guess.sample((self.num_searches - 1,))])
         trials = torch.arange(batch.num_trials, device=start.device)
         searched = batch.take(trials.repeat(self.num_searches))
-        none = torch.zeros_like(start[..., 0]).flatten()
-        climb = _Climb(start.flatten(0, 1), none.long(), none, none + torch.inf)
+        zeros = torch.zeros_like(start[..., 0]).flatten()
+        climb = _Climb(start.flatten(0, 1), zeros.long(), zeros, zeros + torch.inf)
         num_steps = self.num_steps or max(FEWEST_STEPS, num_bins)
         for step in range(1, num_steps + 1):
             is_open = (climb.bins < num_bins) | (climb.promise > LEAST_PROMISE)
@@ -195,17 +194,16 @@ class LaplaceStart:
         batch = batch.replace(visible=batch.visible & is_counted[..., None])
         before, gradient, F = self._scored(start, batch, num_bins)
         damped = F + torch.diag_embed(damping[..., None] * F.diagonal(dim1=-2, dim2=-1))
-        change = torch.linalg.solve(damped, gradient)
-        promise = 0.5 * (change * gradient).sum(-1)
-        change = change * (LEAST_DAMPING / damping).clamp_min(1.0)[..., None]
-        tried = start + change.to(start)
+        step = torch.linalg.solve(damped, gradient)
+        stretch = (LEAST_DAMPING / damping).clamp_min(1.0)
+        tried = start + (stretch[..., None] * step).to(start)
         is_better = self._log_joint(tried, batch, num_bins) > before
         moved = torch.where(is_better, damping / DAMPING_FACTOR, damping * DAMPING_FACTOR)
         return _Climb(
             torch.where(is_better[..., None], tried, start),
             bins,
             moved.clamp_min(LEAST_DAMPING / MOST_STRETCH),
-            promise.to(start),
+            0.5 * (step * gradient).sum(-1).to(start),
         )
 
     def _scored(
@@ -236,7 +234,8 @@ class LaplaceStart:
         self, terms: Float[Tensor, "*left trial entry"], start: Float[Tensor, "*left trial dim"]
     ) -> Float[Tensor, "*left trial"]:
         """L from its terms; of a path that runs off, less than of any other."""
-        return (terms.sum(-1) + self.model.start().log_prob(start)).nan_to_num(nan=-torch.inf)
+        told = terms.sum(-1, dtype=torch.float64)  # near the mode the last digits decide
+        return (told + self.model.start().log_prob(start)).nan_to_num(nan=-torch.inf)
 
     def _curved(
         self, mode: Float[Tensor, "trial dim"], batch: Batch, num_bins: int
