@@ -15,8 +15,9 @@ on the first bins at first and then on more of them: late bins of a chaotic path
 full of local maxima until early bins have fixed s roughly. Patience finds more than many searches
 do: where a search counts one bin more only once it has settled on those before, hardly any is lost
 on the way. Far from the mode F is made of misfits and much larger than H, so that where hardly any
-damping is left and steps go on helping, they are stretched. The scores g_e are central differences, 2 dim paths more, so that any model will
-do; H is one of gradients, and ends the search by Newton's steps.
+damping is left and steps go on helping, they are stretched. The scores g_e are central differences,
+2 dim paths more, so that any model will do; H is one of gradients, and ends the search by Newton's
+steps.
 
 Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marquardt 1963 (damping).
 """
