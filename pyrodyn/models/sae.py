@@ -31,6 +31,7 @@ which is this model at a KL weight of 0; process noise is ours.
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -59,10 +60,6 @@ from pyrodyn.nn.solvers import Flow, SolverCheck, solver_check
 
 SCALE_FLOOR = 1e-3
 """Smallest standard deviation of process noise and of the guide: a density must exist."""
-
-START_NOISE = 0.5
-"""Standard deviation of process noise before training: wide enough that the data lead the path
-until the dynamics have learned to."""
 
 START_PRECISION = 2.0
 """Precision of the data's factor per bin before training, about."""
@@ -112,7 +109,7 @@ class SequentialAutoencoder(StateSpaceModel):
         self.start_mean = nn.Parameter(torch.zeros(dim))
         self.start_log_scale = nn.Parameter(torch.zeros(dim))
         if self.process_noise:
-            self.log_noise = nn.Parameter(torch.full((dim,), START_NOISE).log())
+            self.log_noise = nn.Parameter(torch.full((dim,), config["untrained_noise"]).log())
             # Held to by training where `pyrodyn.infer.FallingNoise` asks for it.
             self.log_noise_limit: Tensor
             self.register_buffer("log_noise_limit", torch.full((dim,), torch.inf))
@@ -278,6 +275,10 @@ class NodeSAE(SequentialAutoencoder):
             `pyrodyn.nn.solvers.SOLVERS`.
         substeps: steps per bin of the first three.
         process_noise: whether the path is stochastic.
+        untrained_noise: standard deviation of process noise before training, in units of the
+            latents, which start out about 1 wide: enough that the data lead the path until the
+            dynamics have learned to. Sparse counts want it larger (2, say), or latents that the
+            counts tell little of may go to what predicts the others and is not read out.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
@@ -299,6 +300,7 @@ class NodeSAE(SequentialAutoencoder):
         solver: str = "midpoint",
         substeps: int = 1,
         process_noise: bool = False,
+        untrained_noise: float = 0.5,
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
@@ -374,6 +376,10 @@ class RnnSAE(SequentialAutoencoder):
         cell_width: hidden units per layer of the last two.
         cell_depth: their hidden layers.
         process_noise: whether the path is stochastic.
+        untrained_noise: standard deviation of process noise before training, in units of the
+            latents, which start out about 1 wide: enough that the data lead the path until the
+            dynamics have learned to. Sparse counts want it larger (2, say), or latents that the
+            counts tell little of may go to what predicts the others and is not read out.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
@@ -392,6 +398,7 @@ class RnnSAE(SequentialAutoencoder):
         cell_width: int = 128,
         cell_depth: int = 1,
         process_noise: bool = False,
+        untrained_noise: float = 0.5,
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
@@ -562,3 +569,7 @@ def _check(config: dict[str, Any]) -> None:
     check_config(config, MAY_BE_ZERO)
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")
+    if not 0 < config["untrained_noise"] < math.inf:
+        raise ValueError(
+            f"untrained_noise={config['untrained_noise']} is a finite standard deviation above 0"
+        )
