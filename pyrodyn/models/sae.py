@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.schema import is_number
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.base import check_config
@@ -275,10 +276,9 @@ class NodeSAE(SequentialAutoencoder):
             `pyrodyn.nn.solvers.SOLVERS`.
         substeps: steps per bin of the first three.
         process_noise: whether the path is stochastic.
-        untrained_noise: standard deviation of process noise before training, in units of the
-            latents, which start out about 1 wide: enough that the data lead the path until the
-            dynamics have learned to. Sparse counts want it larger (2, say), or latents that the
-            counts tell little of may go to what predicts the others and is not read out.
+        untrained_noise: standard deviation of process noise before training, when latents are
+            about 1 wide: the data lead the path until the dynamics have learned to. Sparse counts
+            may need 2.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
@@ -376,10 +376,9 @@ class RnnSAE(SequentialAutoencoder):
         cell_width: hidden units per layer of the last two.
         cell_depth: their hidden layers.
         process_noise: whether the path is stochastic.
-        untrained_noise: standard deviation of process noise before training, in units of the
-            latents, which start out about 1 wide: enough that the data lead the path until the
-            dynamics have learned to. Sparse counts want it larger (2, say), or latents that the
-            counts tell little of may go to what predicts the others and is not read out.
+        untrained_noise: standard deviation of process noise before training, when latents are
+            about 1 wide: the data lead the path until the dynamics have learned to. Sparse counts
+            may need 2.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
@@ -569,7 +568,6 @@ def _check(config: dict[str, Any]) -> None:
     check_config(config, MAY_BE_ZERO)
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")
-    if not 0 < config["untrained_noise"] < math.inf:
-        raise ValueError(
-            f"untrained_noise={config['untrained_noise']} is a finite standard deviation above 0"
-        )
+    noise = config["untrained_noise"]
+    if not (is_number(noise) and 0 < noise < math.inf):
+        raise ValueError(f"untrained_noise={noise!r} must be a finite standard deviation above 0")

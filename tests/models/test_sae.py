@@ -219,8 +219,8 @@ def test_a_fit_with_too_coarse_a_step_warns():
         ({"field_depth": 0}, "field_depth=0"),
         ({"readout_width": -1}, "readout_width=-1"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"untrained_noise": 0.0}, "untrained_noise=0.0 is a finite standard deviation"),
-        ({"untrained_noise": float("nan")}, "untrained_noise=nan is a finite standard deviation"),
+        ({"untrained_noise": 0.0}, "untrained_noise=0.0 must be a finite standard deviation"),
+        ({"untrained_noise": float("nan")}, "untrained_noise=nan must be a finite"),
         ({"untrained_noise": float("inf")}, "untrained_noise=inf"),
         ({"solver": "leapfrog"}, "solver='leapfrog' is unknown"),
         ({"substeps": 0}, "substeps=0"),
@@ -232,8 +232,9 @@ def test_sizes_that_make_no_model(sizes, sentence):
         NodeSAE(3, **sizes)
 
 
-def test_noise_before_training_is_as_wide_as_asked_for():
-    model, _ = made(**TINY, process_noise=True, untrained_noise=2.0)
+@pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
+def test_noise_before_training_is_as_wide_as_asked_for(kind, sizes):
+    model, _ = made(kind, **sizes, process_noise=True, untrained_noise=2.0)
     with torch.no_grad():
         torch.testing.assert_close(
             model.noise_scales()[1], torch.full((2,), 2.0), atol=2e-3, rtol=0.0
