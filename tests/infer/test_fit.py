@@ -25,6 +25,7 @@ from pyrodyn.data.recording import recording
 from pyrodyn.infer import (
     ELBO,
     IWELBO,
+    VSMC,
     FallingNoise,
     GrowingHorizon,
     NonFiniteLossError,
@@ -35,6 +36,7 @@ from pyrodyn.infer import (
 from pyrodyn.infer.checkpoint import CHECKPOINT
 from pyrodyn.infer.training import ShuffledBatches, mixed
 from pyrodyn.models.files import load, read_card, save
+from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import NodeSAE
 from pyrodyn.posterior import predict
 
@@ -625,6 +627,19 @@ def test_a_path_that_runs_off_is_named_by_trial_and_bin(train, process_noise, wh
     assert place is not None
     assert int(place[1]) < 12
     assert int(place[2]) in (3, 4)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), VSMC(4)], ids=["elbo", "vsmc"])
+def test_nan_in_the_factors_of_the_data_is_named(train, objective):
+    """And no failure of the linear algebra that meets it."""
+    model = LowRankRNN.for_recording(
+        train, latent_dim=2, num_units=6, observation="poisson", proposal="encoder"
+    )
+    broken = At(2, poison("seen", float("nan")))
+    with pytest.raises(NonFiniteLossError, match="stopped at step 2: ") as caught:
+        fit(model, train, objective=objective, max_epochs=9, transforms=[broken], **QUIET)
+    assert caught.value.step == 2
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
 
 
 def test_nan_after_a_validation_leaves_the_best_weights(train, valid, make_lfads, tmp_path):
