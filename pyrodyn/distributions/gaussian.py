@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodyn.distributions.gaussian_steps import Drawn, affine, draw_against, inverse_root, times
+from pyrodyn.distributions.gaussian_steps import Drawn, affine, draw_against, times
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -28,7 +28,7 @@ class Covariance(NamedTuple):
     """A covariance in the forms that draws and densities need; left dims are free.
 
     Attributes:
-        factor: L, triangular, ``(*left, dim, dim)``.
+        factor: L, lower triangular, ``(*left, dim, dim)``.
         inverse: L^-1.
         half_log_det: log det L, ``(*left,)``.
         precision: C^-1.
@@ -52,9 +52,12 @@ class Covariance(NamedTuple):
     @classmethod
     def of_precision(cls, precision: Float[Tensor, "*left dim dim"]) -> "Covariance":
         """From C^-1."""
-        factor, inverse = inverse_root(precision)
-        half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return cls(factor, inverse, half_log_det, precision, factor @ factor.mT)
+        root = torch.linalg.cholesky(precision)
+        eye = torch.eye(precision.shape[-1], device=precision.device, dtype=precision.dtype)
+        # C = (root root')^-1 = U U' with U = root^-T, upper triangular; its lower triangular
+        # counterpart is another root of the same C.
+        covariance = torch.cholesky_solve(eye.expand_as(precision), root)
+        return cls.of_factor(torch.linalg.cholesky(covariance))
 
     def to(self, like: Tensor) -> "Covariance":
         """The same in the precision and on the device of another tensor."""

@@ -1,7 +1,6 @@
 """What a bin asks of Gaussian vectors, forward and back by hand::
 
     affine          M v + b
-    inverse_root    L with L L' = C, and L^-1                  of C^-1
     log_factor      c + z' h - z' J z / 2                      J symmetric
     log_ratio       log N(z; m, Q) - log N(z; q, P)            at the draw z = q + L eps, L L' = P
                     = (|eps|^2 - |R (z - m)|^2) / 2 + log det L + log det R,      R' R = Q^-1
@@ -100,64 +99,6 @@ class _Affine(torch.autograd.Function):
         if of_offset:
             d_offset = d_moved.sum_to_size(offset.shape)
         return d_vectors, d_matrix, d_offset
-
-
-class Roots(NamedTuple):
-    """A covariance's root and its inverse.
-
-    Attributes:
-        factor: L, upper triangular, L L' = C.
-        inverse: L^-1.
-    """
-
-    factor: Float[Tensor, "... dim dim"]
-    inverse: Float[Tensor, "... dim dim"]
-
-
-def inverse_root(precision: Float[Tensor, "*left dim dim"]) -> Roots:
-    """The root of a covariance C, from C^-1: no number where that is not positive definite, so that
-    whoever guards a loss or a rate can name where it happened.
-    """
-    roots: tuple[Tensor, Tensor] = _InverseRoot.apply(precision)
-    return Roots(*roots)
-
-
-class _InverseRoot(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, precision: Tensor) -> tuple[Tensor, Tensor]:
-        roots = _recorded_inverse_root(precision)
-        ctx.save_for_backward(precision, *roots)
-        ctx.set_materialize_grads(False)
-        return roots
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
-        precision, factor, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
-            upstream = tuple(torch.zeros_like(factor) if grad is None else grad for grad in grads)
-            return recorded_gradients(_recorded_inverse_root, (precision,), upstream)[0]
-        d_factor, d_inverse = grads
-        # C^-1 = R R' and L = R^-T. R^-1 dC^-1 R^-T is R^-1 dR, which is lower triangular, and its
-        # transpose; so their diagonals come to a half each. As C^-1 is symmetric, so may its
-        # gradient be, and need not.
-        d_root = None
-        if d_factor is not None:
-            d_root = torch.matmul(d_factor.mT, factor).neg_()
-        if d_inverse is not None:
-            of_inverse = inverse @ d_inverse.mT
-            d_root = of_inverse if d_root is None else d_root.add_(of_inverse)
-        if d_root is None:
-            return None
-        d_root.tril_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
-        return factor @ d_root @ factor.mT
-
-
-def _recorded_inverse_root(precision: Tensor) -> tuple[Tensor, Tensor]:
-    root, failed = torch.linalg.cholesky_ex(precision)
-    if failed.any():
-        root = root.masked_fill(failed.bool()[..., None, None], torch.nan)
-    eye = torch.eye(root.shape[-1], device=root.device, dtype=root.dtype)
-    return torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True), root.mT
 
 
 def log_factor(

@@ -67,7 +67,15 @@ def low_rank_bound(
     is_exact = proposal is OptimalFactor and encoding.is_exact
     if not is_exact and not (proposal is EncoderFactor and counts):
         return None
-    met = encoding.of_all_bins()
+    first, later = encoding.first, encoding.later
+    shape = encoding.h.shape[:2]
+
+    def of_all_bins(one: Tensor, other: Tensor, event_dims: int) -> Tensor:
+        """A field of the first and of later bins, ``(trial, time, ...)``."""
+        event = one.shape[one.ndim - event_dims :]
+        one, other = one.expand(shape[0], 1, *event), other.expand(*shape, *event)
+        return torch.cat([one, other[:, 1:]], 1)
+
     v = model.filtered(observed.inputs)
     start = model.initial(None, observed.inputs[:, 0])
     moves = (
@@ -77,23 +85,27 @@ def low_rank_bound(
         model.n,
         model.step_threshold(),
         model.decay(),
-        met.gain,
-        met.shift,
-        met.covariance.factor,
+        of_all_bins(first.gain, later.gain, 2),
+        of_all_bins(first.shift, later.shift, 1),
+        of_all_bins(first.covariance.factor, later.covariance.factor, 2),
     )
     fixed = _Fixed(num_particles, scheme, model.activation, (), None, (), ())
     if is_exact:
-        fixed = fixed._replace(centre=met.centre[:, None].unbind(2))
-        return Bound(*_Bound.apply(fixed, *moves, met.pull, met.curvature, met.constant))
+        fixed = fixed._replace(centre=later.centre[:, None].unbind(2))
+        pull = of_all_bins(first.pull, later.pull, 1)
+        curvature = of_all_bins(first.curvature, later.curvature, 2)
+        constant = of_all_bins(first.constant, later.constant, 0)
+        return Bound(*_Bound.apply(fixed, *moves, pull, curvature, constant))
     weight = observed.scored.to(observed.x.dtype) * observed.scored_weight
     x = torch.where(observed.scored, observed.x, model.observation.filler)
     weighed, weights = ((each[:, None]).unbind(2) for each in (weight * x, weight))
     fixed = fixed._replace(link=model.rate_link(), weighed=weighed, weight=weights)
     noises = model.process_noise()
-    first, later = (noise.half_log_det.expand(1) for noise in noises)
-    prior_half_log_dets = torch.cat([first, later.expand(met.shift.shape[1] - 1)])
-    constant = met.covariance.half_log_det - prior_half_log_dets
-    constant = constant - (weight * torch.lgamma(x + 1)).sum(-1)
+    first_ratio, later_ratio = (
+        posterior.covariance.half_log_det - noise.half_log_det
+        for posterior, noise in zip((first, later), noises, strict=True)
+    )
+    constant = of_all_bins(first_ratio, later_ratio, 0) - (weight * torch.lgamma(x + 1)).sum(-1)
     whitening = torch.stack([noise.inverse for noise in noises])
     return Bound(*_Bound.apply(fixed, *moves, *model.affine_readout(v), whitening, constant))
 

@@ -179,34 +179,6 @@ class Factor:
         """The first bin by itself, and each of the later ones."""
         return self.first.bins()[0], self.later.bins()
 
-    def of_all_bins(self) -> Conditioned:
-        """The first bin's own and those of the later bins in one, fields ``(trial, time, ...)``."""
-        num_trials, num_bins = self.h.shape[:2]
-
-        def joined(first: Tensor, later: Tensor, event_dims: int) -> Tensor:
-            event = first.shape[first.ndim - event_dims :]
-            first = first.expand(num_trials, 1, *event)
-            return torch.cat([first, later.expand(num_trials, num_bins, *event)[:, 1:]], 1)
-
-        def joined_if_any(
-            first: Tensor | None, later: Tensor | None, event_dims: int
-        ) -> Tensor | None:
-            if first is None or later is None:
-                return None
-            return joined(first, later, event_dims)
-
-        one, other = self.first, self.later
-        covariance = zip(one.covariance, other.covariance, (2, 2, 0, 2, 2), strict=True)
-        return Conditioned(
-            joined(one.gain, other.gain, 2),
-            joined(one.shift, other.shift, 1),
-            Covariance(*(joined(*fields) for fields in covariance)),
-            joined_if_any(one.centre, other.centre, 1),
-            joined_if_any(one.pull, other.pull, 1),
-            joined_if_any(one.curvature, other.curvature, 2),
-            joined_if_any(one.constant, other.constant, 0),
-        )
-
     def at(self, t: int, is_first: bool) -> Conditioned:
         """Bin t by itself."""
         first, later = self.bins

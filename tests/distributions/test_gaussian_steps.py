@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyrodyn.distributions.gaussian_steps import affine, draw_against, inverse_root, log_factor
+from pyrodyn.distributions.gaussian_steps import affine, draw_against, log_factor
 
 
 def triangular(*left: int) -> torch.Tensor:
@@ -23,31 +23,6 @@ def test_an_affine_map_and_its_gradients(left):
     torch.testing.assert_close(affine(*given), (M @ v[..., None])[..., 0] + b)
     assert torch.autograd.gradcheck(affine, given)
     assert torch.autograd.gradgradcheck(affine, given)
-
-
-@pytest.mark.parametrize("left", [(), (3,)])
-def test_a_root_of_a_covariance_and_its_gradients(left):
-    torch.manual_seed(0)
-    (root,) = wanted(torch.randn(*left, 3, 3))
-
-    def roots(root: torch.Tensor):
-        return inverse_root(root @ root.mT + torch.eye(3))  # stays symmetric
-
-    factor, inverse = roots(root)
-    precision = root @ root.mT + torch.eye(3)
-    torch.testing.assert_close(factor @ factor.mT, torch.linalg.inv(precision))
-    torch.testing.assert_close(inverse, torch.linalg.inv(factor))
-    assert torch.autograd.gradcheck(roots, root)
-    assert torch.autograd.gradgradcheck(roots, root)
-    for only in (0, 1):
-        assert torch.autograd.gradcheck(lambda root, only=only: roots(root)[only], root)
-
-
-def test_a_matrix_that_is_no_precision_has_a_root_that_is_no_number():
-    precisions = torch.stack([torch.eye(2), -torch.eye(2), torch.full((2, 2), torch.nan)])
-    for roots in inverse_root(precisions):
-        torch.testing.assert_close(roots[0], torch.eye(2))
-        assert not roots[1:].diagonal(dim1=-2, dim2=-1).isfinite().any()
 
 
 @pytest.mark.parametrize("left", [(), (3,)])
