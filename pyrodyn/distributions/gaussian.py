@@ -28,7 +28,7 @@ class Covariance(NamedTuple):
     """A covariance in the forms that draws and densities need; left dims are free.
 
     Attributes:
-        factor: L, lower triangular, ``(*left, dim, dim)``.
+        factor: L, triangular, ``(*left, dim, dim)``.
         inverse: L^-1.
         half_log_det: log det L, ``(*left,)``.
         precision: C^-1.
@@ -51,13 +51,18 @@ class Covariance(NamedTuple):
 
     @classmethod
     def of_precision(cls, precision: Float[Tensor, "*left dim dim"]) -> "Covariance":
-        """From C^-1."""
-        root = torch.linalg.cholesky(precision)
+        """From C^-1. Where that is not positive definite all fields are no numbers, so that whoever
+        guards a loss or a rate can say where it happened.
+        """
+        root, failed = torch.linalg.cholesky_ex(precision)
+        if failed.any():
+            is_off = failed.bool()[..., None, None]
+            root, precision = (each.masked_fill(is_off, torch.nan) for each in (root, precision))
         eye = torch.eye(precision.shape[-1], device=precision.device, dtype=precision.dtype)
-        # C = (root root')^-1 = U U' with U = root^-T, upper triangular; its lower triangular
-        # counterpart is another root of the same C.
-        covariance = torch.cholesky_solve(eye.expand_as(precision), root)
-        return cls.of_factor(torch.linalg.cholesky(covariance))
+        # C^-1 = R R', so that C = L L' with L = R^-T, and L^-1 = R' is at hand.
+        factor = torch.linalg.solve_triangular(root.mT, eye.expand_as(precision), upper=True)
+        half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return cls(factor, root.mT, half_log_det, precision, factor @ factor.mT)
 
     def to(self, like: Tensor) -> "Covariance":
         """The same in the precision and on the device of another tensor."""

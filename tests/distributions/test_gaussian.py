@@ -1,0 +1,27 @@
+"""Covariances in all the forms that densities need."""
+
+import torch
+
+from pyrodyn.distributions.gaussian import Covariance
+
+
+def test_a_covariance_is_that_of_its_precision():
+    torch.manual_seed(0)
+    root = torch.randn(4, 3, 3).double()
+    precision = root @ root.mT + torch.eye(3)
+    found = Covariance.of_precision(precision)
+    C = torch.linalg.inv(precision)
+    torch.testing.assert_close(found.matrix, C)
+    torch.testing.assert_close(found.factor @ found.factor.mT, C)
+    torch.testing.assert_close(found.inverse, torch.linalg.inv(found.factor))
+    torch.testing.assert_close(found.half_log_det, 0.5 * torch.linalg.slogdet(C).logabsdet)
+
+
+def test_a_matrix_that_is_no_precision_makes_no_numbers():
+    given = torch.stack([torch.eye(2), -torch.eye(2), torch.full((2, 2), torch.nan)])
+    found = Covariance.of_precision(given)
+    for field in (found.factor, found.inverse, found.precision, found.matrix):
+        torch.testing.assert_close(field[0], torch.eye(2))
+        assert not field[1:].diagonal(dim1=-2, dim2=-1).isfinite().any()
+    assert found.half_log_det[0] == 0
+    assert found.half_log_det[1:].isnan().all()
