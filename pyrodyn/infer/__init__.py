@@ -4,6 +4,7 @@ from pyrodyn.infer.fit import Fit, fit
 from pyrodyn.infer.importance import ImportanceSample, importance_sample
 from pyrodyn.infer.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.laplace import LaplaceStart
+from pyrodyn.infer.mixture_start import MixtureStart
 from pyrodyn.infer.objectives import ELBO, Objective, Ramp
 from pyrodyn.infer.online import Stream, filter_bin
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
@@ -25,6 +26,7 @@ __all__ = [
     "GrowingHorizon",
     "ImportanceSample",
     "LaplaceStart",
+    "MixtureStart",
     "NonFiniteLossError",
     "Objective",
     "Ramp",

@@ -1,12 +1,9 @@
-"""Where a trial started, when dynamics without noise carry the first state through all of it::
+"""Where a trial started, by its most likely first state::
 
     q(s | x) = N(s*, H^-1),   s* = argmax_s L(s),   H = -d^2 L / ds^2  at s*
-    L(s) = log p(s) + sum_e log p(x_e | s)
 
-s is the start site, and e counts the observations that the encoder may see. An encoder tells s in
-one go, and its error grows along the path with the system's Lyapunov exponents; the trial itself
-says s far more exactly. Scoring climbs there from the encoder's guess, each step damped per trial
-until it helps::
+Scoring climbs L (see `StartGuide`) from the encoder's guess, each step damped per trial until it
+helps::
 
     s <- s + stretch (F + damping diag(F))^-1 dL/ds
     F = Lambda + sum_e g_e g_e',   g_e = d log p(x_e | s) / ds,   Lambda the precision of p(s)
@@ -24,7 +21,6 @@ Sources: Berndt, Hall, Hall & Hausman 1974 (scoring by the outer product); Marqu
 
 from typing import NamedTuple
 
-import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
@@ -32,8 +28,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.whole import check_whole
-from pyrodyn.distributions.scored import Scored
-from pyrodyn.models.handed_on import Snapshot
+from pyrodyn.infer.start_guide import StartGuide
 from pyrodyn.models.state_space import Law, StateSpaceModel
 
 DIFFERENCE = 1e-3
@@ -56,20 +51,6 @@ LEAST_PROMISE = 1e-4
 
 NUM_NEWTON_STEPS = 2
 """Steps with H itself at the end, of which scoring has only an estimate."""
-
-
-class _Solved(NamedTuple):
-    """What was solved last; a batch is often drawn from several times.
-
-    Attributes:
-        batch: the trials.
-        weights: of the model.
-        law: q(s).
-    """
-
-    batch: Batch
-    weights: Snapshot
-    law: Law
 
 
 class _Climb(NamedTuple):
@@ -97,15 +78,14 @@ class _Climb(NamedTuple):
         return _Climb(*(each.index_copy(0, searches, new) for each, new in pairs))
 
 
-class LaplaceStart:
-    """A guide that solves for the first state of every trial, in place of a model's own.
+class LaplaceStart(StartGuide):
+    """A guide that solves for the most likely first state of every trial.
 
-    For models whose only latent is their start: `NodeSAE` and `RnnSAE` without process noise, LFADS
-    without inferred inputs. It has no parameters: hand it to `predict`, `to_datatree` or
-    `importance_sample` as ``guide=LaplaceStart(model)``.
+    Hand it to `predict`, `to_datatree` or `importance_sample` as ``guide=LaplaceStart(model)``.
+    Where trials leave several first states open, `MixtureStart` tells all of them.
 
     Args:
-        model: a fitted model; its own guide gives the first guesses.
+        model: a fitted model whose only latent is its start; its own guide gives the first guesses.
         num_searches: searches per trial, from the mean of the model's own guide and from draws of
             it; the best is kept.
         num_steps: most steps per search, half of them at most on fewer bins than all. By default as
@@ -118,49 +98,29 @@ class LaplaceStart:
     def __init__(
         self, model: StateSpaceModel, *, num_searches: int = 4, num_steps: int | None = None
     ) -> None:
-        if not isinstance(model, StateSpaceModel) or model.start_site is None or model.path_site:
-            raise ValueError(
-                f"LaplaceStart solves for a first state that decides the whole path; this"
-                f" {type(model).__name__} draws more than that (use its own guide, or"
-                " `particle_smoother`)"
-            )
+        super().__init__(model)
         check_whole(1, num_searches=num_searches)
         if num_steps is not None:
             check_whole(2, num_steps=num_steps)
-        self.model, self.num_searches, self.num_steps = model, num_searches, num_steps
-        self._solved: _Solved | None = None
+        self.num_searches, self.num_steps = num_searches, num_steps
 
-    def __call__(self, batch: Batch) -> None:
-        """Draw the start site."""
-        with self.model.trials(batch):
-            pyro.sample(self.model.start_site, self.law(batch))
-
-    def law(self, batch: Batch) -> Law:
-        """q(s) of every trial, a multivariate normal of event shape ``(dim,)``."""
-        weights, last = (*self.model.parameters(), *self.model.buffers()), self._solved
-        if last is None or last.batch is not batch or not last.weights.is_of(weights):
-            last = self._solved = _Solved(batch, Snapshot(weights), self._solve(batch))
-        return last.law
-
-    @torch.no_grad()
-    def _solve(self, batch: Batch) -> Law:
-        with self.model.hoisting():
-            num_bins = batch.horizon - self.model.first_bin
-            mode = self._climbed(batch, num_bins)
+    def _solve(self, batch: Batch, num_bins: int) -> Law:
+        """A multivariate normal."""
+        mode = self._climbed(batch, num_bins)
+        gradient, root = self._curved(mode, batch, num_bins)
+        for _ in range(NUM_NEWTON_STEPS):
+            step = root @ (root.mT @ gradient[..., None])
+            tried = mode + step[..., 0].to(mode)
+            before, after = (self._log_joint(s, batch, num_bins) for s in (mode, tried))
+            mode = torch.where((after > before)[:, None], tried, mode)
             gradient, root = self._curved(mode, batch, num_bins)
-            for _ in range(NUM_NEWTON_STEPS):
-                step = root @ (root.mT @ gradient[..., None])
-                tried = mode + step[..., 0].to(mode)
-                before, after = (self._log_joint(s, batch, num_bins) for s in (mode, tried))
-                mode = torch.where((after > before)[:, None], tried, mode)
-                gradient, root = self._curved(mode, batch, num_bins)
         triangle = torch.linalg.qr(root.mT).R.mT  # of the same product with its own transpose
         triangle = triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
         return dist.MultivariateNormal(mode, scale_tril=triangle.to(mode), validate_args=False)
 
     def _climbed(self, batch: Batch, num_bins: int) -> Float[Tensor, "trial dim"]:
         """The best end of all searches."""
-        guess = self.model.proposal.start(self.model, self.model.proposal.encode(self.model, batch))
+        guess = self._guess(batch)
         start = torch.cat([guess.mean[None], guess.sample((self.num_searches - 1,))])
         trials = torch.arange(batch.num_trials, device=start.device)
         searched = batch.take(trials.repeat(self.num_searches))
@@ -263,15 +223,3 @@ class LaplaceStart:
     def _steps(self) -> Float[Tensor, "dim dim"]:
         """Where central differences look, one row per direction."""
         return torch.diag(DIFFERENCE * self.model.start().stddev)
-
-    def _terms(
-        self, start: Float[Tensor, "*left trial dim"], batch: Batch, num_bins: int
-    ) -> Float[Tensor, "*left trial entry"]:
-        """Log p(x_e | s) of the entries that the encoder may see, 0 for others."""
-        model = self.model
-        bins = slice(model.first_bin, model.first_bin + num_bins)
-        visible, x = batch.visible[:, bins], batch.seen[:, bins] / batch.gain
-        nothing = start.new_zeros(*start.shape[:-1], num_bins, 0)
-        states = model.states(start, nothing, model.known(batch)[:, :num_bins])
-        law = Scored(model.emission(states), visible, model.observation.filler)
-        return law.log_prob(x).flatten(-2)

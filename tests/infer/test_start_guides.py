@@ -1,4 +1,4 @@
-"""The first state solved for: against exact posteriors, grids and gradients."""
+"""First states solved for: against exact posteriors, grids, gradients and many draws."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from pyro import poutine
 
 from pyrodyn import data, fit, predict
-from pyrodyn.infer import LaplaceStart, importance_sample, laplace
+from pyrodyn.infer import LaplaceStart, MixtureStart, importance_sample, laplace
 from pyrodyn.models import LFADS, NodeSAE, RnnSAE
 
 
@@ -207,13 +207,14 @@ def test_weights_of_its_draws_are_nearly_equal():
     assert (difference < 5 * error).all()
 
 
-def test_hidden_neurons_and_forecast_bins_are_not_looked_at():
+@pytest.mark.parametrize("kind", [LaplaceStart, MixtureStart])
+def test_hidden_neurons_and_forecast_bins_are_not_looked_at(kind):
     recording = data.held_out(counts(), neurons=0.5, forecast_bins=2, seed=0)
     model = NodeSAE.for_recording(recording, latent_dim=2, encoder_dim=3)
     hidden = (recording["held_out"] | recording["forecast"]).transpose("time", "neuron")
     other = recording.copy(deep=True)
     other["counts"] = recording["counts"].where(~hidden, 7)
-    solved = [predict(model, r, guide=LaplaceStart(model)) for r in (recording, other)]
+    solved = [predict(model, r, guide=kind(model)) for r in (recording, other)]
     np.testing.assert_array_equal(solved[0]["rates"], solved[1]["rates"])
     assert solved[0].sizes["time"] == recording.sizes["time"]
 
@@ -221,13 +222,16 @@ def test_hidden_neurons_and_forecast_bins_are_not_looked_at():
 def test_what_it_cannot_solve_is_refused():
     recording = counts()
     noisy = NodeSAE.for_recording(recording, process_noise=True)
-    with pytest.raises(ValueError, match="NodeSAE draws more than that"):
-        LaplaceStart(noisy)
+    for kind in (LaplaceStart, MixtureStart):
+        with pytest.raises(ValueError, match=rf"{kind.__name__} solves .* NodeSAE draws more"):
+            kind(noisy)
     quiet = noisy.without_noise()
     with pytest.raises(ValueError, match="num_searches=0"):
         LaplaceStart(quiet, num_searches=0)
     with pytest.raises(ValueError, match="num_steps=1"):
         LaplaceStart(quiet, num_steps=1)
+    with pytest.raises(ValueError, match="num_draws=63"):
+        MixtureStart(quiet, num_draws=63)
 
 
 def test_a_batch_is_solved_once_and_again_after_training():
@@ -275,3 +279,85 @@ def test_a_fit_makes_what_was_solved_before_stale():
         means.append(solved.law(batch).mean)
     torch.testing.assert_close(*means)
     assert not torch.equal(means[0], before.mean)
+
+
+def test_both_of_two_first_states_are_found():
+    """Rates that are the same at z and -z: half of the posterior lies on either side, and a grid
+    tells its evidence and how wide it is. A single normal knows of one side.
+    """
+    recording = counts(mean=4.0)
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recording, latent_dim=1, readout_width=2, encoder_dim=3).eval()
+    with torch.no_grad():
+        model.phi.field.linear_layers()[-1].weight.zero_()
+        model.phi.field.linear_layers()[-1].bias.zero_()
+        model.start_log_scale.fill_(np.log(2.0))
+        first, _, last = model.readout
+        first.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        first.bias.fill_(-2.0)
+        last.weight.fill_(3.0)
+        last.bias.fill_(4.0)
+    batch = model.trials_of(recording).batch()
+    grid = torch.linspace(-6, 6, 301).double()
+    with torch.no_grad():
+        density = torch.stack([log_joint(model, batch, s.float().expand(6, 1)) for s in grid])
+    density = density.double()
+    evidence = density.logsumexp(0) + (grid[1] - grid[0]).log()
+    square = torch.einsum("gt,g->t", density.softmax(0), grid**2)
+    torch.manual_seed(0)
+    found = importance_sample(model, MixtureStart(model), batch, 4000)
+    assert (found.smoothed.pareto_k < 0.7).all()
+    assert ((found.log_evidence - evidence).abs() < 4 * found.log_evidence_error).all()
+    assert (found.log_evidence_error < 0.05).all()
+    weights, z = found.smoothed.log_weights.exp(), found.sites["z0"][..., 0]
+    error = 4 / found.effective_sample_size.sqrt()
+    assert ((torch.einsum("kt,kt->t", weights, z.sign()).abs()) < error).all()
+    mean_square = torch.einsum("kt,kt->t", weights, z**2)
+    spread = torch.einsum("kt,kt->t", weights, (z**2 - mean_square) ** 2).sqrt()
+    assert ((mean_square - square).abs() < error * spread).all()
+    single = importance_sample(model, LaplaceStart(model), batch, 4000)
+    assert ((single.log_evidence - evidence).abs() > 0.3).any()
+
+
+def test_sparse_counts_of_a_chaotic_path_leave_what_many_draws_tell():
+    """Lorenz' own field, some 35 spikes per trial: evidence and mean rates beside those of draws
+    from p(s), of which few explain a trial.
+    """
+    recording = data.simulate("lorenz", 3, 40, 10, mean_rate=8.0, time_per_bin=0.04, seed=3)
+    model, num_many = lorenz_model(recording), 60_000
+    batch = model.trials_of(recording).batch()
+    guide = MixtureStart(model)
+    torch.manual_seed(0)
+    found = importance_sample(model, guide, batch, 1000)
+    assert (found.effective_sample_size > 60).all()
+    with torch.no_grad():
+        start = model.start().sample((num_many, 1))
+        nothing = start.new_zeros(num_many, 1, 40, 0)
+        many = model.emission(model.states(start, nothing, batch.inputs[:1])).mean[:, 0]
+        log_weights = torch.einsum("btn,ktn->kb", batch.x, many.log())
+        log_weights = log_weights - many.sum((1, 2))[:, None]
+        evidence = log_weights.double().logsumexp(0) - np.log(num_many)
+        evidence = evidence - torch.lgamma(batch.x + 1).sum((1, 2))
+        weights = log_weights.softmax(0)
+        count = 1 / weights.square().sum(0)
+        rates = torch.einsum("kb,ktn->btn", weights, many)
+        variance = torch.einsum("kb,ktn->btn", weights, many.square()) - rates.square()
+    assert (count > 20).all()
+    error = torch.hypot(found.log_evidence_error, count.rsqrt())
+    assert ((found.log_evidence - evidence).abs() < 4 * error).all()
+    told = predict(
+        model, recording, num_draws=400, guide=guide, method="importance", num_particles=1000
+    )
+    inexactness = 1 / 400 + 1 / found.effective_sample_size + 1 / count
+    error = (variance * inexactness[:, None, None]).sqrt()
+    assert ((torch.as_tensor(told["rates"].values) - rates).abs() < 5 * error).all()
+
+
+def test_trials_that_no_first_state_explains_are_named():
+    recording = counts()
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recording, latent_dim=2, is_linear_plus=True, encoder_dim=3)
+    with torch.no_grad():
+        model.phi.field.linear.copy_(1e9 * torch.eye(2))
+    with pytest.raises(ArithmeticError, match=r"none explains trial 0: the paths .* run off"):
+        predict(model, recording, guide=MixtureStart(model))
