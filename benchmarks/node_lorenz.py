@@ -3,12 +3,12 @@
 One fit per seed with 15 of 60 neurons held out of the encoder. Counts are sparse, about one spike
 per bin from all neurons together: process noise is wide before training, finds its level, and is
 then pressed to a share of that; at last it is left out. Printed on the 160 validation trials, which
-also chose the kept weights: rate R2 against the truth (pooled) with the noise (``steered``) and
-from the *first state alone*, which `LaplaceStart` solves for; with the noise, co-smoothing
-bits/spike of the held-out neurons as a share of what the true rates reach, R2 between inferred and
-true latents in both directions, maps fitted on the training trials, and the noise left in units of
-the latents' own spread; of the field, without noise, its largest Lyapunov exponent per unit of the
-system's time (.906 in truth).
+also chose the kept weights, with the noise (``steered``) and from the *first state alone*, of which
+`MixtureStart` and importance weights tell the posterior: rate R2 against the truth (pooled),
+co-smoothing bits/spike of the held-out neurons as a share of what the true rates reach, and R2
+between inferred and true latents in both directions, maps fitted on training trials. Then the noise
+left in units of the latents' own spread; of the field, without noise, its largest Lyapunov exponent
+per unit of the system's time (.906 in truth).
 
 ``known`` is how much can be told of the rates at all, by one who knows the true system and readout
 (`known_lorenz`).
@@ -25,7 +25,7 @@ import xarray as xr
 from known_lorenz import known_rates
 
 from pyrodyn import analysis, data, fit, models, predict, save
-from pyrodyn.infer import FallingNoise, LaplaceStart, Schedule
+from pyrodyn.infer import FallingNoise, MixtureStart, Schedule
 
 BATCH_SIZE = 64
 UNTRAINED_NOISE = 2.0
@@ -36,6 +36,9 @@ SCHEDULE = Schedule(
     gradient_clip=1.0,
     noise=FallingNoise(2000, 3000, factor=0.2),
 )
+
+NUM_MAPPED = 160
+"""Training trials whose first states are solved for, to map latents."""
 
 TIME_PER_BIN = 0.02
 """Of Lorenz' system; its latents say so, of which the first moves by 10 times this per bin."""
@@ -80,26 +83,47 @@ def parts(recording: xr.Dataset) -> list[xr.Dataset]:
 def scores(model: models.NodeSAE, recording: xr.Dataset, seed: int) -> dict[str, float]:
     """What is printed of a fitted model."""
     train, valid = parts(recording)
-    on_train, on_valid = predict(model, train, num_draws=20), predict(model, valid)
+    steered = [predict(model, train, num_draws=20), predict(model, valid)]
     alone = model.without_noise()
-    solved = predict(alone, valid, num_draws=10, guide=LaplaceStart(alone))
+    guide, some = MixtureStart(alone), train.isel(trial=slice(NUM_MAPPED))
+    solved = [
+        predict(
+            alone,
+            part,
+            num_draws=200,
+            guide=guide,
+            method="importance",
+            batch_size=16,
+            seed=seed,
+        )
+        for part in (some, valid)
+    ]
+    told = known_rates(recording, (recording["split"] == "valid").values, seed)
+    spread = steered[0]["z"].std(("trial", "time")).values
+    spectrum = analysis.lyapunov_spectrum(
+        model, steered[1]["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
+    )
+    return {
+        "known": analysis.rate_r2(told, valid["rates"]).pooled,
+        **_scores_of("steered", steered, [train, valid]),
+        **_scores_of("alone", solved, [some, valid]),
+        "noise": float((model.noise_scales()[1].detach().numpy() / spread).mean()),
+        "exponent": float(spectrum["exponents_per_bin"][0]) / TIME_PER_BIN,
+    }
+
+
+def _scores_of(name: str, found: list[xr.Dataset], truth: list[xr.Dataset]) -> dict[str, float]:
+    """Of what was inferred on training and validation trials."""
+    on_train, on_valid = found
+    train, valid = truth
     latents = analysis.latent_r2(on_train["z"], train["latents"], on_valid["z"], valid["latents"])
     co_smoothing = analysis.recording_bits_per_spike(on_valid["rates"], valid, "held_out")
     oracle = analysis.recording_bits_per_spike(valid["rates"], valid, "held_out")
-    told = known_rates(recording, (recording["split"] == "valid").values, seed)
-    spread = on_train["z"].std(("trial", "time")).values
-    spectrum = analysis.lyapunov_spectrum(
-        model, on_valid["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
-    )
     return {
-        "steered": analysis.rate_r2(on_valid["rates"], valid["rates"]).pooled,
-        "known": analysis.rate_r2(told, valid["rates"]).pooled,
-        "alone": analysis.rate_r2(solved["rates"], valid["rates"]).pooled,
-        "share": co_smoothing / oracle,
-        "true->inferred": latents.true_to_inferred,
-        "inferred->true": latents.inferred_to_true,
-        "noise": float((model.noise_scales()[1].detach().numpy() / spread).mean()),
-        "exponent": float(spectrum["exponents_per_bin"][0]) / TIME_PER_BIN,
+        name: analysis.rate_r2(on_valid["rates"], valid["rates"]).pooled,
+        f"{name} share": co_smoothing / oracle,
+        f"{name} t->i": latents.true_to_inferred,
+        f"{name} i->t": latents.inferred_to_true,
     }
 
 

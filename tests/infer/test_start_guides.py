@@ -190,6 +190,13 @@ def test_any_model_with_nothing_but_a_start_is_solved(ic_bins):
     guess = torch.zeros_like(start).requires_grad_()
     (before,) = torch.autograd.grad(log_joint(model, batch, guess).sum(), guess)
     assert gradient.norm() < 0.01 * before.norm()
+    torch.manual_seed(0)
+    one, many = (
+        importance_sample(model, kind(model), batch, 1000) for kind in (LaplaceStart, MixtureStart)
+    )
+    error = torch.hypot(one.log_evidence_error, many.log_evidence_error)
+    assert (error < 0.1).all()
+    assert ((one.log_evidence - many.log_evidence).abs() < 4 * error).all()
 
 
 def test_weights_of_its_draws_are_nearly_equal():
