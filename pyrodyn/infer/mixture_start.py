@@ -50,7 +50,7 @@ MOST_ROUNDS = 20
 POWERS = torch.logspace(-6, 0, 121)
 """Values of beta to choose from."""
 
-JITTER = 1e-6
+JITTER = 1e-10
 """Of p(s)'s variance: what is added to the cloud's, lest it be singular."""
 
 MOST_ENTRIES = 2**24
@@ -86,7 +86,8 @@ class _Mixture(NamedTuple):
         prior: Law,
     ) -> "_Mixture":
         """The next mixture, from weighed draws."""
-        drawn, weights, dim = drawn.transpose(0, 1), weights.T, drawn.shape[-1]
+        like, dim = drawn, drawn.shape[-1]
+        drawn, weights = drawn.transpose(0, 1).double(), weights.T
         chosen = torch.multinomial(weights, NUM_KERNELS, replacement=True)
         chosen = chosen[..., None].expand(-1, -1, dim)
         # In units of the whole cloud, whose mean is 0 and covariance the identity.
@@ -108,11 +109,11 @@ class _Mixture(NamedTuple):
         aside = prior.mean.expand(len(drawn), 1, -1)
         aside_root = torch.diag(prior.stddev).expand(len(drawn), 1, -1, -1)
         shares = y.new_tensor([*[(1 - DEFENCE) / NUM_KERNELS] * NUM_KERNELS, DEFENCE])
-        return cls(
+        centres, roots = (
             torch.cat([drawn.gather(1, chosen), aside], 1),
             torch.cat([roots, aside_root], 1),
-            shares,
         )
+        return cls(centres.to(like), roots.to(like), shares.to(like))
 
     def take(self, trials: Int[Tensor, " trial"]) -> "_Mixture":
         """Those of some trials."""
@@ -176,7 +177,7 @@ class _Cloud(NamedTuple):
         # Where none leaves so many, that which leaves most.
         best = torch.where(is_enough.any(0), (place * is_enough).argmax(0), counts.argmax(0))
         weights = (untold + powers[best] * self.told).softmax(0)
-        return weights.to(self.drawn), best == len(powers) - 1
+        return weights, best == len(powers) - 1
 
     def take(self, trials: Int[Tensor, " trial"]) -> "_Cloud":
         """Those of some trials."""

@@ -1,5 +1,5 @@
 """Guides that work out where a trial started, when dynamics without noise carry the first state
-through all of it: q(s | x) of the start site s, from
+through all of it: q(s | x) of the start site s, from::
 
     L(s) = log p(s) + sum_e log p(x_e | s)
 

@@ -105,7 +105,20 @@ def test_the_posterior_of_a_linear_gaussian_model_is_exact():
     np.testing.assert_allclose(
         law.precision_matrix.numpy(), np.tile(precision, (3, 1, 1)), rtol=1e-3, atol=1e-3
     )
-    np.testing.assert_allclose(law.mean.numpy(), np.linalg.solve(precision, pull.T).T, atol=1e-3)
+    mean = np.linalg.solve(precision, pull.T).T
+    np.testing.assert_allclose(law.mean.numpy(), mean, atol=1e-3)
+    torch.manual_seed(0)
+    mixed = importance_sample(model, MixtureStart(model), batch.as_seen(), 2000)
+    single = importance_sample(model, LaplaceStart(model), batch.as_seen(), 2000)
+    assert (mixed.effective_sample_size > 400).all()
+    weights, z = mixed.smoothed.log_weights.exp(), mixed.sites["z0"]
+    variance = np.linalg.inv(precision).diagonal(axis1=-2, axis2=-1)
+    error = np.sqrt(variance / mixed.effective_sample_size.numpy()[:, None])
+    found = torch.einsum("kt,ktd->td", weights, z).numpy()
+    assert (np.abs(found - mean) < 4 * error).all()
+    # Of an exact posterior all weights are the evidence.
+    difference = (mixed.log_evidence - single.log_evidence).abs()
+    assert (difference < 4 * mixed.log_evidence_error + 1e-3).all()
 
 
 def test_the_mode_and_its_width_are_those_of_a_grid():
