@@ -381,3 +381,21 @@ def test_trials_that_no_first_state_explains_are_named():
         model.phi.field.linear.copy_(1e9 * torch.eye(2))
     with pytest.raises(ArithmeticError, match=r"none explains trial 0: the paths .* run off"):
         predict(model, recording, guide=MixtureStart(model))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", [LaplaceStart, MixtureStart])
+def test_a_gpu_finds_the_same_evidence(kind):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    recording = counts(num_neurons=20)
+    torch.manual_seed(3)
+    model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
+    told = []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        batch = model.trials_of(recording).batch()
+        found = importance_sample(model, kind(model), batch, 1000)
+        told.append((found.log_evidence.cpu(), found.log_evidence_error.cpu()))
+    difference = (told[0][0] - told[1][0]).abs()
+    assert (difference < 4 * torch.hypot(told[0][1], told[1][1])).all()
