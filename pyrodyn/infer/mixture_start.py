@@ -200,7 +200,8 @@ class MixtureStart(StartGuide):
         num_draws: per trial and round.
 
     Raises:
-        ValueError: for a model that draws more than its start.
+        ValueError: for a model that draws more than its start, or fewer draws than kernels.
+        ArithmeticError: once solved for, for a trial of which all draws' paths run off.
     """
 
     def __init__(self, model: StateSpaceModel, *, num_draws: int = 500) -> None:
@@ -209,23 +210,20 @@ class MixtureStart(StartGuide):
         self.num_draws = num_draws
 
     def _solve(self, batch: Batch, num_bins: int) -> Law:
-        """A mixture of multivariate normals.
-
-        Raises:
-            ArithmeticError: for a trial that no draw explains.
-        """
+        """A mixture of multivariate normals."""
         prior = self.model.start()
         mixture = learned = _Mixture.of(prior, self._guess(batch))
         nothing = prior.mean.new_zeros(0, batch.num_trials)
         cloud = _Cloud(nothing[..., None] + prior.mean, nothing.double(), nothing, ())
         trials = torch.arange(batch.num_trials, device=nothing.device)
-        for is_first in (True, *[False] * (MOST_ROUNDS - 1)):
+        for round_ in range(MOST_ROUNDS):
             drawn = mixture.law().sample((self.num_draws,))
             told = self._log_likelihood(drawn, batch.take(trials), num_bins)
             cloud = cloud.grown(mixture, drawn, told)
+            _check_told(cloud.told, batch.trial[trials])
             weights, is_done = cloud.weights(prior, FEWEST_COUNT * self.num_draws)
             mixture = _Mixture.around(cloud.drawn, weights, prior)
-            learned = mixture if is_first else learned.put(trials, mixture)
+            learned = learned.put(trials, mixture) if round_ else mixture
             going = (~is_done).nonzero()[:, 0]
             if not len(going):
                 break
@@ -239,11 +237,13 @@ class MixtureStart(StartGuide):
         per_draw = batch.num_trials * num_bins * batch.seen.shape[-1]
         parts = drawn.split(max(1, MOST_ENTRIES // per_draw))
         told = [self._terms(part, batch, num_bins).sum(-1, dtype=torch.float64) for part in parts]
-        log_likelihood = torch.cat(told).nan_to_num(nan=-torch.inf)
-        is_lost = log_likelihood.isneginf().all(0)
-        if is_lost.any():
-            raise ArithmeticError(
-                f"of {len(drawn)} first states none explains trial {int(batch.trial[is_lost][0])}:"
-                " the paths from all of them run off; fit longer, or with a lower learning_rate"
-            )
-        return log_likelihood
+        return torch.cat(told).nan_to_num(nan=-torch.inf)
+
+
+def _check_told(told: Float[Tensor, "draw trial"], trials: Int[Tensor, " trial"]) -> None:
+    is_lost = told.isneginf().all(0)
+    if is_lost.any():
+        raise ArithmeticError(
+            f"of {len(told)} first states none explains trial {int(trials[is_lost][0])}: the paths"
+            " from all of them run off; fit longer, or with a lower learning_rate"
+        )

@@ -227,7 +227,7 @@ class SequentialAutoencoder(StateSpaceModel):
         Noise lets the data lead the path while dynamics are learned; this is what they come to by
         themselves. Its guide starts from what the noisy guide's encoder says of the first bin,
         which is a guess (untrained where another proposal has replaced that guide): train it, or
-        solve for the first state by `pyrodyn.infer.LaplaceStart`.
+        solve for the first state by `pyrodyn.infer.LaplaceStart` or `pyrodyn.infer.MixtureStart`.
 
         Raises:
             ValueError: for a model without process noise.
