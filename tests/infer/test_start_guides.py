@@ -383,6 +383,25 @@ def test_trials_that_no_first_state_explains_are_named():
         predict(model, recording, guide=MixtureStart(model))
 
 
+def test_a_trial_is_lost_only_when_the_draws_of_all_rounds_are(monkeypatch):
+    recording = counts(num_neurons=20)
+    torch.manual_seed(3)
+    model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
+    batch = model.trials_of(recording).batch()
+    original, num_rounds = MixtureStart._log_likelihood, 0
+
+    def lost_in_the_second(guide, drawn, searched, num_bins):
+        nonlocal num_rounds
+        num_rounds += 1
+        told = original(guide, drawn, searched, num_bins)
+        return torch.full_like(told, -torch.inf) if num_rounds == 2 else told
+
+    monkeypatch.setattr(MixtureStart, "_log_likelihood", lost_in_the_second)
+    law = MixtureStart(model).law(batch)
+    assert num_rounds > 2
+    assert torch.isfinite(law.log_prob(law.sample())).all()
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("kind", [LaplaceStart, MixtureStart])
 def test_a_gpu_finds_the_same_evidence(kind):
