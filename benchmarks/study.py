@@ -191,7 +191,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def shown(value: Any) -> str:
-    return f"{value:>12.4g}" if isinstance(value, float) else f"{value:>12}"
+    return f"{value:>13.4g}" if isinstance(value, float) else f"{value:>13}"
 
 
 def main() -> None:
@@ -215,7 +215,7 @@ def main() -> None:
                     row = run(system, dynamics, dim, seed, arguments.out)
                     points = row.pop("fixed points", [])
                     if not rows:
-                        print("".join(f"{name:>12}" for name in row))
+                        print("".join(f"{name:>13}" for name in row))
                     rows.append(row)
                     print(
                         "".join(shown(value) for value in row.values()),
