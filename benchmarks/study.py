@@ -215,7 +215,7 @@ def main() -> None:
                     row = run(system, dynamics, dim, seed, arguments.out)
                     points = row.pop("fixed points", [])
                     if not rows:
-                        print("".join(f"{name:>13}" for name in row))
+                        print("".join(shown(name) for name in row))
                     rows.append(row)
                     print(
                         "".join(shown(value) for value in row.values()),
