@@ -1,15 +1,17 @@
 """Probability pieces that Pyro lacks: paths as one variable, counts and amplitudes by log mean,
-laws side by side.
+laws near points, laws side by side.
 """
 
 from pyrodyn.distributions.amplitudes import MeanGamma, ZeroInflatedGamma
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.counts import LogPoisson, NegativeBinomialMean, ZeroInflatedLogPoisson
+from pyrodyn.distributions.kernel_density import KernelDensity
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.distributions.side_by_side import SideBySide
 
 __all__ = [
     "Autoregressive",
+    "KernelDensity",
     "LogPoisson",
     "MeanGamma",
     "NegativeBinomialMean",

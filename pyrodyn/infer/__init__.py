@@ -8,6 +8,7 @@ from pyrodyn.infer.mixture_start import MixtureStart
 from pyrodyn.infer.objectives import ELBO, Objective, Ramp
 from pyrodyn.infer.online import Stream, filter_bin
 from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
+from pyrodyn.infer.pool import Pooled, path_pool
 from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import FallingNoise, GrowingHorizon, NonFiniteLossError, Schedule
 from pyrodyn.infer.smoothed_score import SmoothedScore
@@ -29,6 +30,7 @@ __all__ = [
     "MixtureStart",
     "NonFiniteLossError",
     "Objective",
+    "Pooled",
     "Ramp",
     "Schedule",
     "SequentialMonteCarlo",
@@ -39,4 +41,5 @@ __all__ = [
     "importance_sample",
     "particle_filter",
     "particle_smoother",
+    "path_pool",
 ]

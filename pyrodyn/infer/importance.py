@@ -8,6 +8,7 @@ above, the guide misses mass of the posterior, or K is too small for its dimensi
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,10 +77,26 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
         ValueError: for fewer particles than a tail can be told from.
     """
     _check_enough(len(log_weights))
-    by_trial = log_weights.T.double().cpu().contiguous().numpy()
-    smoothed, pareto_k = zip(*map(_pareto_smoothed, by_trial), strict=True)
+    smoothed, shapes = zip(*_smoothed_trials(log_weights), strict=True)
     weights = torch.from_numpy(np.stack(smoothed, -1)).to(log_weights)
-    return Smoothed(torch.log_softmax(weights, 0), log_weights.new_tensor(pareto_k))
+    return Smoothed(torch.log_softmax(weights, 0), log_weights.new_tensor(shapes))
+
+
+def pareto_k(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
+    """K-hat alone, in the memory of one trial at a time.
+
+    Raises:
+        ValueError: for fewer particles than a tail can be told from.
+    """
+    _check_enough(len(log_weights))
+    return log_weights.new_tensor([shape for _, shape in _smoothed_trials(log_weights)])
+
+
+def _smoothed_trials(
+    log_weights: Float[Tensor, "particle trial"],
+) -> Iterator[tuple[NDArray[np.double], float]]:
+    for of_trial in log_weights.T:
+        yield _pareto_smoothed(of_trial.double().cpu().numpy())
 
 
 def _pareto_smoothed(log_weights: NDArray[np.double]) -> tuple[NDArray[np.double], float]:

@@ -13,6 +13,8 @@ and with process noise, which makes it a latent SDE on the grid of bins::
 
     z_t ~ N(Phi(z_{t-1}, i_t), Q)
 
+In place of the normal law first states may lie near given points (`starting_near`).
+
 Guide, without process noise::
 
     q(z_1) = N(m(e), s(e))                         e: last states of a bidirectional GRU
@@ -45,6 +47,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import is_number
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
+from pyrodyn.distributions.kernel_density import KernelDensity
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.base import check_config
 from pyrodyn.models.dynamics import Dynamics
@@ -68,7 +71,10 @@ START_PRECISION = 2.0
 GUESS_SHARE = 0.15
 """Of the first state's spread, what a guess from a noisy guide's encoder leaves open."""
 
-MAY_BE_ZERO = ("input_dim", "readout_width")
+KERNEL_WIDTH = 0.05
+"""Of the spread of given first states, how near to one of them the first state lies."""
+
+MAY_BE_ZERO = ("input_dim", "readout_width", "num_first_states")
 """Sizes that switch a part off."""
 
 
@@ -109,6 +115,9 @@ class SequentialAutoencoder(StateSpaceModel):
         self.phi = phi
         self.start_mean = nn.Parameter(torch.zeros(dim))
         self.start_log_scale = nn.Parameter(torch.zeros(dim))
+        self.first_states: Tensor | None
+        points = torch.randn(config["num_first_states"], dim)
+        self.register_buffer("first_states", points if len(points) else None)
         if self.process_noise:
             self.log_noise = nn.Parameter(torch.full((dim,), config["untrained_noise"]).log())
             # Held to by training where `pyrodyn.infer.FallingNoise` asks for it.
@@ -141,6 +150,8 @@ class SequentialAutoencoder(StateSpaceModel):
 
     def start(self) -> Law:
         """p(z0), without process noise."""
+        if self.first_states is not None:
+            return self._near(self.first_states)
         scale = self.start_log_scale.exp() + SCALE_FLOOR
         return dist.Normal(self.start_mean, scale, validate_args=False).to_event(1)
 
@@ -149,6 +160,8 @@ class SequentialAutoencoder(StateSpaceModel):
         if start is not None:
             return nothing(start)
         left = inputs.shape[:-1]
+        if self.first_states is not None:
+            return self._near(self.first_states).expand(left)
         return SharedNormal(self.start_mean.expand(*left, -1), self.noises()[0])
 
     def transition(self, state: LatentState, inputs: Float[Tensor, "*left input"]) -> Law:
@@ -208,6 +221,10 @@ class SequentialAutoencoder(StateSpaceModel):
         if not self.process_noise:
             pyro.deterministic("z", states.z, event_dim=2)
 
+    def _near(self, points: Float[Tensor, "point latent"]) -> KernelDensity:
+        width = self.hoisted("kernel_width", lambda: KERNEL_WIDTH * points.std(0))
+        return KernelDensity(points, width)
+
     def noises(self) -> tuple[Covariance, Covariance]:
         """S_1 and Q."""
 
@@ -249,6 +266,43 @@ class SequentialAutoencoder(StateSpaceModel):
         quiet.record = copy.deepcopy(self.record)
         return quiet
 
+    def starting_near(self, states: Float[Tensor, "point latent"]) -> "SequentialAutoencoder":
+        """The same model with another law of first states, near given points::
+
+            z_1 ~ mean_k N(s_k, diag(h)^2),     h: `KERNEL_WIDTH` of the points' spread
+
+        Where trials begin anywhere in an activity that goes on, a trial may begin in any state that
+        others visit at any bin: some thousand of these, inferred, are a law of first states that
+        lies where the dynamics lead, which a normal cannot do. The guide leans on their moments, in
+        place of mu and S_1.
+
+        Args:
+            states: s_k, of this model.
+
+        Raises:
+            ValueError: for points of another shape, that are not finite or all alike in one dim.
+        """
+        dim = self.config["latent_dim"]
+        if states.ndim != 2 or len(states) < 2 or states.shape[1] != dim:
+            raise ValueError(
+                f"states of shape {tuple(states.shape)}; first states near points need at least 2"
+                f" points, (point, {dim})"
+            )
+        if not states.isfinite().all():
+            raise ValueError(f"state {int((~states.isfinite()).nonzero()[0, 0])} is not finite")
+        if (states.std(0) == 0).any():
+            raise ValueError(
+                f"all states have the same latent {int((states.std(0) == 0).nonzero()[0])}: give"
+                " states that differ in each"
+            )
+        moved = copy.deepcopy(self)
+        moved.config = {**self.config, "num_first_states": len(states)}
+        moved.first_states = states.to(self.start_mean).clone()
+        with torch.no_grad():
+            moved.start_mean.copy_(states.mean(0))
+            moved.start_log_scale.copy_(states.std(0).log())
+        return moved
+
     # ------------------------------------------------------------------ guide
 
     def guide(self, batch: Batch) -> None:
@@ -283,6 +337,8 @@ class NodeSAE(SequentialAutoencoder):
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
+        num_first_states: points near which the first state lies, which `starting_near` sets; 0 for
+            a normal law.
     """
 
     phi: Flow
@@ -305,6 +361,7 @@ class NodeSAE(SequentialAutoencoder):
         encoder_dim: int = 64,
         dropout: float = 0.05,
         observation: Named = "poisson",
+        num_first_states: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)
@@ -383,6 +440,8 @@ class RnnSAE(SequentialAutoencoder):
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
+        num_first_states: points near which the first state lies, which `starting_near` sets; 0 for
+            a normal law.
     """
 
     phi: GRUCell | MapCell
@@ -402,6 +461,7 @@ class RnnSAE(SequentialAutoencoder):
         encoder_dim: int = 64,
         dropout: float = 0.05,
         observation: Named = "poisson",
+        num_first_states: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)

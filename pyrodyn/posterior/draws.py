@@ -17,6 +17,7 @@ from pyrodyn.data.schema import Block
 from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.importance import log_evidence, pareto_smoothed
 from pyrodyn.infer.particles import Filtered, particle_filter
+from pyrodyn.infer.pool import path_pool
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
@@ -47,7 +48,7 @@ class Draws(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
-METHODS = ("guide", "importance", "smoother")
+METHODS = ("guide", "importance", "smoother", "pool")
 
 
 def drawing_by(
@@ -70,8 +71,10 @@ def drawing_by(
                 return importance_draws(
                     model, guide or model.guide, batch, num_draws, num_particles
                 )
-            case _:
+            case "smoother":
                 return smoother_draws(model, batch, num_draws, num_particles)
+            case _:
+                return pool_draws(model, batch, num_draws, num_particles)
 
     return draw
 
@@ -162,6 +165,26 @@ def smoother_draws(
             "log_evidence_error": filtered.log_evidence_variance.sqrt(),
             "effective_sample_size_by_bin": filtered.effective_sample_size.T,
             "first_particles_with_descendants": num_first,
+        },
+    )
+
+
+@torch.no_grad()
+def pool_draws(model: LatentDynamics, batch: Batch, num_draws: int, num_particles: int) -> Draws:
+    """Draw paths from a pool of the model's own, given what the encoder may see, and replay the
+    model on them.
+    """
+    pooled = path_pool(model, batch.as_seen(), num_draws, num_particles=num_particles)
+    return _replayed(
+        model,
+        batch,
+        pooled.sites,
+        log_q=None,
+        diagnostics={
+            "pareto_k": pooled.pareto_k,
+            "effective_sample_size": pooled.effective_sample_size,
+            "log_evidence": pooled.log_evidence,
+            "log_evidence_error": pooled.log_evidence_error,
         },
     )
 

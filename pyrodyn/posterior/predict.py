@@ -32,7 +32,7 @@ def predict(
         guide: the guide the model was fitted with, if not its own.
         method: where the draws come from, see `to_datatree`. A guide fitted by `VSMC` only proposes
             where particles go: what weights make of it is told by ``"smoother"``.
-        num_particles: draws that are weighed, or particles of the filter.
+        num_particles: draws that are weighed, particles of the filter, or paths in the pool.
         batch_size: trials at once.
         seed: seeds the draws.
 

@@ -72,11 +72,13 @@ def to_datatree(
         num_prior_draws: draws per trial from the prior; 0 leaves the prior's groups out.
         guide: the guide the model was fitted with, if not its own.
         method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws kept by
-            their Pareto-smoothed weights; or ``"smoother"``, paths of the particle smoother, for
+            their Pareto-smoothed weights; ``"smoother"``, paths of the particle smoother, for
             state-space models (by backward simulation, or along ancestors where the state has a
-            deterministic part). Whichever, held-out neurons and forecast bins are not conditioned
-            on, nor are they in ``log_evidence``; ``log_likelihood`` and ``lp`` count them.
-        num_particles: draws that are weighed, or particles of the filter.
+            deterministic part); or ``"pool"``, paths that the model draws by itself, the same for
+            all trials and weighed for each (`path_pool`). Whichever, held-out neurons and forecast
+            bins are not conditioned on, nor are they in ``log_evidence``; ``log_likelihood`` and
+            ``lp`` count them.
+        num_particles: draws that are weighed, particles of the filter, or paths in the pool.
         batch_size: trials drawn at once.
         seed: seeds the draws.
         path: a new ``.zarr`` folder to which the tree is streamed, ``batch_size`` trials at a

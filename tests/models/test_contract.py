@@ -70,6 +70,10 @@ ZOO = {
             "process_noise": True,
         },
     ),
+    "node_sae_near": (
+        NodeSAE,
+        {"latent_dim": 2, "encoder_dim": 3, "process_noise": True, "num_first_states": 5},
+    ),
     "rnn_sae": (RnnSAE, {"latent_dim": 2, "encoder_dim": 3}),
     "rnn_sae_noise": (
         RnnSAE,
@@ -86,6 +90,7 @@ LATENT = {
     "low_rank_other_options": {"z"},
     "node_sae": {"z0"},
     "node_sae_noise": {"z"},
+    "node_sae_near": {"z"},
     "rnn_sae": {"z0"},
     "rnn_sae_noise": {"z"},
 }

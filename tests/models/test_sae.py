@@ -7,8 +7,8 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyrodyn import data, fit, predict, to_datatree
-from pyrodyn.infer import ELBO, IWELBO, VSMC, SmoothedScore, particle_filter
+from pyrodyn import data, fit, load, predict, save, to_datatree
+from pyrodyn.infer import ELBO, IWELBO, VSMC, SmoothedScore, particle_filter, path_pool
 from pyrodyn.models import NodeSAE, RnnSAE
 from pyrodyn.models.handed_on import HandedOn
 from pyrodyn.models.state_space import Bootstrap, ProposalPath
@@ -299,3 +299,72 @@ def test_a_path_that_runs_off_is_named():
     for summary in (predict, to_datatree):
         with pytest.raises(ArithmeticError, match=r"rates of trial \d are not finite at bin [1-6]"):
             summary(model, recording, num_draws=2)
+
+
+POINTS = torch.tensor([[1.0, 4.0], [-3.0, 2.0], [2.0, -2.0], [0.0, 3.0]])
+
+
+@pytest.mark.parametrize("process_noise", [False, True])
+@pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
+def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path):
+    model, recording = made(kind, counts(num_inputs=0), **sizes, process_noise=process_noise)
+    moved = model.starting_near(POINTS)
+    assert model.first_states is None
+    assert not moved.training
+    save(moved, tmp_path)
+    for same in (moved, load(tmp_path)):
+        batch = same.trials_of(recording).batch()
+        sites = path_pool(same, batch, 50, num_particles=500).sites
+        first = sites["z"][:, :, 0] if process_noise else sites["z0"]
+        distance = ((first[:, :, None] - POINTS) / (0.05 * POINTS.std(0))).norm(dim=-1)
+        assert (distance.amin(-1) < 4.5).all()
+        assert distance.argmin(-1).unique().numel() > 1
+        torch.testing.assert_close(same.start_mean, POINTS.mean(0))
+        torch.testing.assert_close(same.start_log_scale.exp(), POINTS.std(0))
+    if process_noise:
+        torch.testing.assert_close(moved.without_noise().first_states, POINTS)
+
+
+@pytest.mark.parametrize("process_noise", [False, True])
+def test_the_evidence_is_that_of_first_states_near_points(process_noise):
+    """By quadrature over the first state of rates that stay; noise is as good as none."""
+    model, recording = made(
+        recording=counts(num_inputs=0), **TINY, process_noise=process_noise, untrained_noise=1e-6
+    )
+    with torch.no_grad():
+        model.phi.field.linear_layers()[-1].weight.zero_()
+        model.phi.field.linear_layers()[-1].bias.zero_()
+    moved = model.starting_near(POINTS)
+    batch = moved.trials_of(recording).batch()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+    offsets = torch.tensor(np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)).float()
+    log_weights = torch.tensor(np.log(np.outer(weights, weights).ravel() / (2 * np.pi)))
+    first = (POINTS[:, None] + 0.05 * POINTS.std(0) * offsets).flatten(0, 1)
+    with torch.no_grad():
+        law = moved.observation(moved.readout(first))
+        told = law.log_prob(batch.x[:, :, None]).sum((1, 3)).double()
+    exact = (told + log_weights.repeat(4) - np.log(4)).logsumexp(-1)
+    found = path_pool(moved, batch, num_particles=20_000)
+    assert (found.log_evidence_error < 0.03).all()
+    assert ((found.log_evidence - exact).abs() < 4 * found.log_evidence_error + 0.005).all()
+    if process_noise:
+        moved.proposal = Bootstrap()
+        with torch.no_grad():
+            filtered = particle_filter(moved, batch, 5000)
+        error = filtered.log_evidence_variance.sqrt()
+        assert ((filtered.log_evidence.sum(0) - exact).abs() < 4 * error + 0.005).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"),
+    [
+        (POINTS[:, :1], r"states of shape \(4, 1\); .* need at least 2 points, \(point, 2\)"),
+        (POINTS[:1], r"states of shape \(1, 2\)"),
+        (torch.cat([POINTS, torch.tensor([[0.0, torch.nan]])]), "state 4 is not finite"),
+        (torch.tensor([[0.0, 1.0], [2.0, 1.0]]), "all states have the same latent 1"),
+    ],
+)
+def test_points_that_make_no_law_of_first_states(points, sentence):
+    model, _ = made(**TINY)
+    with pytest.raises(ValueError, match=sentence):
+        model.starting_near(points)

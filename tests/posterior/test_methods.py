@@ -1,4 +1,4 @@
-"""Draws by importance weights and by the particle smoother, in the DataTree."""
+"""Draws by importance weights, the particle smoother and a pool of paths, in the DataTree."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_predicted_moments_are_exact(model, recorded, method):
         np.testing.assert_allclose(sd, spread, rtol=0.3)
 
 
-@pytest.mark.parametrize("method", ["guide", "importance", "smoother"])
+@pytest.mark.parametrize("method", ["guide", "importance", "smoother", "pool"])
 @pytest.mark.parametrize("kind", ["low_rank", "lfads"])
 def test_every_method_fills_every_group(kind, method, make_lfads, make_recording, tmp_path):
     counts = make_recording(5)
@@ -95,6 +95,13 @@ def test_every_method_fills_every_group(kind, method, make_lfads, make_recording
             "log_evidence_error",
             "effective_sample_size_by_bin",
             "first_particles_with_descendants",
+        },
+        "pool": {
+            "lp",
+            "pareto_k",
+            "effective_sample_size",
+            "log_evidence",
+            "log_evidence_error",
         },
     }
     assert stats == expected[method]

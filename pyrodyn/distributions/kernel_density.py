@@ -1,0 +1,84 @@
+"""The law of a vector that lies near one of some points, each as likely as any other::
+
+    p(z) = mean_k N(z; s_k, diag(h)^2)
+
+so that a set of any shape, a thin sheet too, is where z may lie.
+
+Source: Parzen 1962.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrodyn.distributions.gaussian import LOG_2PI
+
+MOST_DISTANCES = 2**24
+"""Distances that are held at once."""
+
+
+class KernelDensity(TorchDistribution):
+    """A mixture of normals of one width around points.
+
+    Args:
+        points: s_k.
+        width: h, standard deviations of the kernels.
+        batch_shape: as many draws of their own.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        points: Float[Tensor, "point dim"],
+        width: Float[Tensor, " dim"],
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        self.points, self.width = points, width
+        super().__init__(torch.Size(batch_shape), points.shape[1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "KernelDensity":
+        """The same law for more draws."""
+        return KernelDensity(self.points, self.width, batch_shape)
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch dim"]:
+        """That of the points."""
+        return self.points.mean(0).expand(*self.batch_shape, -1)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch dim"]:
+        """Of each dim: that of the points, and h^2."""
+        variance = self.points.var(0, correction=0) + self.width.square()
+        return variance.expand(*self.batch_shape, -1)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
+        """Vectors near points, differentiable in these and in the width."""
+        shape = (*sample_shape, *self.batch_shape)
+        chosen = self.points[torch.randint(len(self.points), shape, device=self.points.device)]
+        return chosen + self.width * torch.randn_like(chosen)
+
+    def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*all"]:
+        """Log density in nats; its work grows with the number of points."""
+        # Distances from differences: those from products lose the digits that narrow kernels need.
+        points = self.points / self.width
+        rows = (value / self.width).reshape(-1, value.shape[-1])
+        parts = rows.split(max(1, MOST_DISTANCES // len(points)))
+        distance = "donot_use_mm_for_euclid_dist"
+        near = torch.cat(
+            [
+                (-0.5 * torch.cdist(part, points, compute_mode=distance).square()).logsumexp(-1)
+                for part in parts
+            ]
+        ).view(value.shape[:-1])
+        constant = self.width.log().sum() + 0.5 * LOG_2PI * len(self.width)
+        told = near - math.log(len(points)) - constant
+        return told.expand(torch.broadcast_shapes(told.shape, self.batch_shape))
