@@ -306,8 +306,8 @@ class SequentialAutoencoder(StateSpaceModel):
     # ------------------------------------------------------------------ guide
 
     def guide(self, batch: Batch) -> None:
-        """Site ``z0``, or with process noise ``z``, drawn in one go."""
-        if not self.process_noise:
+        """Site ``z0``, or with process noise ``z``, drawn in one go by the model's own proposal."""
+        if not isinstance(self.proposal, RecurrentFactor):
             return super().guide(batch)
         with self.trials(batch):
             pull = self.proposal.encode(self, batch)

@@ -92,6 +92,21 @@ def test_the_proposal_is_the_prior_times_its_factor():
     torch.testing.assert_close(spread, law.variance[:, 0].sqrt(), atol=1e-3, rtol=1e-3)
 
 
+def test_another_proposal_is_the_guide_too():
+    """That of the model's own law: log q of its draws is log p."""
+    model, recording = made(**TINY, process_noise=True)
+    model.proposal = Bootstrap()
+    batch = model.trials_of(recording).batch()
+    with torch.no_grad():
+        guided = poutine.trace(model.guide).get_trace(batch)
+        trace = poutine.trace(poutine.replay(model.model, guided)).get_trace(batch)
+    for each in (guided, trace):
+        each.compute_log_prob()
+    log_q, log_p = (each.nodes["z"]["log_prob"] for each in (guided, trace))
+    torch.testing.assert_close(log_q, log_p, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(predict(model, recording, num_draws=3)["rates"]).all()
+
+
 @pytest.mark.parametrize("process_noise", [False, True])
 def test_forecast_bins_follow_the_model(process_noise):
     model, recording = made(
