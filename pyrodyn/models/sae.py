@@ -71,7 +71,7 @@ START_PRECISION = 2.0
 GUESS_SHARE = 0.15
 """Of the first state's spread, what a guess from a noisy guide's encoder leaves open."""
 
-KERNEL_WIDTH = 0.05
+KERNEL_WIDTH = 0.03
 """Of the spread of given first states, how near to one of them the first state lies."""
 
 MAY_BE_ZERO = ("input_dim", "readout_width", "num_first_states")
@@ -628,6 +628,8 @@ def _check(config: dict[str, Any]) -> None:
     check_config(config, MAY_BE_ZERO)
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")
+    if config["num_first_states"] == 1:
+        raise ValueError("num_first_states=1 point has no spread; give at least 2, or 0")
     noise = config["untrained_noise"]
     if not (is_number(noise) and 0 < noise < math.inf):
         raise ValueError(f"untrained_noise={noise!r} must be a finite standard deviation above 0")
