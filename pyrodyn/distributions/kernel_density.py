@@ -19,8 +19,13 @@ from torch.distributions import constraints
 
 from pyrodyn.distributions.gaussian import LOG_2PI
 
-MOST_DISTANCES = 2**24
+MOST_DISTANCES = 2**20
 """Distances that are held at once."""
+
+FAINTEST = -60.0
+"""Log of what a kernel gives beside the nearest one below which it counts as this: for less, the
+exponential takes several times as long.
+"""
 
 
 class KernelDensity(TorchDistribution):
@@ -68,17 +73,24 @@ class KernelDensity(TorchDistribution):
 
     def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*all"]:
         """Log density in nats; its work grows with the number of points."""
-        # Distances from differences: those from products lose the digits that narrow kernels need.
-        points = self.points / self.width
-        rows = (value / self.width).reshape(-1, value.shape[-1])
-        parts = rows.split(max(1, MOST_DISTANCES // len(points)))
-        distance = "donot_use_mm_for_euclid_dist"
-        near = torch.cat(
-            [
-                (-0.5 * torch.cdist(part, points, compute_mode=distance).square()).logsumexp(-1)
-                for part in parts
-            ]
-        ).view(value.shape[:-1])
+        # -|v - s|^2 / 2 as one product of matrices; in double precision, since terms as large as
+        # squares of far points in widths of narrow kernels cancel in it.
+        rows = (value / self.width).reshape(-1, value.shape[-1]).double()
+        points = (self.points / self.width).double()
+        left = torch.cat([rows, _half_square(rows), torch.ones_like(rows[:, :1])], -1)
+        right = torch.cat([points, torch.ones_like(points[:, :1]), _half_square(points)], -1)
+        parts = left.split(max(1, MOST_DISTANCES // len(points)))
+        near = torch.cat([_log_sum((part @ right.mT).to(value)) for part in parts])
+        near = near.view(value.shape[:-1])
         constant = self.width.log().sum() + 0.5 * LOG_2PI * len(self.width)
         told = near - math.log(len(points)) - constant
         return told.expand(torch.broadcast_shapes(told.shape, self.batch_shape))
+
+
+def _half_square(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row 1"]:
+    return -0.5 * rows.square().sum(-1, keepdim=True)
+
+
+def _log_sum(logs: Float[Tensor, "row point"]) -> Float[Tensor, " row"]:
+    largest = logs.amax(-1, keepdim=True).detach()
+    return (logs - largest).clamp(min=FAINTEST).exp().sum(-1).log() + largest[:, 0]
