@@ -23,8 +23,8 @@ MOST_DISTANCES = 2**20
 """Distances that are held at once."""
 
 FAINTEST = -60.0
-"""Log of what a kernel gives beside the nearest one below which it counts as this: for less, the
-exponential takes several times as long.
+"""Kernels that give less than this beside the nearest one, in logs, count as if they gave it: that
+adds nothing, and exponentials of less take several times as long.
 """
 
 
