@@ -112,7 +112,8 @@ def _log_likelihood(
 ) -> Float[Tensor, " trial"]:
     """Log p(x | z) of the first draw, in full."""
     first = {name: value[0] for name, value in sites.items()}
-    trace = poutine.trace(poutine.condition(model.model, data=first)).get_trace(batch)
+    alone = batch.replace(weight=1.0)  # trials stand for no others here
+    trace = poutine.trace(poutine.condition(model.model, data=first)).get_trace(alone)
     trace.compute_log_prob(lambda name, site: name == "x")
     told: Tensor = trace.nodes["x"]["log_prob"]
     return told

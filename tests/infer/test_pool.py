@@ -101,10 +101,12 @@ def counts(num_trials=6, num_bins=9, num_neurons=3, seed=0):
 
 
 def test_it_finds_what_the_particle_filter_finds():
+    """Of trials that stand for more than themselves, too."""
     recorded = counts()
     torch.manual_seed(0)
     model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=3, process_noise=True).eval()
-    batch = model.trials_of(recorded).batch()
+    batch = model.trials_of(recorded).batch(slice(0, 3))
+    assert batch.weight == 2.0
     pooled = path_pool(model, batch, num_particles=50_000)
     model.proposal = Bootstrap()
     with torch.no_grad():
