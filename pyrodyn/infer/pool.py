@@ -11,7 +11,7 @@ for every observation model of the zoo, with the linear predictors eta as::
 
 so that a pool is drawn once and weighed by a product of matrices. For models of few latent
 dimensions, whose noise is small beside what the data leave open of a path, this tells the posterior
-itself; k-hat and the number of paths that count say when a pool is too small for the data.
+itself; the number of paths that count says when a pool is too small for the data.
 """
 
 from typing import NamedTuple
@@ -39,9 +39,10 @@ class Pooled(NamedTuple):
 
     Attributes:
         sites: latent sites by name, ``(draw, trial, *event)``.
-        pareto_k: k-hat of the weights, see `pyrodyn.infer.importance`.
-        effective_sample_size: of the weights.
-        log_evidence: log p(x) per trial.
+        pareto_k: k-hat of the weights, see `pyrodyn.infer.importance`; large also where fewer paths
+            count than it looks at, three times the root of their number.
+        effective_sample_size: of the weights, in paths.
+        log_evidence: log p(x) per trial, in nats.
         log_evidence_error: its standard error.
     """
 
