@@ -179,7 +179,7 @@ def scores(model: models.NodeSAE, recording: xr.Dataset, seed: int) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs=2, default=[8000, 1000], help="of either part")
+    parser.add_argument("--steps", type=int, nargs=2, default=[7200, 1000], help="of either part")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder to keep the fitted models in")
     arguments = parser.parse_args()
