@@ -285,6 +285,8 @@ def run(number):
     )
 
 
+# A background job of a script would inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 handler = signal.getsignal(signal.SIGINT)
 try:
     run(signal.SIGINT)
