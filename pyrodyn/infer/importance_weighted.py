@@ -272,24 +272,38 @@ class _Stuck:
 
     def __init__(self, drawn: poutine.Trace) -> None:
         self.trace = drawn.copy()
-        self._weights: Tensor | None = None
+        self._multiplier = _Multiplier()
         for name in drawn_sites(drawn):
             site = dict(drawn.nodes[name])
             value = site["value"]
             if value.requires_grad and _is_local(site):
                 copied = value * 1
-                copied.register_hook(lambda grad: self._multiplied(grad))
+                copied.register_hook(self._multiplier)
                 site["value"] = copied
             self.trace.nodes[name] = site
 
     def multiply_gradients(self, weights: Float[Tensor, "particle trial"]) -> None:
         """Multiply the gradient of every copy by its draw's weight."""
-        self._weights = weights
+        self._multiplier.weights = weights
 
-    def _multiplied(self, grad: Tensor) -> Tensor:
-        if self._weights is None:
+
+class _Multiplier:
+    """What gradients of draws are multiplied by, once it is known.
+
+    It must not lead to the draws that it hangs on: through autograd's nodes Python's collector
+    does not see, and such a ring would keep every step's graph.
+
+    Attributes:
+        weights: per draw; None for 1.
+    """
+
+    weights: Float[Tensor, "particle trial"] | None = None
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        """The gradient that goes on into the guide."""
+        if self.weights is None:
             return grad
-        weights = self._weights if grad.ndim >= 2 and len(self._weights) > 1 else self._weights[0]
+        weights = self.weights if grad.ndim >= 2 and len(self.weights) > 1 else self.weights[0]
         return grad * weights.reshape(*weights.shape, *[1] * (grad.ndim - weights.ndim))
 
 

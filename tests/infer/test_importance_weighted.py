@@ -4,6 +4,7 @@ w   ~ N(0, 1)                        one for all trials, where the model has it
 z_n ~ N(mu, 1),  x_n ~ N(z_n + w, s^2)     one number per trial
 """
 
+import gc
 import math
 
 import numpy as np
@@ -361,6 +362,22 @@ def test_under_dropout_the_law_that_draws_is_the_law_that_scores(make_recording,
         torch.manual_seed(1)
         values.append(bound(model, model.guide)(batch).item())
     assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [*(IWELBO(3, name) for name in GRADIENTS), RWS(3)])
+def test_steps_leave_nothing_in_memory(objective):
+    model = Points()
+    loss = objective(model, model.guide)
+
+    def num_recorded() -> int:
+        gc.collect()
+        # By type: some objects import a module when asked whether they are an instance.
+        return sum(type(o) is Tensor and o.grad_fn is not None for o in gc.get_objects())
+
+    before = num_recorded()
+    for _ in range(3):
+        loss(model.batch()).backward()
+    assert num_recorded() == before
 
 
 def test_wake_phases_reach_dynamics_that_the_guide_has_rolled(
