@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from pyrodyn.data import Trials, recording
 from pyrodyn.data.batch import Batch
@@ -213,3 +214,46 @@ def by_joint_gaussian(exact: Exact, trial: int) -> Smoothed:
         np.array([posterior[t, :, t, :] for t in range(T)]),
         np.array([posterior[t, :, t - 1, :] for t in range(1, T)]),
     )
+
+
+def own_parameters(model: LowRankRNN) -> dict[str, torch.nn.Parameter]:
+    """What is learned of the model, without its proposal."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith("proposal.")
+    }
+
+
+def log_evidence(model: LowRankRNN, batch: Batch) -> float:
+    exact = exact_of(model, batch)
+    return sum(by_recursion(exact, trial).log_evidence for trial in range(batch.num_trials))
+
+
+@torch.no_grad()
+def exact_score(model: LowRankRNN, batch: Batch) -> Tensor:
+    """Central differences of the Kalman filter's log evidence, summed over trials."""
+    score, step = [], 1e-5
+    for parameter in own_parameters(model).values():
+        for entry in parameter.view(-1).split(1):
+            here = entry.clone()
+            entry.copy_(here + step)
+            ahead = log_evidence(model, batch)
+            entry.copy_(here - step)
+            score.append((ahead - log_evidence(model, batch)) / (2 * step))
+            entry.copy_(here)
+    return torch.tensor(score, dtype=torch.double)
+
+
+def posterior_paths(exact: Exact, trial: int, num_draws: int) -> Array:
+    """Exact draws of a trial's path, bin after bin."""
+    rng = np.random.default_rng(trial)
+    told = by_recursion(exact, trial)
+    covariance, lag_one = told.covariance, told.lag_one
+    path = [rng.multivariate_normal(told.mean[0], covariance[0], num_draws)]
+    for t in range(1, len(told.mean)):
+        slope = lag_one[t - 1] @ np.linalg.inv(covariance[t - 1])
+        left = covariance[t] - slope @ lag_one[t - 1].T
+        noise = rng.multivariate_normal(np.zeros(len(left)), left, num_draws)
+        path.append(told.mean[t] + (path[-1] - told.mean[t - 1]) @ slope.T + noise)
+    return np.stack(path, 1)

@@ -11,6 +11,7 @@ from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_fil
 from pyrodyn.infer.pool import Pooled, path_pool
 from pyrodyn.infer.resampling import RESAMPLING
 from pyrodyn.infer.schedule import FallingNoise, GrowingHorizon, NonFiniteLossError, Schedule
+from pyrodyn.infer.scoring import ScoringStep, fisher_scoring
 from pyrodyn.infer.smoothed_score import SmoothedScore
 from pyrodyn.infer.smoothing import particle_smoother
 from pyrodyn.infer.vsmc import VSMC
@@ -33,10 +34,12 @@ __all__ = [
     "Pooled",
     "Ramp",
     "Schedule",
+    "ScoringStep",
     "SequentialMonteCarlo",
     "SmoothedScore",
     "Stream",
     "filter_bin",
+    "fisher_scoring",
     "fit",
     "importance_sample",
     "particle_filter",

@@ -34,7 +34,14 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.dropout import SameDropout
 from pyrodyn.infer.held import held
 from pyrodyn.infer.objectives import Evaluation, Loss, Objective
-from pyrodyn.infer.traces import Program, drawn_sites, is_plate, latent_sites, observed_sites
+from pyrodyn.infer.traces import (
+    Program,
+    drawn_sites,
+    is_local,
+    is_plate,
+    latent_sites,
+    observed_sites,
+)
 
 GRADIENTS = ("iwae", "stl", "dreg")
 
@@ -188,7 +195,7 @@ def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Tra
     """
     program = _with_particles(guide, num_particles)
     drawn = poutine.trace(program).get_trace(batch)
-    outside = [name for name in drawn_sites(drawn) if not _is_local(drawn.nodes[name])]
+    outside = [name for name in drawn_sites(drawn) if not is_local(drawn.nodes[name])]
     if not outside or num_particles == 1:
         return drawn  # the one run of the guide, and so of its encoder
     once, kept = poutine.trace(guide).get_trace(batch), poutine.Trace()
@@ -202,11 +209,6 @@ def _with_particles(program: Program, num_particles: int) -> Program:
         return program
     wrapped: Program = pyro.plate("particles", num_particles, dim=-2)(program)
     return wrapped
-
-
-def _is_local(site: dict[str, Any]) -> bool:
-    """Whether a site lies in a plate at dim -1, the trials."""
-    return any(frame.dim == -1 for frame in site["cond_indep_stack"])
 
 
 def weigh(
@@ -241,7 +243,7 @@ def weigh(
         for name in names:
             site = trace.nodes[name]
             log_prob = site["fn"].log_prob(site["value"])
-            if not _is_local(site):
+            if not is_local(site):
                 # One draw, which the plate over particles has spread over all of them.
                 term = scale_and_mask(log_prob, site["scale"], site["mask"])
                 shared = shared + sign * term.sum() / _num_copies(term, num_particles)
@@ -276,7 +278,7 @@ class _Stuck:
         for name in drawn_sites(drawn):
             site = dict(drawn.nodes[name])
             value = site["value"]
-            if value.requires_grad and _is_local(site):
+            if value.requires_grad and is_local(site):
                 copied = value * 1
                 copied.register_hook(self._multiplier)
                 site["value"] = copied

@@ -38,6 +38,11 @@ def is_plate(site: Mapping[str, Any]) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
 
 
+def is_local(site: Mapping[str, Any]) -> bool:
+    """Whether a trace's site lies in a plate at dim -1, the trials."""
+    return any(frame.dim == -1 for frame in site["cond_indep_stack"])
+
+
 def drawn_sites(trace: poutine.Trace) -> list[str]:
     """Names of the sites that a trace drew, an automatic guide's auxiliary ones included."""
     return [

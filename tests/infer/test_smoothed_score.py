@@ -7,18 +7,17 @@ import xarray as xr
 from linear_gaussian import (
     NUM_TRIALS,
     RANK,
-    Array,
-    Exact,
     batch_of,
-    by_recursion,
     copies_of,
     data,
     exact_of,
+    exact_score,
     linear_network,
+    own_parameters,
+    posterior_paths,
 )
 from torch import Tensor
 
-from pyrodyn.data.batch import Batch
 from pyrodyn.infer import SmoothedScore, particle_filter
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.proposals import EncoderFactor
@@ -34,37 +33,8 @@ def network(recorded: xr.Dataset, proposal: str) -> LowRankRNN:
     return model
 
 
-def own_parameters(model: LowRankRNN) -> dict[str, torch.nn.Parameter]:
-    """What is learned of the model, without its proposal."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.startswith("proposal.")
-    }
-
-
 def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def log_evidence(model: LowRankRNN, batch: Batch) -> float:
-    exact = exact_of(model, batch)
-    return sum(by_recursion(exact, trial).log_evidence for trial in range(batch.num_trials))
-
-
-@torch.no_grad()
-def exact_score(model: LowRankRNN, batch: Batch) -> Tensor:
-    """Central differences of the Kalman filter's log evidence, summed over trials."""
-    score, step = [], 1e-5
-    for parameter in own_parameters(model).values():
-        for entry in parameter.view(-1).split(1):
-            here = entry.clone()
-            entry.copy_(here + step)
-            ahead = log_evidence(model, batch)
-            entry.copy_(here - step)
-            score.append((ahead - log_evidence(model, batch)) / (2 * step))
-            entry.copy_(here)
-    return torch.tensor(score, dtype=torch.double)
 
 
 @pytest.mark.parametrize("proposal", ["optimal", "bootstrap", "encoder"])
@@ -115,20 +85,6 @@ def test_a_minibatch_weighs_its_trials():
         )
         found.append(flat(list(gradients)))
     torch.testing.assert_close(found[1], 3 * found[0])
-
-
-def posterior_paths(exact: Exact, trial: int, num_draws: int) -> Array:
-    """Exact draws of a trial's path, bin after bin."""
-    rng = np.random.default_rng(trial)
-    told = by_recursion(exact, trial)
-    covariance, lag_one = told.covariance[::-1], told.lag_one[::-1]  # the smoother runs backward
-    path = [rng.multivariate_normal(told.mean[0], covariance[0], num_draws)]
-    for t in range(1, len(told.mean)):
-        slope = lag_one[t - 1] @ np.linalg.inv(covariance[t - 1])
-        left = covariance[t] - slope @ lag_one[t - 1].T
-        noise = rng.multivariate_normal(np.zeros(len(left)), left, num_draws)
-        path.append(told.mean[t] + (path[-1] - told.mean[t - 1]) @ slope.T + noise)
-    return np.stack(path, 1)
 
 
 def test_the_proposal_climbs_the_density_of_the_exact_posterior():
