@@ -14,6 +14,7 @@ from linear_gaussian import (
     data,
     exact_of,
     linear_network,
+    posterior_paths,
 )
 from pyro.distributions import Normal
 
@@ -44,6 +45,21 @@ def test_both_oracles_agree(variant, missing):
         one, other = by_recursion(exact, trial), by_joint_gaussian(exact, trial)
         for field in ("log_evidence", "mean", "covariance", "lag_one"):
             np.testing.assert_allclose(getattr(one, field), getattr(other, field), atol=1e-10)
+
+
+def test_exact_paths_have_the_moments_of_the_smoother():
+    """At every bin, and between neighbours."""
+    exact = exact_of(linear_network(data()), batch_of(data()))
+    num_draws = 40_000
+    for trial in range(NUM_TRIALS):
+        told, paths = by_recursion(exact, trial), posterior_paths(exact, trial, num_draws)
+        spread = np.sqrt(np.diagonal(told.covariance, axis1=1, axis2=2))
+        assert (np.abs(paths.mean(0) - told.mean) < 5 * spread / num_draws**0.5).all()
+        noise = (paths - told.mean) / spread
+        for lag, wanted in ((0, told.covariance), (1, told.lag_one)):
+            found = np.einsum("nti,ntj->tij", noise[:, lag:], noise[:, : len(spread) - lag])
+            scale = spread[lag:, :, None] * spread[: len(spread) - lag, None]
+            assert (np.abs(found / num_draws - wanted / scale) < 5 * (2 / num_draws) ** 0.5).all()
 
 
 @pytest.mark.parametrize("missing", [False, True])
