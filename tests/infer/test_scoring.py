@@ -36,6 +36,15 @@ def one_latent(recorded, seed=0):
     return model.double().eval()
 
 
+def drawn_for(recorded):
+    """A model, all trials, and a few draws for each."""
+    model = one_latent(recorded)
+    batch = model.trials_of(recorded).batch()
+    torch.manual_seed(0)
+    sites = path_pool(model, batch, 5, num_particles=200).sites
+    return model, scoring._Draws(model, batch, sites)
+
+
 def on_a_grid(model, batch):
     """z0, and log p(x_n, z0) of every trial there: all of both that counts."""
     spread = model.start().stddev.item()
@@ -116,11 +125,7 @@ def test_weights_that_have_a_density_climb_it_too():
 @pytest.mark.parametrize("num_trials", [5, 300])
 def test_steps_solve_their_equation(num_trials):
     """With fewer trials than weights, and with more."""
-    recorded = counts(num_trials)
-    model = one_latent(recorded)
-    batch = model.trials_of(recorded).batch()
-    torch.manual_seed(0)
-    draws = scoring._Draws(model, batch, path_pool(model, batch, 5, num_particles=200).sites)
+    _, draws = drawn_for(counts(num_trials))
     information = draws.scores.T @ draws.scores
     for damping in (0.1, 10.0):
         damped = information + damping * information.diagonal().diag()
@@ -129,9 +134,10 @@ def test_steps_solve_their_equation(num_trials):
 
 def test_they_lead_to_the_maximum_of_the_evidence():
     """To within a quarter of what the data themselves leave open: half a nat per weight."""
-    model = one_latent(counts(100))
+    recorded = counts(100)
+    model = one_latent(recorded)
     torch.manual_seed(0)
-    batch = model.trials_of(counts(100)).batch()
+    batch = model.trials_of(recorded).batch()
     with torch.no_grad():  # of the model itself: scores tell curvature where it can be right
         model.readout[0].weight.copy_(torch.tensor([[0.5], [-0.4], [0.3]]))
         shown = poutine.trace(model.model).get_trace(batch.unobserved()).nodes["x"]["value"]
@@ -168,17 +174,9 @@ def test_they_lead_to_the_maximum_of_the_evidence():
     assert abs(float(steps[0].log_evidence.sum()) - start) < 4 * error
 
 
-def fitted_to(recorded, num_draws=5, num_particles=200):
-    model = one_latent(recorded)
-    batch = model.trials_of(recorded).batch()
-    torch.manual_seed(0)
-    sites = path_pool(model, batch, num_draws, num_particles=num_particles).sites
-    return model, scoring._Draws(model, batch, sites)
-
-
 def test_a_step_that_its_draws_cannot_tell_of_is_shortened():
     """Since scores were told ten times too small: of F a hundredth is left."""
-    model, draws = fitted_to(counts(5))
+    model, draws = drawn_for(counts(5))
     draws.scores /= 10
     start = {name: value.clone() for name, value in model.state_dict().items()}
     weights = scoring._in_a_row(draws.parameters).detach()
@@ -192,7 +190,7 @@ def test_a_step_that_its_draws_cannot_tell_of_is_shortened():
 
 
 def test_an_interruption_leaves_the_last_good_weights(monkeypatch):
-    model, draws = fitted_to(counts(5))
+    model, draws = drawn_for(counts(5))
     start = {name: value.clone() for name, value in model.state_dict().items()}
     tell, calls = draws._joint_of_all, []
 
@@ -226,12 +224,9 @@ def test_a_gpu_finds_the_same_step():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     recorded = counts(20)
-    model = one_latent(recorded)
-    batch = model.trials_of(recorded).batch()
-    torch.manual_seed(0)
-    sites = path_pool(model, batch, 5, num_particles=200).sites
-    on_cpu = scoring._Draws(model, batch, sites).best_step(1.0)
+    model, draws = drawn_for(recorded)
+    on_cpu = draws.best_step(1.0)
     model.cuda()
-    there = {name: value.cuda() for name, value in sites.items()}
+    there = {name: value.cuda() for name, value in draws.sites.items()}
     on_gpu = scoring._Draws(model, model.trials_of(recorded).batch(), there).best_step(1.0)
     torch.testing.assert_close(on_gpu.weights.cpu(), on_cpu.weights)
