@@ -61,8 +61,8 @@ class ScoringStep(NamedTuple):
     Attributes:
         log_evidence: log p(x) per trial before the step, in nats.
         log_evidence_error: its standard error.
-        gain: what the step adds to it on average, in nats per trial, by the same draws, which think
-            a little too well of it.
+        gain: what the step adds to it on average, and to the log density of weights where the model
+            has one, in nats per trial, by the same draws, which think a little too well of it.
         effective_share: of the draws, that count under the new weights.
         damping: lambda.
     """
