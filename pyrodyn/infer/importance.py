@@ -8,7 +8,6 @@ above, the guide misses mass of the posterior, or K is too small for its dimensi
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,9 @@ from pyrodyn.infer.importance_weighted import local_draws, weigh
 from pyrodyn.infer.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
 from pyrodyn.models.base import LatentDynamics
+
+LEAST_TAILS = 5
+"""Of as many tails all weights consist at least."""
 
 FEWEST_PARTICLES = 30
 """Of which a fifth, the tail, are the six of which a quarter is one, as arviz' fit needs."""
@@ -76,43 +78,51 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
     Raises:
         ValueError: for fewer particles than a tail can be told from.
     """
-    _check_enough(len(log_weights))
-    smoothed, shapes = zip(*_smoothed_trials(log_weights), strict=True)
+    num_tail = _num_tail(len(log_weights))
+    smoothed, shapes = zip(
+        *(_pareto_smoothed(of_trial, num_tail) for of_trial in log_weights.T), strict=True
+    )
     weights = torch.from_numpy(np.stack(smoothed, -1)).to(log_weights)
     return Smoothed(torch.log_softmax(weights, 0), log_weights.new_tensor(shapes))
 
 
 def pareto_k(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
-    """K-hat alone, in the memory of one trial at a time.
+    """K-hat alone, without a sort of all weights.
 
     Raises:
         ValueError: for fewer particles than a tail can be told from.
     """
-    _check_enough(len(log_weights))
-    return log_weights.new_tensor([shape for _, shape in _smoothed_trials(log_weights)])
+    num_tail = _num_tail(len(log_weights))
+    num_given = LEAST_TAILS * num_tail
+    # Of those psislw takes the same tail if their efficiency is said to be low.
+    shapes = [
+        _pareto_smoothed(of_trial.topk(num_given).values, num_tail, r_eff=1 / num_given)[1]
+        for of_trial in log_weights.T
+    ]
+    return log_weights.new_tensor(shapes)
 
 
-def _smoothed_trials(
-    log_weights: Float[Tensor, "particle trial"],
-) -> Iterator[tuple[NDArray[np.double], float]]:
-    for of_trial in log_weights.T:
-        yield _pareto_smoothed(of_trial.double().cpu().numpy())
-
-
-def _pareto_smoothed(log_weights: NDArray[np.double]) -> tuple[NDArray[np.double], float]:
+def _pareto_smoothed(
+    log_weights: Float[Tensor, " particle"], num_tail: int, r_eff: float = 1.0
+) -> tuple[NDArray[np.double], float]:
     """Those of one trial, and k-hat."""
-    num_particles = len(log_weights)
-    num_tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
-    tail = np.sort(log_weights)[-num_tail:]
+    given = log_weights.double().cpu().numpy()
+    tail = np.sort(given)[-num_tail:]
     if tail[-1] - tail[num_tail // 4] > LOWEST_TAIL:
-        return log_weights, math.inf
+        return given, math.inf
     try:
         # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
         with np.errstate(over="ignore"):  # of the tail of laws that no weights should follow
-            smoothed, pareto_k = array_stats.psislw(-log_weights)
+            smoothed, pareto_k = array_stats.psislw(-given, r_eff=r_eff)
     except ValueError:  # the largest weights are all the same
-        return log_weights, -math.inf
+        return given, -math.inf
     return np.asarray(smoothed), float(pareto_k)
+
+
+def _num_tail(num_particles: int) -> int:
+    """How many of the largest weights a law is fitted to."""
+    _check_enough(num_particles)
+    return math.floor(min(num_particles / LEAST_TAILS, 3 * math.sqrt(num_particles)))
 
 
 def _check_enough(num_particles: int) -> None:

@@ -9,9 +9,10 @@ for every observation model of the zoo, with the linear predictors eta as::
 
     log p(x | eta) = a(eta) [x = 0] + (b(eta) + c(eta) x) [x != 0] + d(x)
 
-so that a pool is drawn once and weighed by a product of matrices. For models of few latent
-dimensions, whose noise is small beside what the data leave open of a path, this tells the posterior
-itself; the number of paths that count says when a pool is too small for the data.
+so that a pool is drawn once and weighed by a product of matrices: what most trials saw of an entry,
+of sparse counts silence, once for all of them, and for each what it saw otherwise. For models of
+few latent dimensions, whose noise is small beside what the data leave open of a path, this tells
+the posterior itself; the number of paths that count says when a pool is too small for the data.
 """
 
 from typing import NamedTuple
@@ -32,6 +33,9 @@ from pyrodyn.models.state_space import Law
 
 MOST_ENTRIES = 2**21
 """Observations whose laws are held at once."""
+
+SPARSE_BELOW = 0.1
+"""Share of entries that differ from what most trials saw, below which only these are looked at."""
 
 
 class Pooled(NamedTuple):
@@ -134,29 +138,35 @@ class _Weights:
         is_inflated = any(single.num_predictors > 1 for single in model.observation.singles())
         # Of an inflated law zeros are something else; of others they lie on the same line.
         on_line = scored & (x != 0) if is_inflated else scored
-        # Two values per neuron, inside its support, through which that line is laid.
-        count = on_line.sum((0, 1))
-        mean = torch.where(on_line, x, 0.0).sum((0, 1)) / count
+        # Two values per neuron, inside its support, through which that line is laid: one of them
+        # what is seen most, of sparse counts 0, so that few entries of a trial lie elsewhere.
+        told = torch.where(on_line, x, torch.nan).flatten(0, 1)
+        anchor = told.nanmedian(0).values.nan_to_num(nan=1.0)
         largest = torch.where(on_line, x, -torch.inf).amax((0, 1))
-        anchor = torch.where(count > 0, mean, 1.0)
-        reach = torch.where(largest > anchor, largest - anchor, 1.0)
+        smallest = torch.where(on_line, x, torch.inf).amin((0, 1))
+        reach = torch.where(largest > anchor, largest, smallest) - anchor
+        reach = torch.where(reach.isfinite() & (reach != 0), reach, 1.0)
         self.probes = [anchor, anchor + reach]
         seen = [on_line.to(x), torch.where(on_line, (x - anchor) / reach, 0.0)]
         if is_inflated:
             self.probes.append(torch.zeros_like(anchor))
             seen.append((scored & (x == 0)).to(x))
         by_entry = torch.stack(seen, 1).flatten(1) * batch.scored_weight
-        is_shared = (by_entry == by_entry[:1]).all(0)
-        self.shared = torch.where(is_shared, by_entry[0], 0.0)
-        self.differing = (~is_shared).nonzero()[:, 0]
-        self.seen = by_entry[:, self.differing].T.contiguous()
+        # What most trials saw of an entry is weighed once for all.
+        self.shared = by_entry.median(0).values
+        own = by_entry - self.shared
+        self.differing = own.any(0).nonzero()[:, 0]
+        self.own = own[:, self.differing]
+        if self.own.count_nonzero() < SPARSE_BELOW * self.own.numel():
+            self.own = self.own.to_sparse()
 
     def __call__(self, law: Law) -> Float[Tensor, "particle trial"]:
         """Of each path; minus infinity where it ran off."""
         at_anchor, beyond, *at_zero = (law.log_prob(value)[:, 0] for value in self.probes)
-        told = torch.stack([at_anchor, beyond - at_anchor, *at_zero], 1).flatten(1)
-        shared = (told @ self.shared)[:, None]
-        return (told[:, self.differing] @ self.seen).add_(shared).nan_to_num_(nan=-torch.inf)
+        parts = (at_anchor, beyond.sub_(at_anchor), *at_zero)
+        told = torch.cat([part.flatten(1).T for part in parts])
+        weights = self.own @ told[self.differing] + self.shared @ told
+        return weights.nan_to_num_(nan=-torch.inf).T
 
 
 class _Chosen:

@@ -8,7 +8,7 @@ import torch
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
 
 from pyrodyn.infer import importance_sample
-from pyrodyn.infer.importance import FEWEST_PARTICLES, pareto_smoothed
+from pyrodyn.infer.importance import FEWEST_PARTICLES, pareto_k, pareto_smoothed
 
 
 def test_evidence_and_moments_are_exact():
@@ -113,6 +113,14 @@ def test_k_hat_of_weights_that_are_nothing_beside_the_largest_is_infinite():
 def test_k_hat_of_hopeless_weights_is_never_small(spread):
     torch.manual_seed(0)
     assert (pareto_smoothed(spread * torch.randn(1000, 40).double()).pareto_k > 10).all()
+
+
+@pytest.mark.parametrize("num_particles", [FEWEST_PARTICLES, 31, 224, 225, 226, 5000])
+def test_k_hat_alone_is_that_of_all_weights(num_particles):
+    torch.manual_seed(0)
+    log_weights = torch.tensor([0.3, 2.0, 30.0]) * torch.randn(num_particles, 3)
+    log_weights[::7, 0] = -torch.inf
+    assert torch.equal(pareto_k(log_weights), pareto_smoothed(log_weights).pareto_k)
 
 
 def test_the_fewest_particles_have_a_k_hat():

@@ -45,8 +45,10 @@ def recording_for(name, num_trials=5, num_bins=7, num_neurons=4, seed=0):
             return data.recording(counts=counts, bin_width=0.01, valid=valid)
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("name", [*OBSERVATIONS, "both"])
-def test_weights_are_densities_of_all_that_was_scored(name):
+def test_weights_are_densities_of_all_that_was_scored(name, is_sparse, monkeypatch):
+    monkeypatch.setattr(pool, "SPARSE_BELOW", 2.0 * is_sparse)
     recorded = recording_for(name)
     torch.manual_seed(0)
     observation = COUNTS_AND_SIGNAL if name == "both" else name
@@ -56,11 +58,13 @@ def test_weights_are_densities_of_all_that_was_scored(name):
     batch = model.trials_of(recorded).batch(slice(1, None)).replace(weight=1.0, scored_weight=1.5)
     with torch.no_grad():
         sites, law = pool._drawn(model, batch, 20)
-        weights = pool._Weights(model, batch)(law)
+        weigh = pool._Weights(model, batch)
+        weights = weigh(law)
         paths = sites["z"].expand(20, batch.num_trials, -1, -1)
         particles = plate("particles", 20, dim=-2)(poutine.condition(model.model, {"z": paths}))
         trace = poutine.trace(particles).get_trace(batch)
     trace.compute_log_prob()
+    assert weigh.own.is_sparse == is_sparse
     exact = trace.nodes["x"]["log_prob"]
     assert exact.std(0).min() > 0.1
     # But for what is the same for all paths.
