@@ -273,8 +273,9 @@ class SequentialAutoencoder(StateSpaceModel):
 
         Where trials begin anywhere in an activity that goes on, a trial may begin in any state that
         others visit at any bin: some thousand of these, inferred, are a law of first states that
-        lies where the dynamics lead, which a normal cannot do. The guide leans on their moments, in
-        place of mu and S_1.
+        lies where the dynamics lead, which a normal cannot do. Where trials begin in states of
+        their own, draws of their first states, once these can be told, are the better points. The
+        guide leans on the moments of the points, in place of mu and S_1.
 
         Args:
             states: s_k, of this model.
