@@ -139,7 +139,7 @@ class _Weights:
         # Of an inflated law zeros are something else; of others they lie on the same line.
         on_line = scored & (x != 0) if is_inflated else scored
         # Two values per neuron, inside its support, through which that line is laid: one of them
-        # what is seen most, of sparse counts 0, so that few entries of a trial lie elsewhere.
+        # the median, of sparse counts 0, so that few entries of a trial lie elsewhere.
         told = torch.where(on_line, x, torch.nan).flatten(0, 1)
         anchor = told.nanmedian(0).values.nan_to_num(nan=1.0)
         largest = torch.where(on_line, x, -torch.inf).amax((0, 1))
@@ -152,7 +152,7 @@ class _Weights:
             self.probes.append(torch.zeros_like(anchor))
             seen.append((scored & (x == 0)).to(x))
         by_entry = torch.stack(seen, 1).flatten(1) * batch.scored_weight
-        # What most trials saw of an entry is weighed once for all.
+        # The trials' median, which is what most of them saw if most agree, is weighed once for all.
         self.shared = by_entry.median(0).values
         own = by_entry - self.shared
         self.differing = own.any(0).nonzero()[:, 0]
