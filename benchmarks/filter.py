@@ -23,9 +23,9 @@ from known_teacher import teacher_as_model
 from numpy.typing import NDArray
 
 from pyrodyn import data
-from pyrodyn.data.tasks import teacher_network
+from pyrodyn.data.teachers import teacher_network
 from pyrodyn.infer import particle_filter
-from pyrodyn.infer.memory import keep_freed_memory
+from pyrodyn.infer.training.allocator import keep_freed_memory
 
 NUM_UNITS = 20
 PROCESS_NOISE, OBSERVATION_NOISE = 0.2, 1.0

@@ -1,5 +1,5 @@
-"""Time of a search for fixed points: Levenberg-Marquardt as in `pyrodyn.analysis.fixed_points`,
-beside the usual descent by Adam on |g|^2, from the same starts to the same residual.
+"""Time of a search for fixed points: Levenberg-Marquardt as in
+`pyrodyn.analysis.fixed_points.fixed_points`, beside the usual descent by Adam on |g|^2, from the same starts to the same residual.
 
 Adam runs in batches of all starts, in double precision, its rate falling from ``--rate`` by a
 factor of 100 over its steps; it ends as soon as it has brought as many starts below the residual as
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from pyrodyn import models
 from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics
-from pyrodyn.analysis.fixed_point_search import Displacement, descend, displacement, merged
+from pyrodyn.analysis.fixed_points.newton import Displacement, descend, displacement, merged
 from pyrodyn.data.simulate import trajectory
-from pyrodyn.infer.memory import keep_freed_memory
+from pyrodyn.infer.training.allocator import keep_freed_memory
 from pyrodyn.models import Dynamics
 
 COUNTED_AS_ONE = 1e-3

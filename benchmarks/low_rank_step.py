@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pyrodyn import data, models
 from pyrodyn.infer import VSMC
-from pyrodyn.infer.memory import keep_freed_memory
+from pyrodyn.infer.training.allocator import keep_freed_memory
 
 
 class Size(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from pyrodyn.infer.memory import keep_freed_memory
+from pyrodyn.infer.training.allocator import keep_freed_memory
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.solvers import Flow
 

@@ -19,7 +19,7 @@ import torch
 
 from pyrodyn import data, models
 from pyrodyn.infer import ELBO
-from pyrodyn.infer.memory import keep_freed_memory
+from pyrodyn.infer.training.allocator import keep_freed_memory
 
 
 class Size(NamedTuple):

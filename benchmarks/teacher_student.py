@@ -43,7 +43,7 @@ from known_teacher import teacher_as_model
 from numpy.typing import NDArray
 
 from pyrodyn import analysis, data, fit, models, predict
-from pyrodyn.data.tasks import teacher_network
+from pyrodyn.data.teachers import teacher_network
 from pyrodyn.infer import VSMC, Objective, Schedule, SmoothedScore, particle_filter
 from pyrodyn.models.observations import Gaussian
 

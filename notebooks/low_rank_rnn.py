@@ -31,8 +31,8 @@ import torch
 
 import pyrodyn
 from pyrodyn import analysis, data
-from pyrodyn.analysis.certified import PiecewiseLinear, fixed_points_of
-from pyrodyn.data.tasks import teacher_network
+from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of
+from pyrodyn.data.teachers import teacher_network
 from pyrodyn.infer import VSMC, Schedule, particle_filter
 from pyrodyn.models.state_space import Bootstrap
 from pyrodyn.posterior import for_ppc

@@ -158,7 +158,7 @@ def fit(
     import pyrodyn
     from pyrodyn.data import CoordinatedDropout, split
     from pyrodyn.infer import ELBO, VSMC, Objective, Schedule
-    from pyrodyn.infer.checkpoint import CHECKPOINT
+    from pyrodyn.infer.training.checkpoint import CHECKPOINT
 
     if learning_rate is None:
         learning_rate = LEARNING_RATES.get(model, 1e-2)

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pyrodyn.data.schema import validate
 from pyrodyn.data.systems import SYSTEMS, System
-from pyrodyn.models.base import LatentDynamics
+from pyrodyn.kernels.runge_kutta import TABLEAUX, Tableau, explicit_step
 from pyrodyn.models.dynamics import Dynamics, pushed
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import StateSpaceModel
-from pyrodyn.nn.field_steps import TABLEAUX, Tableau, explicit_step
 
 
 def dynamics_of(model_or_dynamics: object) -> Dynamics:

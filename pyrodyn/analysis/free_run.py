@@ -7,9 +7,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyrodyn.analysis.dynamics import refuse_divergence, state_space
+from pyrodyn.data.arguments import check_whole
 from pyrodyn.data.schema import Block, side_by_side
-from pyrodyn.data.whole import check_whole
-from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint, Observation
 from pyrodyn.models.state_space import State, StateSpaceModel
 

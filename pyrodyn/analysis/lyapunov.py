@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
-from pyrodyn.data.whole import check_whole
+from pyrodyn.data.arguments import check_whole
 from pyrodyn.models.dynamics import Dynamics, pushed
 
 

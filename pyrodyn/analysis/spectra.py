@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.fft import next_fast_len
 from scipy.signal import welch
 
-from pyrodyn.analysis.scores import Array
+from pyrodyn.analysis.scores.rates import Array
 
 SEGMENT_BINS = 256
 

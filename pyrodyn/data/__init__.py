@@ -2,7 +2,15 @@
 
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.catalog import catalog, load
-from pyrodyn.data.masking import (
+from pyrodyn.data.nwb import read_nwb
+from pyrodyn.data.readers import read, write
+from pyrodyn.data.recording import alone, held_out, recording
+from pyrodyn.data.schema import validate
+from pyrodyn.data.simulate import simulate, trajectory
+from pyrodyn.data.split import folds, split
+from pyrodyn.data.systems import SYSTEMS
+from pyrodyn.data.teachers import teacher
+from pyrodyn.data.transforms import (
     CoordinatedDropout,
     Forecast,
     HoldOutNeurons,
@@ -11,14 +19,6 @@ from pyrodyn.data.masking import (
     SpikeJitter,
     TemporalShift,
 )
-from pyrodyn.data.nwb import read_nwb
-from pyrodyn.data.readers import read, write
-from pyrodyn.data.recording import alone, held_out, recording
-from pyrodyn.data.schema import validate
-from pyrodyn.data.simulate import simulate, trajectory
-from pyrodyn.data.split import folds, split
-from pyrodyn.data.systems import SYSTEMS
-from pyrodyn.data.tasks import teacher
 
 __all__ = [
     "SYSTEMS",

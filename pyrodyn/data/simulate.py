@@ -35,9 +35,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from pyrodyn.data.arguments import check_whole
 from pyrodyn.data.recording import recording
 from pyrodyn.data.systems import SYSTEMS, Array, System
-from pyrodyn.data.whole import check_whole
 
 OBSERVATIONS = ("poisson", "negative_binomial", "gaussian")
 LINKS = ("exp", "softplus")

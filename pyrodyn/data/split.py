@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from pyrodyn.data.whole import check_whole
+from pyrodyn.data.arguments import check_whole
 
 
 def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[xr.Dataset, ...]:

@@ -2,12 +2,12 @@
 laws near points, laws side by side.
 """
 
-from pyrodyn.distributions.amplitudes import MeanGamma, ZeroInflatedGamma
 from pyrodyn.distributions.autoregressive import Autoregressive
+from pyrodyn.distributions.concatenated import SideBySide
 from pyrodyn.distributions.counts import LogPoisson, NegativeBinomialMean, ZeroInflatedLogPoisson
+from pyrodyn.distributions.gamma import MeanGamma, ZeroInflatedGamma
 from pyrodyn.distributions.kernel_density import KernelDensity
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.distributions.side_by_side import SideBySide
 
 __all__ = [
     "Autoregressive",

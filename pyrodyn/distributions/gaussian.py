@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodyn.distributions.gaussian_steps import Drawn, affine, draw_against, times
+from pyrodyn.kernels.gaussian import Drawn, affine, draw_against, times
 
 LOG_2PI = math.log(2 * math.pi)
 

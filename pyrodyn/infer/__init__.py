@@ -1,20 +1,26 @@
 """Objectives, sequential Monte Carlo and `fit`."""
 
-from pyrodyn.infer.fit import Fit, fit
-from pyrodyn.infer.importance import ImportanceSample, importance_sample
-from pyrodyn.infer.importance_weighted import IWELBO, RWS
-from pyrodyn.infer.laplace import LaplaceStart
-from pyrodyn.infer.mixture_start import MixtureStart
-from pyrodyn.infer.objectives import ELBO, Objective, Ramp
-from pyrodyn.infer.online import Stream, filter_bin
-from pyrodyn.infer.particles import Filtered, SequentialMonteCarlo, particle_filter
-from pyrodyn.infer.pool import Pooled, path_pool
-from pyrodyn.infer.resampling import RESAMPLING
-from pyrodyn.infer.schedule import FallingNoise, GrowingHorizon, NonFiniteLossError, Schedule
-from pyrodyn.infer.scoring import ScoringStep, fisher_scoring
-from pyrodyn.infer.smoothed_score import SmoothedScore
-from pyrodyn.infer.smoothing import particle_smoother
-from pyrodyn.infer.vsmc import VSMC
+from pyrodyn.infer.guides.laplace import LaplaceStart
+from pyrodyn.infer.guides.mixture import MixtureStart
+from pyrodyn.infer.importance.fisher_scoring import ScoringStep, fisher_scoring
+from pyrodyn.infer.importance.importance_sampling import ImportanceSample, importance_sample
+from pyrodyn.infer.importance.path_pool import Pooled, path_pool
+from pyrodyn.infer.objectives.elbo import ELBO
+from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
+from pyrodyn.infer.objectives.objective import Objective, Ramp
+from pyrodyn.infer.objectives.smoothed_score import SmoothedScore
+from pyrodyn.infer.objectives.vsmc import VSMC
+from pyrodyn.infer.smc.online import Stream, filter_bin
+from pyrodyn.infer.smc.particle_filter import Filtered, SequentialMonteCarlo, particle_filter
+from pyrodyn.infer.smc.particle_smoother import particle_smoother
+from pyrodyn.infer.smc.resampling import RESAMPLING
+from pyrodyn.infer.training.fit import Fit, fit
+from pyrodyn.infer.training.schedule import (
+    FallingNoise,
+    GrowingHorizon,
+    NonFiniteLossError,
+    Schedule,
+)
 
 __all__ = [
     "ELBO",

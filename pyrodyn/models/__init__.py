@@ -1,12 +1,12 @@
 """The zoo: one file per model, each a generative program with its default guide."""
 
-from pyrodyn.models.base import LatentDynamics
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.files import MODELS, load, save
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.observations import OBSERVATIONS
 from pyrodyn.models.sae import NodeSAE, RnnSAE
+from pyrodyn.models.saving import MODELS, load, save
 from pyrodyn.models.state_space import StateSpaceModel
 
 __all__ = [

@@ -40,14 +40,14 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.models.base import check_config
+from pyrodyn.kernels.closed_loop import ClosedLoopWeights, roll_closed_loop
+from pyrodyn.kernels.gru import GRUWeights
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.handed_on import HandedOn
+from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named, observe
 from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.rollout_cache import HandedOn
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
-from pyrodyn.nn.closed_loop import ClosedLoopWeights, roll_closed_loop
-from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2

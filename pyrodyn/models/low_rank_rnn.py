@@ -32,17 +32,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch, num_units
-from pyrodyn.distributions.affine_poisson import affine_poisson_log_prob, softplus_and_log
 from pyrodyn.distributions.gaussian import (
     LOG_2PI,
     Covariance,
     SharedNormal,
     SharedStudentT,
 )
-from pyrodyn.distributions.gaussian_steps import log_factor
-from pyrodyn.models.base import check_config
-from pyrodyn.models.components import shared_components
+from pyrodyn.kernels.affine_poisson import affine_poisson_log_prob, softplus_and_log
+from pyrodyn.kernels.gaussian import log_factor
+from pyrodyn.kernels.low_rank import low_rank_step, recorded_step
 from pyrodyn.models.dynamics import Dynamics
+from pyrodyn.models.initial_loadings import shared_components
+from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.proposals import (
@@ -54,7 +55,6 @@ from pyrodyn.models.proposals import (
 )
 from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
 from pyrodyn.nn.activations import ACTIVATIONS
-from pyrodyn.nn.low_rank_steps import low_rank_step, recorded_step
 
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
@@ -459,7 +459,7 @@ class LowRankRNN(StateSpaceModel):
         return self._loading(), self.bias + functional.linear(v, self._input_loading())
 
     def rate_link(self) -> str:
-        """The link as `pyrodyn.distributions.affine_poisson` knows it."""
+        """The link as `pyrodyn.kernels.affine_poisson` knows it."""
         return "exp" if self.link == "canonical" else self.link
 
     def _read(self, state: LowRankState) -> Float[Tensor, "*left predictor"]:

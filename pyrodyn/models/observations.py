@@ -41,15 +41,15 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrodyn.data.schema import OBSERVED, Block, side_by_side
-from pyrodyn.distributions.amplitudes import MeanGamma
-from pyrodyn.distributions.amplitudes import ZeroInflatedGamma as ZeroInflatedGammaDistribution
+from pyrodyn.distributions.concatenated import SideBySide
 from pyrodyn.distributions.counts import (
     LogPoisson,
     NegativeBinomialMean,
     ZeroInflatedLogPoisson,
 )
-from pyrodyn.distributions.scored import Scored
-from pyrodyn.distributions.side_by_side import SideBySide
+from pyrodyn.distributions.gamma import MeanGamma
+from pyrodyn.distributions.gamma import ZeroInflatedGamma as ZeroInflatedGammaDistribution
+from pyrodyn.distributions.masked import Scored
 
 DISPERSION_RANGE = (1e-2, 1e1)
 """Where a negative binomial may start: at the ends its gradient still moves it."""

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance
-from pyrodyn.distributions.gaussian_steps import affine, log_factor, times
+from pyrodyn.kernels.gaussian import affine, log_factor, times
 from pyrodyn.models.state_space import Law, Proposal, State
 
 

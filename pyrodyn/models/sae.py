@@ -49,15 +49,15 @@ from pyrodyn.data.schema import is_number
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.kernel_density import KernelDensity
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.models.base import check_config
+from pyrodyn.kernels.runge_kutta import Steering
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.handed_on import HandedOn
+from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named
 from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.rollout_cache import HandedOn
 from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.cells import GRUCell, MapCell
 from pyrodyn.nn.cells import cell as recurrent_cell
-from pyrodyn.nn.field_steps import Steering
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.recurrence import roll_both_ways
 from pyrodyn.nn.solvers import Flow, SolverCheck, solver_check

@@ -29,9 +29,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.masked import Scored
 from pyrodyn.distributions.paths import StatePath
-from pyrodyn.distributions.scored import Scored
-from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Observation, observe
 
 State = Any

@@ -13,7 +13,7 @@ All but tanh are piecewise linear. Sources: Pals, Sagtekin, Pei, Gloeckler & Mac
 clipped relu, tanh and identity; leaky relu and hard tanh are ours.
 
 Each is said three times: as autograd sees it, its slope, and in place with a way back by hand. A
-step of a network (`pyrodyn.nn.low_rank_steps`) has no more to do than this and its products, and
+step of a network (`pyrodyn.kernels.low_rank`) has no more to do than this and its products, and
 tensors of all units of all particles are what it spends its time on.
 """
 

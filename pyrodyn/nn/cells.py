@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrodyn.nn.field_steps import Steering
+from pyrodyn.kernels.gru import GRUWeights
+from pyrodyn.kernels.runge_kutta import Steering
 from pyrodyn.nn.fields import MLPField
-from pyrodyn.nn.gru_steps import GRUWeights
 from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll
 from pyrodyn.nn.solvers import roll_by_steps
 

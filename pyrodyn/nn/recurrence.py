@@ -18,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrodyn.nn.blocks import blocks
-from pyrodyn.nn.gru_steps import (
+from pyrodyn.kernels.blocks import blocks
+from pyrodyn.kernels.double_backward import recorded_gradients
+from pyrodyn.kernels.gru import (
     BackwardGRU,
     ForwardGRU,
     GRUWeights,
     driving,
     driving_gradient,
 )
-from pyrodyn.nn.layout import by_columns
-from pyrodyn.nn.recorded import recorded_gradients
+from pyrodyn.kernels.layout import by_columns
 
 
 def roll(

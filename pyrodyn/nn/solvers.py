@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from pyrodyn.nn.field_steps import (
+from pyrodyn.kernels.runge_kutta import (
     TABLEAUX,
     SigmoidNetwork,
     Steering,

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
+from pyrodyn.data.arguments import check_whole
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import Block
-from pyrodyn.data.whole import check_whole
-from pyrodyn.infer.importance import log_evidence, pareto_smoothed
-from pyrodyn.infer.particles import Filtered, particle_filter
-from pyrodyn.infer.pool import path_pool
-from pyrodyn.infer.resampling import effective_sample_size
-from pyrodyn.infer.smoothing import particle_smoother
+from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
+from pyrodyn.infer.importance.path_pool import path_pool
+from pyrodyn.infer.smc.particle_filter import Filtered, particle_filter
+from pyrodyn.infer.smc.particle_smoother import particle_smoother
+from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
-from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint
 from pyrodyn.models.state_space import StateSpaceModel
 

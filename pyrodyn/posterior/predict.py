@@ -3,10 +3,10 @@
 import torch
 import xarray as xr
 
+from pyrodyn.data.arguments import check_whole
 from pyrodyn.data.schema import blocks, validate
-from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.traces import Program
-from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import by_block, drawing_by
 
 

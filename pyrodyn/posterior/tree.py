@@ -37,11 +37,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrodyn.data.arguments import check_whole
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import blocks, validate
-from pyrodyn.data.whole import check_whole
 from pyrodyn.infer.traces import Program
-from pyrodyn.models.base import LatentDynamics
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import (
     Draws,
     by_block,

@@ -14,7 +14,7 @@ from linear_gaussian import batch_of, by_recursion, exact_of, linear_network
 from torch.distributions import Normal, Poisson
 
 from pyrodyn.analysis import free_run, plot_rates, rate_r2, recording_bits_per_spike
-from pyrodyn.analysis.scores import entry_mask
+from pyrodyn.analysis.scores.rates import entry_mask
 from pyrodyn.data import alone, held_out, recording, simulate, split
 from pyrodyn.infer import (
     ELBO,

@@ -10,7 +10,7 @@ from pyro import poutine
 
 from pyrodyn.data import CoordinatedDropout, Forecast, HoldOutNeurons, Trials, held_out, recording
 from pyrodyn.infer import ELBO
-from pyrodyn.infer.objectives import paired_traces
+from pyrodyn.infer.traces import paired_traces
 from pyrodyn.models import LFADS
 from pyrodyn.models.lfads import SCALE_FLOOR
 

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyrodyn import data, fit, load, predict, save, to_datatree
 from pyrodyn.infer import ELBO, IWELBO, VSMC, SmoothedScore, particle_filter, path_pool
 from pyrodyn.models import NodeSAE, RnnSAE
-from pyrodyn.models.handed_on import HandedOn
+from pyrodyn.models.rollout_cache import HandedOn
 from pyrodyn.models.state_space import Bootstrap, ProposalPath
 from pyrodyn.nn.cells import CELLS
 from pyrodyn.nn.solvers import SOLVERS

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
+from pyrodyn.kernels.runge_kutta import Steering
 from pyrodyn.nn import blocks
-from pyrodyn.nn.field_steps import Steering
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.solvers import (
     ADAPTIVE,

@@ -1,0 +1,1 @@
+"""Fixed points of dynamics: search and certificate."""

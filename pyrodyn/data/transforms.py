@@ -1,0 +1,303 @@
+"""The training tricks of this field, each a map from batch to batch.
+
+A transform sets what the encoder may see (``seen``, ``visible``) or what the likelihood counts
+(``scored``), or moves the observations in time (augmentation). Because the masks live in the batch,
+every model gets every trick, and tricks compose:
+
+* an entry hidden for any reason stays hidden, and one that was never measured is never scored;
+* a trick that scores a random share of the entries weights them to stand for all;
+* an augmentation moves ``x`` and the encoder's view of it by the same draw.
+
+Their order: first `SampleValidation`, so that what is set aside never mixes with the rest; then
+augmentations; then the tricks that hide a fresh draw of entries from the encoder.
+
+Random transforms draw from torch's global generator, which `fit` seeds at every step.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.batch import Batch
+
+NOTHING_SCORED = "rate=0 hides nothing, so nothing would be scored; leave the transform out instead"
+
+
+def _share(value: float, name: str) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value} is a share of entries; it must lie in [0, 1)")
+
+
+def _hide(batch: Batch, hidden: Bool[Tensor, "trial time neuron"]) -> Batch:
+    """Hide entries from the encoder."""
+    shown = ~hidden
+    return batch.replace(seen=batch.seen * shown, visible=batch.visible & shown)
+
+
+def _amplify(batch: Batch, hidden_share: float) -> Batch:
+    """Make what the encoder sees stand for the share of entries that is hidden from it."""
+    gain = 1 / (1 - hidden_share)
+    return batch.replace(seen=batch.seen * gain, gain=batch.gain * gain)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoordinatedDropout:
+    """Hide random entries from the encoder, rescale the rest, and score only what is hidden.
+
+    The autoencoder can then not pass an entry's own noise through (Keshtkaran & Pandarinath,
+    NeurIPS 2019). The scored entries are weighted to stand for all, so that the KLs keep their
+    proportion; the training loss is no bound on the evidence while this is on. Entries hidden
+    before (held-out neurons, forecast bins) are scored in the same share.
+
+    Args:
+        rate: share of entries hidden.
+        pass_rate: share of the visible entries that are scored all the same.
+    """
+
+    rate: float = 0.3
+    pass_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        _share(self.rate, "rate")
+        _share(self.pass_rate, "pass_rate")
+        if self.rate == 0:
+            raise ValueError(NOTHING_SCORED)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Draw one mask; hide its entries from the encoder and score them alone."""
+        hidden = torch.rand_like(batch.seen) < self.rate
+        counted = hidden
+        if self.pass_rate > 0:
+            counted = hidden | (torch.rand_like(batch.seen) < self.pass_rate)
+        share = self.rate + (1 - self.rate) * self.pass_rate
+        return _amplify(_hide(batch, hidden), self.rate).replace(
+            scored=batch.scored & counted, scored_weight=batch.scored_weight / share
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedModelling:
+    """Mask spans of bins and score only the masked entries (Ye & Pandarinath 2021, the NDT's law).
+
+    The scored entries are weighted to stand for all, as under `CoordinatedDropout`.
+
+    Args:
+        rate: expected share of bins masked.
+        span: length in bins of each masked stretch; stretches may overlap.
+        zeroed: of the masked bins, the share shown as 0; the rest are shown unchanged but scored.
+    """
+
+    rate: float = 0.25
+    span: int = 1
+    zeroed: float = 1.0
+
+    def __post_init__(self) -> None:
+        _share(self.rate, "rate")
+        if self.rate == 0:
+            raise ValueError(NOTHING_SCORED)
+        check_whole(1, span=self.span)
+        if not 0 <= self.zeroed <= 1:
+            raise ValueError(
+                f"zeroed={self.zeroed} is a share of the masked bins; it must lie in [0, 1]"
+            )
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Draw spans per trial and mask them across all neurons."""
+        num_trials, num_bins, _ = batch.seen.shape
+        # A bin is masked if a span starts at it or shortly before, at the rate that masks `rate`.
+        start_rate = 1 - (1 - self.rate) ** (1 / self.span)
+        draw = torch.rand(num_trials, num_bins + self.span - 1, device=batch.seen.device)
+        starts = (draw < start_rate).float()
+        masked = functional.max_pool1d(starts[:, None], self.span, stride=1)[:, 0] > 0
+        shown = torch.rand(masked.shape, device=masked.device) >= self.zeroed
+        hidden = masked[..., None].expand_as(batch.visible)
+        seen = torch.where((masked & shown)[..., None], batch.seen, batch.seen * ~hidden)
+        return batch.replace(
+            seen=seen,
+            visible=batch.visible & ~hidden,
+            scored=batch.scored & hidden,
+            scored_weight=batch.scored_weight / self.rate,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldOutNeurons:
+    """Hide whole neurons from the encoder; they stay scored (co-smoothing).
+
+    Args:
+        neurons: positions of the hidden neurons.
+    """
+
+    neurons: Sequence[int]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Hide the neurons."""
+        num_neurons = batch.seen.shape[-1]
+        beyond = [neuron for neuron in self.neurons if not 0 <= neuron < num_neurons]
+        if beyond:
+            raise ValueError(
+                f"HoldOutNeurons names neuron {beyond[0]}; there are {num_neurons}, counted from 0"
+            )
+        hidden = torch.zeros_like(batch.visible)
+        hidden[:, :, list(self.neurons)] = True
+        return _hide(batch, hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """Hide the last bins of every trial from the encoder; they stay scored.
+
+    Args:
+        num_bins: number of last bins to forecast.
+    """
+
+    num_bins: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Hide the bins and move the horizon before them."""
+        horizon = batch.num_bins - self.num_bins
+        if not 1 <= horizon <= batch.num_bins:
+            raise ValueError(
+                f"Forecast(num_bins={self.num_bins}) must leave at least one of"
+                f" {batch.num_bins} bins to see"
+            )
+        hidden = torch.zeros_like(batch.visible)
+        hidden[:, horizon:] = True
+        return _hide(batch, hidden).replace(horizon=min(horizon, batch.horizon))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleValidation:
+    """Set a fixed random share of entries aside: training neither sees nor scores them.
+
+    The draw depends on ``seed`` and the trials' positions alone, so an entry set aside stays so for
+    the whole fit. It comes before augmentations, which move spikes only among the entries kept.
+    `complement` scores the entries set aside and nothing else.
+
+    Args:
+        rate: share of entries set aside.
+        seed: seeds the draw.
+        scores_set_aside: score the set-aside entries instead of the others.
+    """
+
+    rate: float = 0.2
+    seed: int = 0
+    scores_set_aside: bool = False
+
+    def __post_init__(self) -> None:
+        _share(self.rate, "rate")
+
+    def complement(self) -> "SampleValidation":
+        """The transform that evaluates on the entries which this one sets aside."""
+        return dataclasses.replace(self, scores_set_aside=not self.scores_set_aside)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Hide the set-aside entries; score the others, or in the complement only them."""
+        aside = self._aside(batch)
+        counted = aside if self.scores_set_aside else ~aside
+        return _amplify(_hide(batch, aside), self.rate).replace(scored=batch.scored & counted)
+
+    def _aside(self, batch: Batch) -> Bool[Tensor, "trial time neuron"]:
+        # A hash of (trial, bin, neuron) rather than a stored draw: the same entry gets the same
+        # answer in whatever batch it comes. The constants are those of the splitmix64 finaliser.
+        _, num_bins, num_neurons = batch.seen.shape
+        device = batch.seen.device
+        size = num_bins * num_neurons
+        entry = torch.arange(size, device=device).view(num_bins, num_neurons)
+        bits = batch.trial[:, None, None] * size + entry + self.seed * 0x9E3779B9
+        bits = bits * -0x61C8864680B583EB
+        bits = (bits ^ _unsigned_shift(bits, 30)) * -0x40A7B892E31B1A47
+        bits = (bits ^ _unsigned_shift(bits, 27)) * -0x6B2FB644ECCEEE15
+        bits = bits ^ _unsigned_shift(bits, 31)
+        return _unsigned_shift(bits, 11).double() * 2.0**-53 < self.rate
+
+
+def _unsigned_shift(bits: Tensor, places: int) -> Tensor:
+    """Logical right shift of int64 (torch's own keeps the sign)."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalShift:
+    """Move every trial by a random number of bins: augmentation.
+
+    Observations, masks and inputs move together; bins that enter from outside the trial are neither
+    seen nor scored.
+
+    Args:
+        max_bins: largest shift in either direction.
+    """
+
+    max_bins: int
+
+    def __post_init__(self) -> None:
+        check_whole(1, max_bins=self.max_bins)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Draw one shift per trial and apply it to every field alike."""
+        num_trials, num_bins = batch.num_trials, batch.num_bins
+        device = batch.seen.device
+        shift = torch.randint(-self.max_bins, self.max_bins + 1, (num_trials, 1, 1), device=device)
+        source = torch.arange(num_bins, device=device)[:, None] - shift
+        inside = (source >= 0) & (source < num_bins)
+        source = source.clamp(0, num_bins - 1)
+
+        def moved(field: Tensor) -> Tensor:
+            return torch.gather(field, 1, source.expand(-1, -1, field.shape[-1])) * inside
+
+        visible = moved(batch.visible)
+        visible[:, batch.horizon :] = False
+        return batch.replace(
+            x=None if batch.x is None else moved(batch.x),
+            seen=moved(batch.seen) * visible,
+            visible=visible,
+            scored=moved(batch.scored),
+            inputs=moved(batch.inputs),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpikeJitter:
+    """Move every spike by a random number of bins: augmentation.
+
+    The encoder sees the jittered spikes that the likelihood scores, never another draw. Spikes that
+    are not scored, or would leave the scored entries, stay where they are.
+
+    Args:
+        max_bins: largest move in either direction.
+    """
+
+    max_bins: int
+
+    def __post_init__(self) -> None:
+        check_whole(1, max_bins=self.max_bins)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Draw one move per spike."""
+        if batch.x is None:
+            return batch
+        jittered = self._jitter(batch.x, batch.scored)
+        seen = jittered.masked_fill(~batch.visible, 0.0) * batch.gain
+        return batch.replace(x=jittered, seen=seen)
+
+    def _jitter(
+        self,
+        x: Float[Tensor, "trial time neuron"],
+        scored: Bool[Tensor, "trial time neuron"],
+    ) -> Float[Tensor, "trial time neuron"]:
+        spikes = x.masked_fill(~scored, 0.0)
+        if ((spikes < 0) | (spikes % 1 != 0)).any():
+            raise ValueError("SpikeJitter moves spikes: it needs counts, not a signal")
+        trial, time, neuron = spikes.nonzero(as_tuple=True)
+        counts = spikes[trial, time, neuron].long()
+        trial, time, neuron = (i.repeat_interleave(counts) for i in (trial, time, neuron))
+        moves = torch.randint(-self.max_bins, self.max_bins + 1, time.shape, device=x.device)
+        landed = (time + moves).clamp(0, x.shape[1] - 1)
+        landed = torch.where(scored[trial, landed, neuron], landed, time)
+        ones = torch.ones(time.shape, dtype=x.dtype, device=x.device)
+        return (x - spikes).index_put_((trial, landed, neuron), ones, accumulate=True)

@@ -1,0 +1,1 @@
+"""Guides that are not a model's own."""

@@ -1,0 +1,1 @@
+"""Importance weighting of draws of a guide or of the model."""

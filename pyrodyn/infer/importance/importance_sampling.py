@@ -1,0 +1,208 @@
+"""Importance sampling: a guide's draws, weighed into the posterior's::
+
+    w_k = p(x, z_k) / q(z_k | x),     log p(x) ~ log mean_k w_k
+
+trial by trial. The weights' largest ones are smoothed by a generalised Pareto law, whose shape
+k-hat tells whether they can be trusted (Vehtari et al., JMLR 25:72, 2024): below 0.7 they can;
+above, the guide misses mass of the posterior, or K is too small for its dimension.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from arviz_stats.base import array_stats
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.objectives.importance_weighted import local_draws, weigh
+from pyrodyn.infer.smc.resampling import effective_sample_size
+from pyrodyn.infer.traces import Program, latent_sites
+from pyrodyn.models.latent_dynamics import LatentDynamics
+
+LEAST_TAILS = 5
+"""Of as many tails all weights consist at least."""
+
+FEWEST_PARTICLES = 30
+"""Of which a fifth, the tail, are the six of which a quarter is one, as arviz' fit needs."""
+
+LOWEST_TAIL = 700.0
+"""Nats below the largest weight at which weights round to 0 in double precision."""
+
+
+class Smoothed(NamedTuple):
+    """Pareto-smoothed weights.
+
+    Attributes:
+        log_weights: normalised over particles.
+        pareto_k: k-hat per trial; minus infinity where the largest weights are all the same, so
+            that there is no tail, and infinity where most of the largest are nothing beside the
+            very largest, so that there is no law to fit.
+    """
+
+    log_weights: Float[Tensor, "particle trial"]
+    pareto_k: Float[Tensor, " trial"]
+
+    def resampled(self, num_draws: int) -> Int[Tensor, "draw trial"]:
+        """Which particles to take as ``num_draws`` draws of every trial's posterior."""
+        return torch.multinomial(self.log_weights.exp().T, num_draws, replacement=True).T
+
+
+class ImportanceSample(NamedTuple):
+    """Weighed draws of a guide.
+
+    Attributes:
+        sites: latent sites by name, ``(particle, trial, *event)``.
+        log_weights: log w, unnormalised.
+        smoothed: the same, Pareto-smoothed, with k-hat.
+        effective_sample_size: of the smoothed weights.
+        log_evidence: log p(x) per trial, from the unsmoothed weights, whose mean is unbiased.
+        log_evidence_error: its standard error (that of the mean weight, relative to the mean).
+    """
+
+    sites: dict[str, Tensor]
+    log_weights: Float[Tensor, "particle trial"]
+    smoothed: Smoothed
+    effective_sample_size: Float[Tensor, " trial"]
+    log_evidence: Float[Tensor, " trial"]
+    log_evidence_error: Float[Tensor, " trial"]
+
+
+def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
+    """Smooth the largest weights of every trial.
+
+    Raises:
+        ValueError: for fewer particles than a tail can be told from.
+    """
+    num_tail = _num_tail(len(log_weights))
+    smoothed, shapes = zip(
+        *(_pareto_smoothed(of_trial, num_tail) for of_trial in log_weights.T), strict=True
+    )
+    weights = torch.from_numpy(np.stack(smoothed, -1)).to(log_weights)
+    return Smoothed(torch.log_softmax(weights, 0), log_weights.new_tensor(shapes))
+
+
+def pareto_k(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
+    """K-hat alone, without a sort of all weights.
+
+    Raises:
+        ValueError: for fewer particles than a tail can be told from.
+    """
+    num_tail = _num_tail(len(log_weights))
+    num_given = LEAST_TAILS * num_tail
+    # Of those psislw takes the same tail if their efficiency is said to be low.
+    shapes = [
+        _pareto_smoothed(of_trial.topk(num_given).values, num_tail, r_eff=1 / num_given)[1]
+        for of_trial in log_weights.T
+    ]
+    return log_weights.new_tensor(shapes)
+
+
+def _pareto_smoothed(
+    log_weights: Float[Tensor, " particle"], num_tail: int, r_eff: float = 1.0
+) -> tuple[NDArray[np.double], float]:
+    """Those of one trial, and k-hat."""
+    given = log_weights.double().cpu().numpy()
+    tail = np.sort(given)[-num_tail:]
+    if tail[-1] - tail[num_tail // 4] > LOWEST_TAIL:
+        return given, math.inf
+    try:
+        # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
+        with np.errstate(over="ignore"):  # of the tail of laws that no weights should follow
+            smoothed, pareto_k = array_stats.psislw(-given, r_eff=r_eff)
+    except ValueError:  # the largest weights are all the same
+        return given, -math.inf
+    return np.asarray(smoothed), float(pareto_k)
+
+
+def _num_tail(num_particles: int) -> int:
+    """How many of the largest weights a law is fitted to."""
+    _check_enough(num_particles)
+    return math.floor(min(num_particles / LEAST_TAILS, 3 * math.sqrt(num_particles)))
+
+
+def _check_enough(num_particles: int) -> None:
+    check_whole(1, num_particles=num_particles)
+    if num_particles < FEWEST_PARTICLES:
+        raise ValueError(
+            f"num_particles={num_particles}; smoothing the largest weights needs at least"
+            f" {FEWEST_PARTICLES}, and some hundreds to be worth while"
+        )
+
+
+def _check_weights(
+    log_weights: Float[Tensor, "particle trial"], trials: Int[Tensor, " trial"]
+) -> None:
+    is_none = log_weights.isnan() | log_weights.isposinf()
+    is_off = is_none.any(0) | log_weights.isneginf().all(0)
+    if is_off.any():
+        at = int(is_off.nonzero()[0])
+        num_none = int(is_none[:, at].sum())
+        what = f"{num_none} of {len(log_weights)} are not finite" if num_none else "all are 0"
+        raise ArithmeticError(
+            f"trial {int(trials[at])} cannot be weighed: of its draws' weights {what};"
+            " paths may run off to infinity from where the guide puts them (fit longer, or with a"
+            " lower learning_rate; for a neural ODE also with more substeps)"
+        )
+
+
+def log_evidence(
+    log_weights: Float[Tensor, "particle trial"],
+) -> tuple[Float[Tensor, " trial"], Float[Tensor, " trial"]]:
+    """Log of the mean weight and its standard error (that of the mean, relative to it)."""
+    num_particles = len(log_weights)
+    relative_variance = torch.softmax(log_weights, 0).square().sum(0) - 1 / num_particles
+    return (
+        log_weights.logsumexp(0) - math.log(num_particles),
+        relative_variance.clamp_min(0).sqrt(),
+    )
+
+
+@torch.no_grad()
+def importance_sample(
+    model: Program, guide: Program, batch: Batch, num_particles: int = 1000
+) -> ImportanceSample:
+    """Weigh draws of a guide.
+
+    Args:
+        model: a model of the zoo or any Pyro program with the plate of trials at dim -1.
+        guide: its guide; every latent site must lie inside the plate over trials.
+        batch: trials.
+        num_particles: K; the smoothing needs some 100.
+
+    Raises:
+        ValueError: for too few particles, a batch of another kind of recording, or a guide with
+            sites that all trials share.
+        ArithmeticError: when a trial's weights are all 0, or one is infinite or no number.
+    """
+    _check_enough(num_particles)
+    if isinstance(model, LatentDynamics):
+        model.check_batch(batch)
+    drawn = local_draws(guide, batch, num_particles)
+    weighed = weigh(model, drawn, drawn, batch, num_particles)
+    shape = weighed.log_weights.shape
+    _check_weights(weighed.log_weights, batch.trial)
+    sites: dict[str, Any] = {}
+    for name in latent_sites(drawn):
+        site = drawn.nodes[name]
+        if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
+            raise ValueError(
+                f"site {name!r} is shared by all trials, so no trial has weights of its own;"
+                " importance_sample is for guides whose sites lie in the plate over trials"
+            )
+        value = site["value"]
+        sites[name] = value.expand(*shape, *value.shape[value.ndim - site["fn"].event_dim :])
+    smoothed = pareto_smoothed(weighed.log_weights)
+    evidence, error = log_evidence(weighed.log_weights)
+    return ImportanceSample(
+        sites=sites,
+        log_weights=weighed.log_weights,
+        smoothed=smoothed,
+        effective_sample_size=effective_sample_size(smoothed.log_weights),
+        log_evidence=evidence,
+        log_evidence_error=error,
+    )

@@ -1,0 +1,160 @@
+"""The evidence lower bound::
+
+ELBO = E_q[log p(x, z) - log q(z | x)]
+= E_q[log p(x | z)] - sum over sites KL(q || p)   <= log p(x)
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, Ramp
+from pyrodyn.infer.traces import (
+    Program,
+    drawn_sites,
+    latent_sites,
+    observed_sites,
+    paired_traces,
+)
+
+
+class Terms(NamedTuple):
+    """Parts of a bound, for the whole recording in nats.
+
+    Attributes:
+        log_likelihood: E_q[log p(x | z)], factors of the model included.
+        kl: KL(q || p) per latent site, unweighted; or one for all ``latents``, where the guide
+            makes them from auxiliary draws.
+        factors: see `Evaluation`.
+    """
+
+    log_likelihood: Float[Tensor, ""]
+    kl: dict[str, Float[Tensor, ""]]
+    factors: tuple[str, ...]
+
+
+class ELBO(Objective):
+    """The evidence lower bound, optionally annealed.
+
+    Where torch knows KL(q || p) of a site in closed form, that is used; elsewhere log q - log p of
+    the guide's own draw, the same-path estimate, which is unbiased and exactly 0 where guide and
+    prior agree.
+
+    Args:
+        num_particles: draws of the guide per step, vectorised.
+        beta: weight per site (a number or a `Ramp`); sites not named have weight 1, which is the
+            plain bound. A weight multiplies a latent site's KL, or a factor's log density (such as
+            ``recurrent_weights``).
+    """
+
+    def __init__(
+        self, num_particles: int = 1, beta: Mapping[str, float | Ramp] | None = None
+    ) -> None:
+        super().__init__(num_particles)
+        if beta is not None and not isinstance(beta, Mapping):
+            raise ValueError(f"beta={beta!r}; give weights by site, such as {{'z0': 0.5}}")
+        self.ramps = {
+            site: weight if isinstance(weight, Ramp) else Ramp(final=float(weight))
+            for site, weight in (beta or {}).items()
+        }
+        for site, ramp in self.ramps.items():
+            if min(ramp) < 0:
+                raise ValueError(f"beta[{site!r}] is {ramp}; weights and steps must be >= 0")
+        self.final_step = max((ramp.end for ramp in self.ramps.values()), default=0)
+        self.is_bound = all(ramp.final == 1 for ramp in self.ramps.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of this objective."""
+        beta = {site: ramp._asdict() for site, ramp in self.ramps.items()}
+        return {"name": "ELBO", "num_particles": self.num_particles, "beta": beta}
+
+    def __call__(self, model: Program, guide: Program) -> "ELBOLoss":
+        """The loss of this model and guide."""
+        return ELBOLoss(self, model, guide)
+
+
+class ELBOLoss(Loss):
+    """Negative ELBO of a model and a guide."""
+
+    objective: ELBO
+
+    def __init__(self, objective: ELBO, model: Program, guide: Program) -> None:
+        super().__init__(model, guide)
+        self.objective = objective
+
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """Negative ELBO; the KL of every site is shown, unweighted."""
+        terms = self.terms(batch, step)
+        kl = [self._weight(site, step) * value for site, value in terms.kl.items()]
+        loss = torch.stack([-terms.log_likelihood, *kl]).sum()
+        shown = {f"kl_{site}": value for site, value in terms.kl.items()}
+        return Evaluation(loss, shown, terms.factors)
+
+    def terms(self, batch: Batch, step: int | None = None) -> Terms:
+        """Log likelihood and KLs, from one vectorised run of both programs."""
+        num_particles = self.objective.num_particles
+        guide_trace, model_trace = paired_traces(self.model, self.guide, batch, num_particles)
+        kl = {
+            name: value / num_particles
+            for name, value in _kl_terms(guide_trace, model_trace).items()
+        }
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        observed = observed_sites(model_trace)
+        factors = tuple(name for name in observed if name != "x")
+        weighable = [*kl, *factors]
+        for name in self.objective.ramps:
+            if name not in weighable:
+                raise ValueError(
+                    f"beta names the site {name!r}, which has no weight in this bound; those that"
+                    f" have are {', '.join(weighable)}"
+                )
+        evidence = [
+            (1.0 if name == "x" else self._weight(name, step))
+            * model_trace.nodes[name]["log_prob_sum"]
+            for name in observed
+        ]
+        return Terms(torch.stack(evidence).sum() / num_particles, kl, factors)
+
+    def _weight(self, site: str, step: int | None) -> float:
+        ramp = self.objective.ramps.get(site)
+        if ramp is None:
+            return 1.0
+        return ramp.final if step is None else ramp.at(step)
+
+
+def _kl_terms(
+    guide_trace: poutine.Trace, model_trace: poutine.Trace
+) -> dict[str, Float[Tensor, ""]]:
+    """KL per latent site, summed over particles; one KL where the guide's sites hang together."""
+    latent = latent_sites(guide_trace)
+    for name in latent:
+        if name not in model_trace:
+            raise ValueError(f"the guide draws {name!r}, which is no site of this model")
+    own = [*drawn_sites(guide_trace), *observed_sites(guide_trace)]
+    if own == latent:
+        return {name: _kl(guide_trace.nodes[name], model_trace.nodes[name]) for name in latent}
+    guide_trace.compute_log_prob(lambda name, site: name in own)
+    model_trace.compute_log_prob(lambda name, site: name in latent)
+    log_q = torch.stack([guide_trace.nodes[name]["log_prob_sum"] for name in own]).sum()
+    log_p = torch.stack([model_trace.nodes[name]["log_prob_sum"] for name in latent]).sum()
+    return {"latents": log_q - log_p}
+
+
+def _kl(guide_site: Mapping[str, Any], model_site: Mapping[str, Any]) -> Float[Tensor, ""]:
+    q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
+    try:
+        # Pyro's closed form for a Delta leaves its log density out.
+        closed_form = None if isinstance(q, Delta) else kl_divergence(q, p)
+    except NotImplementedError:
+        closed_form = None
+    kl = q.log_prob(value) - p.log_prob(value) if closed_form is None else closed_form
+    # The model's scale for both, so that a guide need not know how many trials a batch stands for.
+    return scale_and_mask(kl, model_site["scale"], model_site["mask"]).sum()

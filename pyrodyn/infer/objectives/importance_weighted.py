@@ -1,0 +1,338 @@
+"""Importance-weighted bounds, per trial::
+
+    IWELBO_K = sum over trials n of  E[ log 1/K sum_k w_n^k ],   w = p(x, z) / q(z | x)
+
+The mean over particles is taken within every trial, and the number of trials that a minibatch
+stands for multiplies the result: inside the logarithm it would be a power of the weights, and one
+weight for all trials jointly would drown K particles. A site outside the plate over trials is drawn
+once, and enters as it does in the ELBO.
+
+Gradients of the guide's parameters (the model's are those of the bound throughout):
+
+* ``iwae``: of the bound itself. Its signal fades as K grows (Rainforth et al. 2018).
+* ``stl``: sticking the landing, without the score of q (Roeder et al. 2017). For K = 1 unbiased and
+  without variance where q is the posterior; biased for K > 1.
+* ``dreg``: doubly reparameterised (Tucker et al. 2019): unbiased, and its signal grows with K.
+
+Source: Burda et al. 2016.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.fixed_dropout import SameDropout
+from pyrodyn.infer.frozen import held
+from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective
+from pyrodyn.infer.traces import (
+    Program,
+    drawn_sites,
+    is_local,
+    is_plate,
+    latent_sites,
+    observed_sites,
+)
+
+GRADIENTS = ("iwae", "stl", "dreg")
+
+
+class IWELBO(Objective):
+    """The importance-weighted bound.
+
+    Args:
+        num_particles: K, vectorised.
+        gradient: ``"iwae"``, ``"stl"`` or ``"dreg"``, see the module's docstring.
+    """
+
+    def __init__(self, num_particles: int, gradient: str = "iwae") -> None:
+        super().__init__(num_particles)
+        if gradient not in GRADIENTS:
+            raise ValueError(
+                f"gradient={gradient!r} is unknown; it is one of {', '.join(GRADIENTS)}"
+            )
+        self.gradient = gradient
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of this objective."""
+        return {"name": "IWELBO", "num_particles": self.num_particles, "gradient": self.gradient}
+
+    def __call__(self, model: Program, guide: Program) -> "IWELBOLoss":
+        """The loss of this model and guide."""
+        return IWELBOLoss(self, model, guide)
+
+
+class RWS(Objective):
+    """Reweighted wake-sleep (Bornschein & Bengio 2015; the wake phases of both).
+
+    The model climbs the importance-weighted bound, the guide the log density of draws weighted to
+    be the posterior's, so that it need not be reparameterised and covers the posterior rather than
+    one of its modes. A parameter that model and guide share takes both gradients.
+
+    Args:
+        num_particles: K; with 1 the weights say nothing.
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        super().__init__(num_particles)
+        if num_particles < 2:
+            raise ValueError("RWS weights draws against each other: num_particles must exceed 1")
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of this objective."""
+        return {"name": "RWS", "num_particles": self.num_particles}
+
+    def __call__(self, model: Program, guide: Program) -> "RWSLoss":
+        """The loss of this model and guide."""
+        return RWSLoss(self, model, guide)
+
+
+class Weighed(NamedTuple):
+    """Draws of a guide, weighed.
+
+    Attributes:
+        log_p: log p(x, local latents) per draw and trial, not yet weighted by what a minibatch
+            stands for.
+        log_q: log q of the local latents.
+        shared: log p - log q of sites outside the plate over trials, and factors of the model.
+        factors: names of those factors.
+    """
+
+    log_p: Float[Tensor, "particle trial"]
+    log_q: Float[Tensor, "particle trial"]
+    shared: Float[Tensor, ""]
+    factors: tuple[str, ...]
+
+    @property
+    def log_weights(self) -> Float[Tensor, "particle trial"]:
+        """Log w."""
+        return self.log_p - self.log_q
+
+    def bound(self) -> Float[Tensor, " trial"]:
+        """Log of the mean weight of every trial."""
+        return self.log_weights.logsumexp(0) - math.log(len(self.log_weights))
+
+
+class IWELBOLoss(Loss):
+    """Negative importance-weighted bound."""
+
+    objective: IWELBO
+
+    def __init__(self, objective: IWELBO, model: Program, guide: Program) -> None:
+        super().__init__(model, guide)
+        self.objective = objective
+
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """Negative bound with the gradient asked for."""
+        num_particles, gradient = self.objective.num_particles, self.objective.gradient
+        if gradient == "iwae":
+            drawn = local_draws(self.guide, batch, num_particles)
+            weighed = weigh(self.model, drawn, drawn, batch, num_particles)
+            bound = weighed.bound()
+            return _evaluation(bound, bound, weighed, batch)
+        # Draws that lead back to the guide's parameters, densities of q that do not.
+        guide = SameDropout(self.guide)
+        stuck = _Stuck(local_draws(guide, batch, num_particles))
+        with _without_gradient(self.guide):
+            scored = poutine.trace(
+                poutine.replay(_with_particles(guide, num_particles), trace=stuck.trace)
+            ).get_trace(batch)
+        weighed = weigh(self.model, stuck.trace, scored, batch, num_particles)
+        weights = torch.softmax(weighed.log_weights, 0).detach()
+        if gradient == "dreg":
+            stuck.multiply_gradients(weights)
+        surrogate = (weights * weighed.log_weights).sum(0)
+        return _evaluation(weighed.bound(), surrogate, weighed, batch)
+
+
+class RWSLoss(Loss):
+    """Negative importance-weighted bound whose gradient is that of reweighted wake-sleep."""
+
+    objective: RWS
+
+    def __init__(self, objective: RWS, model: Program, guide: Program) -> None:
+        super().__init__(model, guide)
+        self.objective = objective
+
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """Negative bound with the wake-phase gradients."""
+        num_particles = self.objective.num_particles
+        with _DrawnWithoutGradient():
+            drawn = local_draws(self.guide, batch, num_particles)
+        weighed = weigh(self.model, drawn, drawn, batch, num_particles)
+        weights = torch.softmax(weighed.log_weights, 0).detach()
+        surrogate = (weights * (weighed.log_p + weighed.log_q)).sum(0)
+        return _evaluation(weighed.bound(), surrogate, weighed, batch)
+
+
+def _evaluation(
+    bound: Float[Tensor, " trial"],
+    surrogate: Float[Tensor, " trial"],
+    weighed: Weighed,
+    batch: Batch,
+) -> Evaluation:
+    """The bound's value with the surrogate's gradient."""
+    total = batch.weight * surrogate.sum() + weighed.shared
+    value = batch.weight * bound.sum() + weighed.shared
+    with torch.no_grad():
+        share = torch.softmax(weighed.log_weights, 0).square().sum(0).reciprocal()
+        shown = {"ess": batch.weight * (share / len(weighed.log_weights)).sum()}
+    return Evaluation(-(total + (value - total).detach()), shown, weighed.factors)
+
+
+def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Trace:
+    """A trace of K draws per trial of what lies inside the plate over trials, and one draw of what
+    lies outside.
+    """
+    program = _with_particles(guide, num_particles)
+    drawn = poutine.trace(program).get_trace(batch)
+    outside = [name for name in drawn_sites(drawn) if not is_local(drawn.nodes[name])]
+    if not outside or num_particles == 1:
+        return drawn  # the one run of the guide, and so of its encoder
+    once, kept = poutine.trace(guide).get_trace(batch), poutine.Trace()
+    for name in outside:
+        kept.nodes[name] = once.nodes[name]
+    return poutine.trace(poutine.replay(program, trace=kept)).get_trace(batch)
+
+
+def _with_particles(program: Program, num_particles: int) -> Program:
+    if num_particles == 1:
+        return program
+    wrapped: Program = pyro.plate("particles", num_particles, dim=-2)(program)
+    return wrapped
+
+
+def weigh(
+    model: Program,
+    drawn: poutine.Trace,
+    scored: poutine.Trace,
+    batch: Batch,
+    num_particles: int,
+) -> Weighed:
+    """Weigh a guide's draws.
+
+    Args:
+        model: replayed on the draws.
+        drawn: the guide's trace that holds them.
+        scored: the trace whose densities are log q.
+        batch: what was seen.
+        num_particles: K.
+    """
+    program = _with_particles(model, num_particles)
+    model_trace = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(batch)
+    for name in latent_sites(drawn):
+        if name not in model_trace:
+            raise ValueError(f"the guide draws {name!r}, which is no site of this model")
+    shape = (num_particles, batch.num_trials)
+    zero = batch.seen.new_zeros(())
+    log_p, log_q, shared = zero.expand(shape), zero.expand(shape), zero
+    observed = observed_sites(model_trace)
+    for trace, sign, names in (
+        (model_trace, 1, [*latent_sites(drawn), *observed]),
+        (scored, -1, [*drawn_sites(scored), *observed_sites(scored)]),
+    ):
+        for name in names:
+            site = trace.nodes[name]
+            log_prob = site["fn"].log_prob(site["value"])
+            if not is_local(site):
+                # One draw, which the plate over particles has spread over all of them.
+                term = scale_and_mask(log_prob, site["scale"], site["mask"])
+                shared = shared + sign * term.sum() / _num_copies(term, num_particles)
+                continue
+            # The model's scale for both: a guide need not know how many trials a batch stands for.
+            is_shared = name in model_trace
+            scale = model_trace.nodes[name]["scale"] / batch.weight if is_shared else 1.0
+            term = scale_and_mask(log_prob, scale, site["mask"])
+            if sign > 0:
+                log_p = log_p + term
+            else:
+                log_q = log_q + term
+    factors = tuple(name for name in observed if name != "x")
+    return Weighed(log_p.expand(shape), log_q.expand(shape), shared, factors)
+
+
+def _num_copies(term: Tensor, num_particles: int) -> int:
+    return num_particles if term.ndim >= 2 and term.shape[-2] == num_particles else 1
+
+
+class _Stuck:
+    """A guide's draws, each behind a copy whose gradient can be multiplied before it goes on into
+    the guide.
+
+    A copy, because a draw that another draw was made from has the gradient of that path too, which
+    belongs to the guide.
+    """
+
+    def __init__(self, drawn: poutine.Trace) -> None:
+        self.trace = drawn.copy()
+        self._multiplier = _Multiplier()
+        for name in drawn_sites(drawn):
+            site = dict(drawn.nodes[name])
+            value = site["value"]
+            if value.requires_grad and is_local(site):
+                copied = value * 1
+                copied.register_hook(self._multiplier)
+                site["value"] = copied
+            self.trace.nodes[name] = site
+
+    def multiply_gradients(self, weights: Float[Tensor, "particle trial"]) -> None:
+        """Multiply the gradient of every copy by its draw's weight."""
+        self._multiplier.weights = weights
+
+
+class _Multiplier:
+    """What gradients of draws are multiplied by, once it is known.
+
+    It must not lead to the draws that it hangs on: through autograd's nodes Python's collector
+    does not see, and such a ring would keep every step's graph.
+
+    Attributes:
+        weights: per draw; None for 1.
+    """
+
+    weights: Float[Tensor, "particle trial"] | None = None
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        """The gradient that goes on into the guide."""
+        if self.weights is None:
+            return grad
+        weights = self.weights if grad.ndim >= 2 and len(self.weights) > 1 else self.weights[0]
+        return grad * weights.reshape(*weights.shape, *[1] * (grad.ndim - weights.ndim))
+
+
+class _DrawnWithoutGradient(Messenger):
+    """Draws made inside lead nowhere; densities lead to the parameters that they are made of."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_plate(msg) or msg["done"] or msg["is_observed"]:
+            return
+        with torch.no_grad():
+            # A copy: a law that recognises its own draw would hand on what has no gradient.
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"]).clone()
+        msg["done"] = True
+
+
+@contextlib.contextmanager
+def _without_gradient(guide: Program) -> Iterator[None]:
+    """Densities worked out inside do not lead back to the guide's parameters.
+
+    Raises:
+        ValueError: for a guide that is no module's, whose parameters cannot be known.
+    """
+    module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            "the gradients 'stl' and 'dreg' need the guide's parameters: make the guide a"
+            " torch.nn.Module or a method of one"
+        )
+    with held(module.parameters()):
+        yield

@@ -1,0 +1,123 @@
+"""What all objectives share: an objective is what a fit minimises.
+
+An objective is used as ``objective(model, guide)(batch)``: a module that holds the model's and the
+guide's parameters and returns the negative bound of the whole recording in nats, estimated from the
+batch.
+"""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.traces import Program
+from pyrodyn.models.state_space import StateSpaceModel
+
+
+class Ramp(NamedTuple):
+    """A weight that moves linearly to its final value.
+
+    Attributes:
+        num_steps: length of the ramp in training steps; 0 for none.
+        start: step at which it begins.
+        final: the weight after it.
+        initial: the weight before it; above ``final`` it holds a site to its prior at first.
+    """
+
+    num_steps: int = 0
+    start: int = 0
+    final: float = 1.0
+    initial: float = 0.0
+
+    def at(self, step: int) -> float:
+        """The weight at a training step."""
+        if step >= self.end:
+            return self.final
+        if step <= self.start:
+            return self.initial
+        return self.initial + (self.final - self.initial) * (step - self.start) / self.num_steps
+
+    @property
+    def end(self) -> int:
+        """First step at which the weight is final."""
+        return self.start + self.num_steps
+
+
+class Evaluation(NamedTuple):
+    """An objective on one batch.
+
+    Attributes:
+        loss: what training lowers, for the whole recording in nats; its gradient is the estimator
+            that the objective promises.
+        shown: what is worth watching, by name, in the same units.
+        factors: what the model weighs beside its observations, such as ``recurrent_weights``; with
+            any, the bound is one on the evidence times these.
+    """
+
+    loss: Float[Tensor, ""]
+    shown: dict[str, Float[Tensor, ""]]
+    factors: tuple[str, ...]
+
+
+class Objective:
+    """Abstract objective; called with a model and a guide it yields their loss.
+
+    Attributes:
+        num_particles: draws per trial.
+        final_step: first training step at which every weight is final.
+        is_bound: whether the loss, with final weights, is a bound on the evidence.
+    """
+
+    num_particles: int
+    final_step: int = 0
+    is_bound: bool = True
+
+    def __init__(self, num_particles: int) -> None:
+        check_whole(1, num_particles=num_particles)
+        self.num_particles = num_particles
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a card says of this objective."""
+
+    @abstractmethod
+    def __call__(self, model: Program, guide: Program) -> "Loss":
+        """The loss of this model and guide."""
+
+
+class Loss(nn.Module):
+    """Abstract loss of a model and a guide, a module of their parameters."""
+
+    objective: Objective
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """The loss with the weights of a training step (the final ones without it)."""
+
+    def forward(self, batch: Batch, step: int | None = None) -> Float[Tensor, ""]:
+        """Negative bound of the whole recording in nats, estimated from the batch."""
+        return self.evaluate(batch, step).loss
+
+
+def check_own_guide(objective: Objective, model: Program, guide: Program) -> StateSpaceModel:
+    """The model, for an objective that runs a filter.
+
+    Raises:
+        ValueError: for a model that is no state-space model, and a guide that is not its own.
+    """
+    name = type(objective).__name__
+    if not isinstance(model, StateSpaceModel):
+        raise ValueError(f"{name} needs a StateSpaceModel; {type(model).__name__} is none")
+    if getattr(guide, "__self__", None) is not model:
+        raise ValueError(
+            f"{name} draws from model.proposal and takes model.guide alone; to guide it otherwise,"
+            " set another Proposal as model.proposal"
+        )
+    return model

@@ -1,0 +1,1 @@
+"""Sequential Monte Carlo: filter, smoother, resampling."""

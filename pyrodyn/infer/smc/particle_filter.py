@@ -1,0 +1,431 @@
+"""Sequential Monte Carlo on a state-space model::
+
+    resample    a_k ~ weights W_{t-1} (times the lookahead, where the proposal has one)
+    propose     z_t^k ~ q(z_t | state_{t-1}^{a_k}, data)
+    weigh       w_t^k = p(z_t^k | state) p(x_t | state_t^k) / q(z_t^k | state, data)
+
+All trials run side by side with independent resampling; tensors are ``(particle, trial, ...)``.
+Weights carry the evidence along: their mean over particles is an unbiased estimate of p(x_{1:t})
+after every bin, for every scheme and proposal.
+
+`SequentialMonteCarlo` is the algorithm: a pure `init` and `step`, from which `VSMC` makes an
+objective, `particle_filter` a filter over a whole batch, and `online` one that takes one new bin
+at a time.
+
+Sources: Gordon et al. 1993 (bootstrap), Pitt & Shephard 1999 (lookahead), Doucet & Johansen 2011;
+the variance of a single run: Lee & Whiteley, Biometrika 105:609 (2018).
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.gaussian import SharedNormal, drawn_against, picked, rows_of
+from pyrodyn.infer.smc.resampling import effective_sample_size, scheme_named
+from pyrodyn.models.state_space import Law, State, StateSpaceModel, check_proposed
+
+
+class Observed(NamedTuple):
+    """What a run sees: some bins of some trials, encoded once.
+
+    Attributes:
+        x: ``(trial, time, neuron)``.
+        scored: which entries count.
+        inputs: ``(trial, time, input)``.
+        scored_weight: see `Batch`.
+        encoding: what the proposal made of the batch.
+    """
+
+    x: Float[Tensor, "trial time neuron"]
+    scored: Bool[Tensor, "trial time neuron"]
+    inputs: Float[Tensor, "trial time input"]
+    scored_weight: float
+    encoding: Any
+
+    @classmethod
+    def of(cls, model: StateSpaceModel, batch: Batch) -> "Observed":
+        """A batch as the model's proposal sees it."""
+        if batch.x is None:
+            raise ValueError("the batch holds no observations to filter")
+        return cls(
+            x=batch.x[:, model.first_bin :],
+            scored=batch.scored[:, model.first_bin :],
+            inputs=model.known(batch),
+            scored_weight=batch.scored_weight,
+            encoding=model.proposal.encode(model, batch),
+        )
+
+
+class Particles(NamedTuple):
+    """Where all particles are.
+
+    Attributes:
+        start: values of the start site, until the first bin is entered.
+        state: their states; None before the first bin.
+        memory: the proposal's own memory.
+        log_weights: log of the weights, from the first bin on with a mean of 1, so that single
+            precision tells them apart after however many bins.
+        log_evidence: estimate of log p(x_{1:t}), ``(trial,)``, the sum of what was taken from the
+            weights at every bin; in double precision.
+        eve: which of the first particles each descends from.
+        num_resampled: how often each trial was resampled.
+    """
+
+    start: Tensor | None
+    state: State | None
+    memory: Any
+    log_weights: Float[Tensor, "particle trial"]
+    log_evidence: Float[Tensor, " trial"]
+    eve: Int[Tensor, "particle trial"]
+    num_resampled: Int[Tensor, " trial"]
+
+    def log_evidence_variance(self) -> Float[Tensor, " trial"]:
+        """Variance of `log_evidence` as this one run can tell it::
+
+            1 - (K / (K - 1))^n (1 - sum_i S_i^2)
+
+        with n one more than the number of times a trial was resampled, and S_i the weights of all
+        descendants of the first particle i. Unbiased (relative to the squared evidence) for
+        multinomial resampling, too large for schemes that vary less; nearly 1 once few first
+        particles have descendants, which tells no more than that the estimate is poor.
+        """
+        num_particles = len(self.log_weights)
+        if num_particles == 1:
+            return torch.full_like(self.log_weights[0], torch.nan)
+        weights = torch.softmax(self.log_weights, 0)
+        by_eve = torch.zeros_like(weights).scatter_add_(0, self.eve, weights)
+        factor = (num_particles / (num_particles - 1)) ** (self.num_resampled + 1)
+        return (1 - factor * (1 - by_eve.square().sum(0))).clamp_min(0.0)
+
+
+class StepRecord(NamedTuple):
+    """What happened at a bin.
+
+    Attributes:
+        ancestors: of every particle.
+        resampled: which trials were.
+        effective_sample_size: of the weights before resampling.
+        log_evidence: estimate of log p(x_t | x_{<t}).
+        drawn: z_t.
+        ancestor_log_prob: log probability of the ancestors drawn, 0 where none were; known for
+            multinomial resampling.
+    """
+
+    ancestors: Int[Tensor, "particle trial"]
+    resampled: Bool[Tensor, " trial"]
+    effective_sample_size: Float[Tensor, " trial"]
+    log_evidence: Float[Tensor, " trial"]
+    drawn: Float[Tensor, "particle trial dim"]
+    ancestor_log_prob: Float[Tensor, " trial"]
+
+
+def check_threshold(ess_threshold: float) -> None:
+    """Refuse what is no share of the particles."""
+    if not 0 <= ess_threshold <= 1:
+        raise ValueError(
+            f"ess_threshold={ess_threshold} is a share of the particles; it must lie in [0, 1]"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SequentialMonteCarlo:
+    """The algorithm, without memory: what a run needs it is handed, what it finds it returns.
+
+    Args:
+        model: with its proposal.
+        num_particles: K.
+        resampling: a name in `pyrodyn.infer.smc.resampling.RESAMPLING`.
+        ess_threshold: a trial is resampled when its effective sample size is below this share of K;
+            1 resamples at every bin, 0 never.
+    """
+
+    model: StateSpaceModel
+    num_particles: int
+    resampling: str = "systematic"
+    ess_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_whole(1, num_particles=self.num_particles)
+        check_threshold(self.ess_threshold)
+        if not isinstance(self.model, StateSpaceModel):
+            raise ValueError(
+                f"sequential Monte Carlo needs a StateSpaceModel; {type(self.model).__name__} is"
+                " none"
+            )
+        scheme_named(self.resampling)
+
+    def init(self, observed: Observed) -> Particles:
+        """Particles before the first bin."""
+        shape = (self.num_particles, observed.x.shape[0])
+        like = observed.x
+        start, log_weights = None, like.new_zeros(shape)
+        if self.model.start_site:
+            law = self.model.proposal.start(self.model, observed.encoding).expand(torch.Size(shape))
+            start = law.rsample()
+            log_weights = self.model.start().log_prob(start) - law.log_prob(start)
+        eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
+        evidence = torch.zeros(shape[1], dtype=torch.float64, device=like.device)
+        return Particles(start, None, None, log_weights, evidence, eve, torch.zeros_like(eve[0]))
+
+    def step(
+        self, particles: Particles, observed: Observed, t: int
+    ) -> tuple[Particles, StepRecord]:
+        """Move over bin t of what is observed."""
+        model, proposal, encoding = self.model, self.model.proposal, observed.encoding
+        inputs, is_first = observed.inputs[:, t], particles.state is None
+        prior, ahead = None, None
+        if proposal.looks_ahead:
+            prior = self._prior(particles, inputs)
+            ahead = proposal.lookahead(prior, encoding, t, is_first)
+        # An exact proposal's draw changes no weight: what was ahead is all that there is to weigh.
+        is_exact = proposal.is_exact(encoding)
+        log_weights = particles.log_weights
+        if is_exact:
+            assert ahead is not None
+            log_weights = log_weights + ahead
+
+        due, ancestors, survivors, ancestor_log_prob, ess = self._resample(particles, ahead)
+        if ancestors is None:
+            ancestors = torch.arange(self.num_particles, device=observed.x.device)
+            ancestors = ancestors[:, None].expand(log_weights.shape)
+        else:
+            rows = rows_of(ancestors)
+            particles = _selected(particles, rows)
+            if ahead is not None and not is_exact:
+                survivors = survivors - ahead.expand(survivors.shape).gather(0, ancestors)
+            log_weights = self._where(due, survivors, log_weights)
+            # A survivor's prior is its ancestor's: its mean is picked, not worked out again.
+            prior = prior.picked(rows) if isinstance(prior, SharedNormal) else None
+
+        if prior is None:
+            prior = self._prior(particles, inputs)
+        memory = proposal.remember(
+            model,
+            particles.start if particles.state is None else particles.state,
+            particles.memory,
+            encoding,
+            t,
+        )
+        shape = log_weights.shape
+        law = proposal.propose(prior, memory, encoding, t, is_first)
+        if is_first:
+            check_proposed(proposal, law, prior, shape)
+        law_of_draw = law if law.batch_shape == shape else law.expand(shape)
+        if is_exact or law is prior:
+            z = law_of_draw.rsample()
+        else:
+            z, log_ratio = drawn_against(law_of_draw, prior)
+            log_weights = log_weights + log_ratio
+        if particles.state is None:
+            state = model.enter(particles.start, z, inputs)
+        else:
+            state = model.advance(particles.state, z, inputs)
+        if not is_exact:
+            log_weights = log_weights + model.log_likelihood(
+                state, observed.x[:, t], observed.scored[:, t], observed.scored_weight
+            )
+        # With a start, what it weighs is evidence of the first bin.
+        increment = _log_mean(log_weights)
+        particles = Particles(
+            None,
+            state,
+            memory,
+            log_weights - increment,
+            particles.log_evidence + increment,
+            particles.eve,
+            particles.num_resampled + due,
+        )
+        return particles, StepRecord(ancestors, due, ess, increment, z, ancestor_log_prob)
+
+    def _where(self, due: Tensor, resampled: Tensor, left: Tensor) -> Tensor:
+        """Per trial, by whether it is resampled."""
+        return resampled if self.ess_threshold == 1 else torch.where(due, resampled, left)
+
+    def _prior(self, particles: Particles, inputs: Tensor) -> Law:
+        if particles.state is None:
+            return self.model.initial(particles.start, inputs)
+        return self.model.transition(particles.state, inputs)
+
+    def _resample(
+        self, particles: Particles, ahead: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Which trials are due; ancestors (None where no trial is), the survivors' log weights
+        with the evidence in them, the ancestors' log probability and the effective sample size.
+        """
+        log_weights = particles.log_weights
+        if ahead is not None:
+            log_weights = log_weights + ahead
+        num_trials = log_weights.shape[1]
+        ess = effective_sample_size(log_weights.detach())
+        nothing = log_weights.new_zeros(num_trials)
+        all_alike = particles.state is None and particles.start is None
+        never = self.num_particles == 1 or self.ess_threshold == 0 or all_alike
+        if never:
+            due = torch.zeros(num_trials, dtype=torch.bool, device=ess.device)
+            return due, None, log_weights, nothing, ess
+        if self.ess_threshold == 1:
+            due = torch.ones(num_trials, dtype=torch.bool, device=ess.device)
+        else:
+            due = ess < self.ess_threshold * self.num_particles
+        ancestors, survivors = scheme_named(self.resampling)(log_weights)
+        # Their mean is 1 but at a start, or with what is ahead.
+        has_mean_1 = ahead is None and particles.state is not None
+        evidence = nothing if has_mean_1 else _log_mean(log_weights)
+        chosen = nothing
+        if self.resampling == "multinomial":
+            chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)
+        identity = torch.arange(self.num_particles, device=ess.device)[:, None]
+        return (
+            due,
+            self._where(due, ancestors, identity),
+            evidence + survivors.to(log_weights.dtype),
+            self._where(due, chosen, nothing),
+            ess,
+        )
+
+
+def _log_mean(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
+    """Log of the weights' mean over particles."""
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def _selected(particles: Particles, rows: Int[Tensor, " row"]) -> Particles:
+    """Every particle's start, state, memory and eve replaced by its ancestor's."""
+    return particles._replace(
+        start=_select(particles.start, rows),
+        state=_select(particles.state, rows),
+        memory=_select(particles.memory, rows),
+        eve=picked(particles.eve, rows),
+    )
+
+
+def _select(value: Any, rows: Int[Tensor, " row"]) -> Any:
+    """Rows of tensors ``(particle, trial, dim)``; what all particles share stays as it is."""
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return type(value)(*(_select(field, rows) for field in value))
+    if value.ndim < 3:
+        return value
+    return picked(value, rows)
+
+
+class Filtered(NamedTuple):
+    """A run of the particle filter over a batch; weights are normalised.
+
+    Attributes:
+        starts: values of the start site, None for a model without one.
+        paths: z, ``(time, particle, trial, dim)``, each bin as it was drawn: to follow one particle
+            through time take its ``ancestors``.
+        states: the states, with the same leading dims.
+        ancestors: of the particles of every bin, among those of the bin before.
+        log_weights: log W_t, after bin t was seen.
+        effective_sample_size: ``(time, trial)``, of the weights before resampling.
+        resampled: ``(time, trial)``.
+        log_evidence: estimates of log p(x_t | x_{<t}), ``(time, trial)``; their sum over time is
+            the estimate of log p(x).
+        log_evidence_variance: of that sum, ``(trial,)``; see `Particles.log_evidence_variance`.
+    """
+
+    starts: Float[Tensor, "particle trial start"] | None
+    paths: Float[Tensor, "time particle trial dim"]
+    states: State
+    ancestors: Int[Tensor, "time particle trial"]
+    log_weights: Float[Tensor, "time particle trial"]
+    effective_sample_size: Float[Tensor, "time trial"]
+    resampled: Bool[Tensor, "time trial"]
+    log_evidence: Float[Tensor, "time trial"]
+    log_evidence_variance: Float[Tensor, " trial"]
+
+    def mean(self) -> Float[Tensor, "time trial dim"]:
+        """Filtered means E[z_t | x_{1:t}]."""
+        return (self.log_weights.exp()[..., None] * self.paths).sum(1)
+
+
+@torch.no_grad()
+def particle_filter(
+    model: StateSpaceModel,
+    batch: Batch,
+    num_particles: int = 256,
+    *,
+    resampling: str = "systematic",
+    ess_threshold: float = 0.5,
+) -> Filtered:
+    """Filter all trials of a batch side by side.
+
+    The proposal is the model's own (``model.proposal``); `Bootstrap` is always at hand.
+
+    Args:
+        model: a state-space model.
+        batch: its trials.
+        num_particles: per trial.
+        resampling: see `pyrodyn.infer.smc.resampling`.
+        ess_threshold: see `SequentialMonteCarlo`.
+
+    Raises:
+        ValueError: for settings that make no run, and a batch of another kind of recording.
+        ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
+    """
+    algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
+    model.check_batch(batch)
+    weights, records = [], []
+    states: list[Any] = []
+    with model.hoisting():
+        observed = Observed.of(model, batch)
+        particles = algorithm.init(observed)
+        starts = particles.start
+        for t in range(observed.x.shape[1]):
+            particles, record = algorithm.step(particles, observed, t)
+            states.append(particles.state)
+            weights.append(particles.log_weights - math.log(num_particles))  # their mean is 1
+            records.append(record)
+    increments = torch.stack([record.log_evidence for record in records])
+    check_alive(increments, batch.trial, model.first_bin)
+    drawn = [record.drawn for record in records]
+    paths = torch.stack(drawn)
+    return Filtered(
+        starts=starts,
+        paths=paths,
+        states=type(states[0])(
+            # What was drawn is most of a state, and need not be kept twice.
+            *(
+                paths if fields[0] is drawn[0] else torch.stack(fields)
+                for fields in zip(*states, strict=True)
+            )
+        ),
+        ancestors=torch.stack([record.ancestors for record in records]),
+        log_weights=torch.stack(weights),
+        effective_sample_size=torch.stack([record.effective_sample_size for record in records]),
+        resampled=torch.stack([record.resampled for record in records]),
+        log_evidence=increments,
+        log_evidence_variance=particles.log_evidence_variance(),
+    )
+
+
+def check_alive(
+    increments: Float[Tensor, "time trial"], trials: Int[Tensor, " trial"], first_bin: int
+) -> None:
+    """Refuse evidence that is 0 or not finite.
+
+    Args:
+        increments: log evidence of every bin.
+        trials: positions of the trials in their recording.
+        first_bin: number of the first of these bins.
+
+    Raises:
+        ArithmeticError: naming the first such bin and trial.
+    """
+    dead = ~torch.isfinite(increments)
+    if dead.any():
+        t, trial = dead.nonzero()[0].tolist()
+        raise ArithmeticError(
+            f"no particle explains bin {t + first_bin} of trial {int(trials[trial])}: all"
+            " weights are 0 or not finite; use more particles, a proposal that looks at the data,"
+            " or a model with more noise"
+        )

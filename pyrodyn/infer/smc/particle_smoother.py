@@ -1,0 +1,221 @@
+"""Particle smoothing: paths from p(z_{1:T} | x_{1:T})::
+
+    p(z_{1:T} | x) = p(z_T | x) prod_t p(z_t | z_{t+1}, x_{1:t}),
+    p(z_t | z_{t+1}, x_{1:t})  ~  p(z_{t+1} | z_t) p(z_t | x_{1:t})
+
+A filter's particles tell p(z_t | x_{1:t}); running backward over them gives joint draws of whole
+paths. (A filter's own particles at bin t know nothing of the data after t, and pairing the k-th
+particle of one bin with the k-th of the next is no path at all.)
+
+* ``"ffbsi"``: backward simulation (Godsill, Doucet & West 2004), exact as the number of particles
+  grows; K weights per draw and bin.
+* ``"mcmc"``: instead of all K weights, a few Metropolis steps among the particles that start from
+  the ancestor of the last choice (Bunch & Godsill 2013). For many particles.
+* ``"ancestral"``: follow ancestors back. Needs no transition density, hence also for models whose
+  state carries a deterministic part, but all paths share their early bins.
+* ``"fixed_lag"``: ancestral, each bin from the particles `lag` bins later: no degeneracy, and a
+  bias that fades as the lag exceeds the memory of the process (Kitagawa & Sato 2001). Every bin is
+  drawn for itself: right bin by bin, not as paths.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.smc.particle_filter import Filtered, particle_filter
+from pyrodyn.models.state_space import State, StateSpaceModel
+
+
+class Paths(NamedTuple):
+    """Draws of whole paths.
+
+    Attributes:
+        starts: of the start site, None for a model without one.
+        paths: z.
+    """
+
+    starts: Float[Tensor, "draw trial start"] | None
+    paths: Float[Tensor, "draw trial time dim"]
+
+
+METHODS = ("ffbsi", "mcmc", "ancestral", "fixed_lag")
+
+
+@torch.no_grad()
+def particle_smoother(
+    model: StateSpaceModel,
+    batch: Batch,
+    num_draws: int = 100,
+    *,
+    method: str = "ffbsi",
+    filtered: Filtered | None = None,
+    num_particles: int = 256,
+    num_moves: int = 10,
+    lag: int = 20,
+) -> Paths:
+    """Draw whole paths given all bins.
+
+    Args:
+        model: a state-space model with its proposal.
+        batch: trials.
+        num_draws: paths per trial.
+        method: ``"ffbsi"``, ``"mcmc"``, ``"ancestral"`` or ``"fixed_lag"``, see the module.
+        filtered: a run of `particle_filter` over the same batch, if there is one.
+        num_particles: of the filter that is run otherwise.
+        num_moves: Metropolis steps per bin of ``"mcmc"``.
+        lag: bins by which ``"fixed_lag"`` looks ahead.
+
+    Raises:
+        ValueError: for an unknown method or a number below 1, and for backward simulation of a
+            model whose path alone is no Markov chain.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
+    check_whole(1, num_draws=num_draws, num_moves=num_moves, lag=lag)
+    if method in ("ffbsi", "mcmc") and not model.path_is_markov:
+        raise ValueError(
+            f"{type(model).__name__} carries a deterministic state, so that z_t+1 does not follow"
+            " from z_t alone and backward simulation is impossible; take method='ancestral'"
+        )
+    if filtered is None:
+        filtered = particle_filter(model, batch, num_particles)
+    wanted, found = (batch.num_bins - model.first_bin, batch.num_trials), filtered.resampled.shape
+    if wanted != tuple(found):
+        raise ValueError(
+            f"filtered holds {found[1]} trials of {found[0]} bins, the batch {wanted[1]} of"
+            f" {wanted[0]}; filter this very batch, or leave filtered out"
+        )
+    with model.hoisting():
+        match method:
+            case "ancestral":
+                chosen = _ancestral(filtered, num_draws)
+            case "fixed_lag":
+                chosen = _fixed_lag(filtered, num_draws, lag)
+            case "ffbsi":
+                return Paths(None, _backward(model, batch, filtered, num_draws, None))
+            case _:
+                return Paths(None, _backward(model, batch, filtered, num_draws, num_moves))
+    paths = torch.take_along_dim(filtered.paths, chosen[..., None], 1).permute(1, 2, 0, 3)
+    if filtered.starts is None:
+        return Paths(None, paths)
+    # The start may have been resampled before the first bin.
+    started = filtered.ancestors[0].gather(0, chosen[0])
+    return Paths(_rows(filtered.starts, started), paths)
+
+
+def _last(filtered: Filtered, t: int, num_draws: int) -> Int[Tensor, "draw trial"]:
+    """Particles of bin t drawn by their weights."""
+    log_weights = filtered.log_weights[t]
+    return _searched(log_weights.T, num_draws).T
+
+
+def _drawn(log_weights: Float[Tensor, "particle draw trial"]) -> Int[Tensor, "draw trial"]:
+    """One particle per draw and trial."""
+    return _searched(log_weights.permute(1, 2, 0), 1)[..., 0]
+
+
+def _searched(log_weights: Float[Tensor, "*left particle"], number: int) -> Int[Tensor, "*left n"]:
+    """Particles drawn by weights that all of a row share."""
+    summed = torch.softmax(log_weights.double(), -1).cumsum(-1).contiguous()
+    points = summed.new_empty(*summed.shape[:-1], number).uniform_()
+    total = summed[..., -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    return torch.searchsorted(summed, torch.minimum(points * total, below), right=True)
+
+
+def _ancestral(filtered: Filtered, num_draws: int) -> Int[Tensor, "time draw trial"]:
+    """Particles of all bins on the way back from the last."""
+    num_bins = len(filtered.paths)
+    chosen = [_last(filtered, num_bins - 1, num_draws)]
+    for t in range(num_bins - 1, 0, -1):
+        chosen.append(filtered.ancestors[t].gather(0, chosen[-1]))
+    return torch.stack(chosen[::-1])
+
+
+def _fixed_lag(filtered: Filtered, num_draws: int, lag: int) -> Int[Tensor, "time draw trial"]:
+    """Ancestors at every bin of particles drawn ``lag`` bins later."""
+    num_bins, chosen = len(filtered.paths), []
+    for t in range(num_bins):
+        end = min(t + lag, num_bins - 1)
+        particle = _last(filtered, end, num_draws)
+        for later in range(end, t, -1):
+            particle = filtered.ancestors[later].gather(0, particle)
+        chosen.append(particle)
+    return torch.stack(chosen)
+
+
+def _backward(
+    model: StateSpaceModel,
+    batch: Batch,
+    filtered: Filtered,
+    num_draws: int,
+    num_moves: int | None,
+) -> Float[Tensor, "draw trial time dim"]:
+    """Backward simulation, by all weights or by Metropolis steps."""
+    inputs = model.known(batch)
+    num_bins = len(filtered.paths)
+    particle = _last(filtered, num_bins - 1, num_draws)
+    path = [_rows(filtered.paths[-1], particle)]
+    for t in range(num_bins - 2, -1, -1):
+        state = type(filtered.states)(*(field[t] for field in filtered.states))
+        if num_moves is None:
+            law = model.transition(_with_axis(state), inputs[:, t + 1])
+            log_weights = law.log_prob(path[-1]) + filtered.log_weights[t][:, None]
+            particle = _drawn(log_weights)
+        else:
+            particle = filtered.ancestors[t + 1].gather(0, particle)
+            particle = _metropolis(
+                model,
+                state,
+                inputs[:, t + 1],
+                path[-1],
+                filtered.log_weights[t],
+                particle,
+                num_moves,
+            )
+        path.append(_rows(filtered.paths[t], particle))
+    return torch.stack(path[::-1], 2)
+
+
+def _metropolis(
+    model: StateSpaceModel,
+    state: State,
+    inputs: Float[Tensor, "trial input"],
+    later: Float[Tensor, "draw trial dim"],
+    log_weights: Float[Tensor, "particle trial"],
+    particle: Int[Tensor, "draw trial"],
+    num_moves: int,
+) -> Int[Tensor, "draw trial"]:
+    """Particles after Metropolis steps whose proposals are drawn by the filter's weights, so that
+    the transition density alone decides. None depends on the one before: all are drawn, and their
+    densities worked out, at once.
+    """
+    num_draws, num_trials = particle.shape
+    proposed = _searched(log_weights.T, num_moves * num_draws).T
+    candidates = torch.cat([particle, proposed])
+    of_candidates = type(state)(*(_rows(field, candidates) for field in state))
+    law = model.transition(of_candidates, inputs)
+    shape = (num_moves + 1, num_draws, num_trials)
+    density = law.log_prob(later.repeat(num_moves + 1, 1, 1)).view(shape)
+    candidates, log_uniforms = candidates.view(shape), torch.rand_like(density).log()
+    here = density[0]
+    for there, its, log_uniform in zip(candidates[1:], density[1:], log_uniforms[1:], strict=True):
+        accepted = log_uniform < its - here
+        particle, here = torch.where(accepted, there, particle), torch.where(accepted, its, here)
+    return particle
+
+
+def _rows(field: Tensor, chosen: Int[Tensor, "draw trial"]) -> Tensor:
+    """Rows of ``(particle, trial, dim)``; what all particles share stays as it is."""
+    if field.ndim < 3:
+        return field
+    return torch.take_along_dim(field, chosen[..., None], 0)
+
+
+def _with_axis(state: State) -> State:
+    """States ``(particle, 1, trial, dim)``, to meet every draw."""
+    return type(state)(*(field[:, None] if field.ndim == 3 else field for field in state))

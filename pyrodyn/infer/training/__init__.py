@@ -1,0 +1,1 @@
+"""Training: fit and the pieces that it hands to a Lightning Trainer."""

@@ -1,0 +1,260 @@
+"""Fitting: an objective, a recording and a Lightning Trainer."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.batch import Transform
+from pyrodyn.data.schema import blocks, validate
+from pyrodyn.infer.objectives.elbo import ELBO
+from pyrodyn.infer.objectives.objective import Objective
+from pyrodyn.infer.traces import Program
+from pyrodyn.infer.training.allocator import keep_freed_memory
+from pyrodyn.infer.training.checkpoint import CHECKPOINT, check_resumable, identity
+from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
+from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.saving import save
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit[Model: LatentDynamics]:
+    """What a fit yields.
+
+    Attributes:
+        model: the fitted model, holding the weights of the best validation epoch (the last weights
+            where there was no validation), in evaluation mode.
+        history: losses and KLs per epoch, in nats per trial, as a dataset along ``epoch``.
+        best_epoch: epoch of the kept weights.
+        num_steps: training steps taken.
+    """
+
+    model: Model
+    history: xr.Dataset
+    best_epoch: int
+    num_steps: int
+
+
+def fit[Model: LatentDynamics](
+    model: Model,
+    train: xr.Dataset,
+    valid: xr.Dataset | None = None,
+    *,
+    objective: Objective | None = None,
+    guide: Program | None = None,
+    transforms: Sequence[Transform] = (),
+    valid_transforms: Sequence[Transform] = (),
+    max_epochs: int = 1000,
+    max_minutes: float | None = None,
+    batch_size: int = 64,
+    schedule: Schedule = Schedule(),
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 30.0,
+    seed: int = 0,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> Fit[Model]:
+    """Fit a model to a recording.
+
+    The model is trained in place. On the CPU two runs with the same seed and arguments give the
+    same bits. What a model doubts of itself after the fit (`LatentDynamics.doubts`; a NODE whose
+    solver was too coarse) comes as a warning. From then on this process keeps up to a gigabyte of
+    freed memory for reuse.
+
+    Args:
+        model: the model to fit.
+        train: recording to fit.
+        valid: recording whose loss sets the learning rate, the kept weights and the end of
+            training. Without it the last weights are kept after ``max_epochs``.
+        objective: the bound to maximise; `ELBO` by default.
+        guide: a Pyro callable with the model's latent sites, in place of the model's own guide.
+        transforms: training tricks from `pyrodyn.data`, such as `CoordinatedDropout`, in order.
+        valid_transforms: the same for validation batches, such as
+            ``SampleValidation(...).complement()``.
+        max_epochs: most passes over the training trials.
+        max_minutes: most minutes of training, those before a resume included.
+        batch_size: trials per step.
+        schedule: learning rates and patience, averaged weights, the growing horizon and the
+            falling noise.
+        out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
+            nothing.
+        resume: go on from the checkpoint in ``out``, with the same recordings, seed, batch size,
+            objective, transforms and ``is_averaged``.
+        checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
+        seed: seeds batches, masks and noise (the initial weights are the model's own).
+        accelerator: Lightning's name of the hardware; ``"auto"`` takes CUDA where there is one.
+        progress: show a progress bar.
+
+    Returns:
+        The fitted model with its history.
+
+    Raises:
+        ValueError: for arguments that do not fit together, recordings that do not fit the model,
+            and a checkpoint that is broken or of another run, before training starts.
+        NonFiniteLossError: when a step is not finite; the model then holds the last good weights.
+        KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is that of the last finished
+            epoch written.
+    """
+    objective = ELBO() if objective is None else objective
+    _check_kinds(objective, schedule, transforms, valid_transforms)
+    train, valid = _validated(train), None if valid is None else _validated(valid)
+    _check(model, train, valid, max_epochs, max_minutes, batch_size)
+    if schedule.noise is not None:
+        schedule.noise.check(model)
+    folder = None if out is None else Path(out)
+    resumed = _resumed(folder, resume)
+    keep_freed_memory()
+    # Lightning takes longer to import than all the rest together, and only a fit needs it.
+    from pyrodyn.infer.training.callbacks import KeepBest
+    from pyrodyn.infer.training.module import Training
+    from pyrodyn.infer.training.trainer import run, trainer_with
+
+    loss = objective(model, guide or model.guide)
+    best = KeepBest()
+    trainer = trainer_with(
+        best,
+        validates=valid is not None,
+        stop_patience=None
+        if valid is None or schedule.last_rate is not None
+        else schedule.stop_patience,
+        max_epochs=max_epochs,
+        max_minutes=max_minutes,
+        checkpoint=None if folder is None else folder / CHECKPOINT,
+        checkpoint_seconds=checkpoint_seconds,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with torch.no_grad():  # parameters that a user's guide makes on its first run
+            first = model.trials_of(train).batch(slice(0, batch_size))
+            factors = loss.evaluate(first).factors
+        training = Training(
+            loss,
+            train,
+            valid,
+            transforms,
+            valid_transforms,
+            batch_size,
+            schedule,
+            model.first_bin,
+            seed,
+            None
+            if folder is None
+            else identity(
+                train,
+                valid,
+                objective=objective,
+                transforms=transforms,
+                valid_transforms=valid_transforms,
+                batch_size=batch_size,
+                is_averaged=schedule.is_averaged,
+                seed=seed,
+            ),
+        )
+        if resumed is not None and training.identity is not None:
+            check_resumable(resumed, training.state_dict(), training.identity, max_epochs)
+        model.train()
+        try:
+            run(trainer, training, resumed)
+        finally:
+            training.to("cpu")
+            if best.best_weights:
+                training.load_state_dict(best.best_weights)
+            training.take_average()
+            model.eval()
+            model.record = {
+                "data": _schema(train),
+                "training": {
+                    "objective": objective.describe(),
+                    "transforms": [repr(transform) for transform in transforms],
+                    "is_bound": objective.is_bound and not transforms and not factors,
+                    "seed": seed,
+                    "num_steps": trainer.global_step,
+                    "best_epoch": best.kept_epoch,
+                },
+            }
+            if folder is not None:
+                save(model, folder / "model")
+    for doubt in model.doubts(model.trials_of(train).batch(slice(0, batch_size))):
+        warnings.warn(doubt, stacklevel=2)
+    return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
+
+
+def _validated(recording: xr.Dataset) -> xr.Dataset:
+    with warnings.catch_warnings():  # of neurons that never fire in this part of a recording
+        warnings.simplefilter("ignore", UserWarning)
+        return validate(recording)
+
+
+def _check_kinds(
+    objective: object, schedule: object, transforms: object, valid_transforms: object
+) -> None:
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective={objective!r}; give an objective such as ELBO() or VSMC(64)")
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule={schedule!r}; give a Schedule(...), or leave it out")
+    for name, value in {"transforms": transforms, "valid_transforms": valid_transforms}.items():
+        if not isinstance(value, Sequence) or not all(callable(each) for each in value):
+            raise ValueError(f"{name}={value!r}; give a list of transforms, be it one alone")
+
+
+def _check(
+    model: LatentDynamics,
+    train: xr.Dataset,
+    valid: xr.Dataset | None,
+    max_epochs: int,
+    max_minutes: float | None,
+    batch_size: int,
+) -> None:
+    check_whole(1, max_epochs=max_epochs, batch_size=batch_size)
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes={max_minutes} must be positive")
+    model.check(train)
+    if valid is not None:
+        model.check(valid)
+
+
+def _resumed(folder: Path | None, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if any."""
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs out=, the folder of the run to go on with")
+        return None
+    path = folder / CHECKPOINT
+    if resume and not path.exists():
+        raise ValueError(f"{folder} holds no {CHECKPOINT} to resume from; run without resume first")
+    if path.exists() and not resume:
+        raise ValueError(f"{folder} holds a run already; resume it or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return path if resume else None
+
+
+def _schema(recording: xr.Dataset) -> dict[str, Any]:
+    observed = blocks(recording)
+    return {
+        "observed": " and ".join(block.observed for block in observed),
+        "bin_width": recording.attrs["bin_width"],
+        "num_bins": recording.sizes["time"],
+        **{b.unit: [str(label) for label in recording[b.unit].values] for b in observed},
+    }
+
+
+def _history(epochs: list[dict[str, float]]) -> xr.Dataset:
+    names = sorted({name for metrics in epochs for name in metrics})
+    return xr.Dataset(
+        {
+            name: ("epoch", [metrics.get(name, float("nan")) for metrics in epochs])
+            for name in names
+        },
+        coords={"epoch": range(len(epochs))},
+    )
+
+
+__all__ = ["Fit", "NonFiniteLossError", "Schedule", "fit"]

@@ -1,0 +1,288 @@
+"""The Lightning module that `fit` trains: an objective on a recording.
+
+Everything random in a training step follows from (seed, step).
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pyrodyn.data.batch import Batch, Transform, Trials
+from pyrodyn.infer.objectives.objective import Loss
+from pyrodyn.infer.traces import latent_sites, paired_traces
+from pyrodyn.infer.training.batches import OrderedBatches, ShuffledBatches, mixed
+from pyrodyn.infer.training.checkpoint import IDENTITY
+from pyrodyn.infer.training.schedule import AVERAGING, NonFiniteLossError, Schedule
+from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.nn.solvers import PathError
+
+
+class LastStep(NamedTuple):
+    """What is kept of a training step until the next, to explain it should it fail.
+
+    Attributes:
+        given: the batch before transforms.
+        batch: the batch that was scored.
+        loss: the loss per trial.
+    """
+
+    given: Batch
+    batch: Batch
+    loss: Tensor
+
+
+class Training(lightning.LightningModule):
+    """An objective trained on a recording.
+
+    Losses are reported per trial and in nats. The validation loss uses the objective's final
+    weights and no training trick, so that it is a bound wherever the objective is one.
+
+    Args:
+        loss: the objective of model and guide.
+        train: recording to fit.
+        valid: recording to validate on.
+        transforms: applied to each training batch, in order.
+        valid_transforms: applied to each validation batch, in order.
+        batch_size: trials per training step and per validation batch.
+        schedule: learning rates, the growing horizon and the falling noise.
+        first_bin: the first bin that the model generates.
+        seed: seeds order, masks and noise.
+        identity: of the run, kept in its checkpoints; None for a run that writes none.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        train: xr.Dataset,
+        valid: xr.Dataset | None,
+        transforms: Sequence[Transform],
+        valid_transforms: Sequence[Transform],
+        batch_size: int,
+        schedule: Schedule,
+        first_bin: int,
+        seed: int,
+        identity: dict[str, str] | None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.identity = loss, identity
+        self._train, self._valid = train, valid
+        self._transforms, self._valid_transforms = transforms, valid_transforms
+        self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
+        self._first_bin = first_bin
+        self._sums: dict[str, Tensor] = {}
+        self._average = AveragedModel(loss, multi_avg_fn=_towards) if schedule.is_averaged else None
+
+    def train_dataloader(self) -> ShuffledBatches:
+        """Minibatches of the training recording."""
+        trials = self._trials(self._train)
+        return ShuffledBatches(trials, self._batch_size, self._seed, lambda: self.current_epoch)
+
+    def val_dataloader(self) -> OrderedBatches:
+        """The validation recording in order; not asked for where there is none."""
+        assert self._valid is not None
+        return OrderedBatches(self._trials(self._valid), self._batch_size)
+
+    def _trials(self, recording: xr.Dataset) -> Trials:
+        """A recording's tensors, of the device and precision of what is trained."""
+        return Trials(recording, self.device, next(self.loss.parameters()).dtype)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in it what run it is of."""
+        checkpoint[IDENTITY] = self.identity
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
+        """Nothing to do: a batch is cut from tensors that lie there already."""
+        return batch
+
+    def configure_optimizers(self) -> Any:
+        """Adam, its step size lowered on plateaus where there is a validation recording and the
+        schedule does not say how it falls.
+        """
+        optimizer = torch.optim.Adam(
+            [p for p in self.loss.parameters() if p.requires_grad],
+            lr=self._schedule.learning_rate,
+            fused=True,
+        )
+        if self._valid is None or self._schedule.last_rate is not None:
+            return optimizer
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=self._schedule.factor, patience=self._schedule.patience, min_lr=1e-5
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "valid_loss"},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Nothing: Lightning would take this step after the epoch's checkpoint is written."""
+
+    @property
+    def _ramps_are_over(self) -> bool:
+        ends = self.loss.objective.final_step, self._schedule.final_step
+        return self.global_step >= max(ends)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss per trial."""
+        torch.manual_seed(mixed(self._seed, self.global_step))
+        if self._schedule.noise is not None:
+            self._schedule.noise.press(self.loss.model, self.global_step)
+        if self._schedule.last_rate is not None:
+            share = self.global_step / self.trainer.estimated_stepping_batches
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self._schedule.rate(share)
+        given = batch
+        for transform in self._transforms:
+            batch = transform(batch)
+        if self._schedule.horizon is not None:
+            batch = self._schedule.horizon.cut(batch, self.global_step, self._first_bin)
+        with self._following(batch):
+            evaluation = self.loss.evaluate(batch, self.global_step)
+        num_represented = batch.num_trials * batch.weight
+        loss = evaluation.loss / num_represented
+        self._last = LastStep(given, batch, loss.detach())
+        self._add("train_loss", loss, batch.num_trials)
+        for name, value in evaluation.shown.items():
+            self._add(name, value / num_represented, batch.num_trials)
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip; stop where loss or gradient is not finite, while the weights are the last good."""
+        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self._schedule.gradient_clip)
+        if not torch.isfinite(norm + self._last.loss):
+            raise NonFiniteLossError(self.global_step, self._culprit())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Take the new weights into their average."""
+        if self._average is not None:
+            self._average.update_parameters(self.loss)
+
+    def take_average(self) -> None:
+        """End with the average in place of the weights, where there is one."""
+        if self._average is not None:
+            self.loss.load_state_dict(self._average.module.state_dict())
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the loss has the average for its weights, where there is one.
+
+        They change places: a guide may hold on to the very parameters that are trained.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        if self._average is None:
+            return
+        kept, own = self._average.module.state_dict(), self.loss.state_dict()
+        for name, value in kept.items():
+            average = value.clone()
+            value.copy_(own[name])
+            own[name].copy_(average)
+
+    def on_validation_epoch_start(self) -> None:
+        """Draw the same noise at every validation, so that epochs are compared on equal terms."""
+        self._training_noise = torch.get_rng_state()
+        torch.manual_seed(mixed(self._seed, -1))
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Add a batch to the validation loss."""
+        for transform in self._valid_transforms:
+            batch = transform(batch)
+        with torch.no_grad(), self._averaged(), self._following(batch):
+            loss = self.loss(batch) / batch.num_trials
+        self._add("valid_loss", loss, batch.num_trials)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation loss, also as ``settled_loss`` once the ramps are over."""
+        torch.set_rng_state(self._training_noise)
+        valid_loss = self._log_mean("valid_loss")
+        if not torch.isfinite(valid_loss):
+            raise NonFiniteLossError(self.global_step, "the validation loss")
+        if self._ramps_are_over:
+            self.log("settled_loss", valid_loss, logger=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means and lower the learning rate on a plateau."""
+        for name in list(self._sums):
+            self._log_mean(name)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        plateau: Any = self.lr_schedulers()
+        if plateau is not None and self._ramps_are_over:
+            plateau.step(self.trainer.callback_metrics["valid_loss"])
+
+    @contextlib.contextmanager
+    def _following(self, batch: Batch) -> Iterator[None]:
+        """A path that an adaptive solver gives up on ends training as one that is not finite."""
+        try:
+            yield
+        except PathError as problem:
+            path = f"the path of trial {int(batch.trial[problem.row])}"
+            raise NonFiniteLossError(self.global_step, path) from problem
+
+    def _add(self, name: str, value: Tensor, count: int) -> None:
+        """Accumulate a mean over the epoch's trials; logging it once saves time in each step."""
+        total = torch.stack([value.detach() * count, value.new_tensor(float(count))])
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def _log_mean(self, name: str) -> Tensor:
+        total, count = self._sums.pop(name)
+        mean = total / count
+        self.log(name, mean, prog_bar=name.endswith("loss"))
+        return mean
+
+    def _culprit(self) -> str:
+        """What is not finite in the step that failed, the first in the order of computation."""
+        for name, parameter in self.loss.named_parameters():
+            if not torch.isfinite(parameter).all():
+                return f"parameter {name}"
+        torch.manual_seed(mixed(self._seed, self.global_step))
+        for transform in self._transforms:  # for the random numbers that they use up
+            transform(self._last.given)
+        with torch.no_grad():
+            guide_trace, model_trace = paired_traces(
+                self.loss.model,
+                self.loss.guide,
+                self._last.batch,
+                self.loss.objective.num_particles,
+            )
+        for name in latent_sites(guide_trace):
+            value = guide_trace.nodes[name]["value"]
+            if not torch.isfinite(value).all():
+                return f"the guide's draw of site {name!r}{self._place(name, value)}"
+        for name, site in model_trace.nodes.items():
+            is_computed = site["type"] == "sample" and site["infer"].get("_deterministic")
+            if is_computed and not torch.isfinite(site["value"]).all():
+                return f"the path of site {name!r}{self._place(name, site['value'])}"
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and not torch.isfinite(site["log_prob"]).all():
+                    return f"the log density of site {name!r}"
+        return "the gradient"
+
+    def _place(self, name: str, value: Tensor) -> str:
+        """Where a path first is not finite: trial of the recording and bin."""
+        model = self.loss.model
+        if not isinstance(model, LatentDynamics) or model.site_dims.get(name, ())[:1] != ("time",):
+            return ""
+        is_off = ~torch.isfinite(value).all(-1)
+        is_off = is_off.reshape(-1, *is_off.shape[-2:]).any(0)  # of any particle
+        first = int(is_off.any(0).nonzero()[0])
+        trial = int(self._last.batch.trial[is_off[:, first].nonzero()[0]])
+        return f" in trial {trial} from bin {first + model.first_bin} on"
+
+
+def _towards(averages: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
+    share = (AVERAGING + 1) / (float(count) + 1 + AVERAGING)
+    for average, value in zip(averages, now, strict=True):
+        average.lerp_(value, share)

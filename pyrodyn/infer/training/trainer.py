@@ -1,0 +1,94 @@
+"""The Lightning Trainer of a fit, and one run of it."""
+
+import contextlib
+import datetime
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pyro
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from pyrodyn.infer.training.callbacks import KeepBest, SaveCheckpoint
+from pyrodyn.infer.training.module import Training
+
+
+def trainer_with(
+    best: KeepBest,
+    *,
+    validates: bool,
+    stop_patience: int | None,
+    max_epochs: int,
+    max_minutes: float | None,
+    checkpoint: Path | None,
+    checkpoint_seconds: float,
+    accelerator: str,
+    progress: bool,
+) -> lightning.Trainer:
+    """A Trainer that calls ``best``, stops early where there is a patience, and writes checkpoint
+    and logs where there is a place for them.
+    """
+    callbacks: list[Any] = [best]
+    if stop_patience is not None:
+        # "settled_loss" is logged once the ramps are over: stopping waits for them.
+        callbacks.append(EarlyStopping("settled_loss", patience=stop_patience, strict=False))
+    loggers: list[Any] = []
+    if checkpoint is not None:
+        callbacks.append(SaveCheckpoint(checkpoint, checkpoint_seconds))
+        # A resumed run gets logs of its own beside the first, which Lightning would delete.
+        logs = checkpoint.parent / "logs"
+        loggers = [
+            CSVLogger(logs, "csv", flush_logs_every_n_steps=1),
+            TensorBoardLogger(logs, "tensorboard"),
+        ]
+    with _without_notices():
+        return lightning.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=max_epochs,
+            max_time=None if max_minutes is None else datetime.timedelta(minutes=max_minutes),
+            callbacks=callbacks,
+            logger=loggers,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=None if validates else 0,
+            log_every_n_steps=1,
+            inference_mode=False,
+        )
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep Lightning's advertisements, and warnings about itself, out of the user's terminal."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def run(trainer: lightning.Trainer, training: Training, resumed: Path | None) -> None:
+    """Train, from the checkpoint ``resumed`` where there is one; on Ctrl-C raise what Python
+    raises, where Lightning would end the process.
+
+    Pyro's own checks of every density have passed in the first run; in each step they would cost
+    time, and meet NaN before the loss can say at which step and site.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pyro.validation_enabled(False), _without_notices():
+            trainer.fit(training, ckpt_path=resumed, weights_only=True)
+    except SystemExit:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None

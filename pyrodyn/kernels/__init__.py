@@ -1,0 +1,1 @@
+"""The hot loops, forward and backward by hand."""

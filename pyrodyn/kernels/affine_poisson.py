@@ -1,0 +1,189 @@
+"""Counts of a population whose neurons each read a latent vector affinely::
+
+    y = C z + d                                linear predictors, one per neuron
+    m = exp(y)  or  softplus(y)                mean counts, by the link
+    log p(x | z) = sum_n w_n (x_n log m_n - m_n - log x_n!)
+
+with weights w that leave out the neurons that are not scored. The density of the whole population
+is one function with a gradient written by hand: autograd would keep half a dozen tensors
+``(particle, trial, neuron)`` of every bin and pass over each of them again on the way back. Here
+value and slope d log p / d y are worked out together, while what they share is still in the cache,
+and the slope alone is kept.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from pyrodyn.kernels.double_backward import recorded_gradients
+
+LINKS = ("exp", "softplus")
+
+FAR = 40.0
+"""Where e^-y is below the rounding of 1 in double precision, and e^y still finite in single."""
+
+
+def softplus_and_log(y: Float[Tensor, "*left"]) -> tuple[Tensor, Tensor]:
+    """Log(1 + e^y) and its logarithm, with all their digits for every y.
+
+    Softplus is y itself far above 0, and its logarithm y far below; they lie above and below y
+    everywhere, so that a maximum and a minimum choose.
+    """
+    mean = torch.maximum(y.clamp(-FAR, FAR).exp().log1p(), y)
+    return mean, torch.minimum(mean.log(), y)
+
+
+def affine_poisson_log_prob(
+    z: Float[Tensor, "*left latent"],
+    loading: Float[Tensor, "neuron latent"],
+    offset: Float[Tensor, "*shared neuron"],
+    x: Float[Tensor, "*seen neuron"],
+    weight: Float[Tensor, "*seen neuron"],
+    link: str,
+) -> Float[Tensor, "*left"]:
+    """Log p(x | z), summed over neurons.
+
+    Args:
+        z: latent vectors.
+        loading: C.
+        offset: d, broadcasting against the neurons of ``z``.
+        x: counts, broadcasting likewise; finite also where the weight is 0.
+        weight: w. Neither it nor ``x`` is given a gradient.
+        link: ``"exp"`` or ``"softplus"``.
+    """
+    log_prob: Tensor = _AffinePoisson.apply(z, loading, offset, x, weight, link)
+    return log_prob
+
+
+def recorded_log_prob(
+    z: Float[Tensor, "*left latent"],
+    loading: Float[Tensor, "neuron latent"],
+    offset: Float[Tensor, "*shared neuron"],
+    x: Float[Tensor, "*seen neuron"],
+    weight: Float[Tensor, "*seen neuron"],
+    link: str,
+) -> Float[Tensor, "*left"]:
+    """`affine_poisson_log_prob` as autograd sees it."""
+    y = z @ loading.mT + offset
+    mean, log_mean = softplus_and_log(y) if link == "softplus" else (y.exp(), y)
+    return (weight * (x * log_mean - mean - torch.lgamma(x + 1))).sum(-1)
+
+
+class CountsByHand:
+    """Densities of one population; the gradient of its loading gathers on the way back.
+
+    Args:
+        loading: C.
+        link: see `affine_poisson_log_prob`.
+    """
+
+    def __init__(self, loading: Float[Tensor, "neuron latent"], link: str) -> None:
+        self.link = link
+        self._transposed = loading.t().contiguous()
+
+    def turn(self) -> None:
+        """The way back begins, perhaps again: no gradient has gathered yet."""
+        self._d_transposed = torch.zeros_like(self._transposed)
+
+    def forward(
+        self,
+        z: Float[Tensor, "*left latent"],
+        offset: Float[Tensor, "*shared neuron"],
+        weighed: Float[Tensor, "*seen neuron"],
+        weight: Float[Tensor, "*seen neuron"],
+        keeps: bool,
+    ) -> tuple[Float[Tensor, "*left"], Float[Tensor, "row neuron"] | None]:
+        """The log density but for the factorials, and its slope d log p / d y if that is kept.
+
+        Args:
+            z: latent vectors.
+            offset: d.
+            weighed: w x.
+            weight: w.
+            keeps: whether there is a way back.
+        """
+        rows = z.reshape(-1, z.shape[-1])
+        if offset.ndim == 1:
+            y = torch.addmm(offset, rows, self._transposed).view(*z.shape[:-1], -1)
+        else:
+            y = (rows @ self._transposed).view(*z.shape[:-1], -1).add_(offset)
+        if self.link == "softplus":
+            odds = y.clamp(-FAR, FAR).exp_()
+            mean = torch.log1p(odds)
+            torch.maximum(mean, y, out=mean)
+            log_mean = torch.log(mean)
+            torch.minimum(log_mean, y, out=log_mean)
+        else:
+            mean, log_mean = y.exp(), y
+        log_prob = log_mean.mul_(weighed).addcmul_(weight, mean, value=-1).sum(-1)
+        if not keeps:
+            return log_prob, None
+        if self.link == "softplus":
+            # d m / d y = e^y / (1 + e^y), and log m has that over m.
+            slope = torch.div(weighed, mean).sub_(weight).mul_(odds).div_(odds.add_(1))
+        else:
+            slope = torch.addcmul(weighed, weight, mean, value=-1)
+        return log_prob, slope.view(len(rows), -1)
+
+    def backward(
+        self,
+        z: Float[Tensor, "*left latent"],
+        slope: Float[Tensor, "row neuron"],
+        d_log_prob: Float[Tensor, "*left"],
+    ) -> Float[Tensor, "*left latent"]:
+        """The gradient of z."""
+        each = d_log_prob.reshape(-1, 1)
+        # The neurons last in every product: see `pyrodyn.kernels.low_rank`.
+        self._d_transposed.addmm_((each * z.reshape(-1, z.shape[-1])).t(), slope)
+        return functional.linear(slope, self._transposed).mul_(each).view(z.shape)
+
+    def offset_gradient(
+        self,
+        slope: Float[Tensor, "row neuron"],
+        d_log_prob: Float[Tensor, "*left"],
+        offset: Float[Tensor, "*shared neuron"],
+    ) -> Float[Tensor, "*shared neuron"]:
+        """The gradient of d."""
+        each = d_log_prob.reshape(-1, 1)
+        if offset.ndim == 1:
+            return (each.t() @ slope)[0]
+        return (each * slope).view(*d_log_prob.shape, -1).sum_to_size(offset.shape)
+
+    def gradient(self) -> Float[Tensor, "neuron latent"]:
+        """The gradient of C, once every density has been taken back."""
+        return self._d_transposed.t()
+
+
+class _AffinePoisson(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        loading: Tensor,
+        offset: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        link: str,
+    ) -> Tensor:
+        ctx.counts = CountsByHand(loading, link)
+        keeps = any(ctx.needs_input_grad)
+        log_prob, ctx.slope = ctx.counts.forward(z, offset, weight * x, weight, keeps)
+        ctx.save_for_backward(z, loading, offset, x, weight)
+        return log_prob - (weight * torch.lgamma(x + 1)).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (d_log_prob,) = grads
+        given = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
+            log_prob = partial(recorded_log_prob, link=ctx.counts.link)
+            return *recorded_gradients(log_prob, given, d_log_prob), None
+        z, _, offset, *_ = given
+        ctx.counts.turn()
+        d_z = ctx.counts.backward(z, ctx.slope, d_log_prob)
+        d_offset = ctx.counts.offset_gradient(ctx.slope, d_log_prob, offset)
+        return d_z, ctx.counts.gradient(), d_offset, None, None, None

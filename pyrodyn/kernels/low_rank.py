@@ -1,0 +1,171 @@
+"""One step of a low-rank network, forward and back by hand::
+
+    step(z) = a z + n phi(m z + d)            m (units x R), n (R x units), R much less than units
+
+What a step costs is its products of a tall matrix with a narrow one, ``(row, unit)`` by
+``(unit, R)``, and what they cost hangs on how they are put. A product whose long side is summed
+over, or whose narrow side lies first in memory, takes up to seven times as long; autograd's own
+gradient of a linear map has both. Here every product has the units last::
+
+    m' is laid out (R, unit)         d_z = d_y m, as a linear map by m'
+    d_m' = z' d_y                    and not d_m = d_y' z
+
+and of a step only z and the rates phi are kept for the way back.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from pyrodyn.kernels.double_backward import recorded_gradients
+from pyrodyn.nn.activations import ACTIVATIONS
+
+
+def low_rank_step(
+    z: Float[Tensor, "*left latent"],
+    drive: Float[Tensor, "*shared unit"] | None,
+    m: Float[Tensor, "unit latent"],
+    n: Float[Tensor, "latent unit"],
+    threshold: Float[Tensor, " unit"] | None,
+    decay: Float[Tensor, " latent_or_one"],
+    kind: str,
+) -> Float[Tensor, "*left latent"]:
+    """Where states go: a z + n phi(m z + d).
+
+    Args:
+        z: states.
+        drive: d, broadcasting against the currents of ``z``; None for none.
+        m: from latents to units.
+        n: from units to latents.
+        threshold: h, None for units without.
+        decay: a.
+        kind: of the units, a name in `ACTIVATIONS`.
+    """
+    moved: Tensor = _Step.apply(z, drive, m, n, threshold, decay, kind)
+    return moved
+
+
+def recorded_step(
+    z: Float[Tensor, "*left latent"],
+    drive: Float[Tensor, "*shared unit"] | None,
+    m: Float[Tensor, "unit latent"],
+    n: Float[Tensor, "latent unit"],
+    threshold: Float[Tensor, " unit"] | None,
+    decay: Float[Tensor, " latent_or_one"],
+    kind: str,
+) -> Float[Tensor, "*left latent"]:
+    """`low_rank_step` as autograd and `torch.func` see it."""
+    currents = functional.linear(z, m)
+    if drive is not None:
+        currents = currents + drive
+    rates = ACTIVATIONS[kind].rates(currents, threshold)
+    return torch.addcmul(functional.linear(rates, n), decay, z)
+
+
+class StepsByHand:
+    """Steps of one network; gradients of its weights gather as they are taken back.
+
+    Args:
+        m, n, threshold, decay, kind: see `low_rank_step`.
+    """
+
+    def __init__(
+        self,
+        m: Float[Tensor, "unit latent"],
+        n: Float[Tensor, "latent unit"],
+        threshold: Float[Tensor, " unit"] | None,
+        decay: Float[Tensor, " latent_or_one"],
+        kind: str,
+    ) -> None:
+        self.n, self.threshold, self.decay, self.kind = n, threshold, decay, kind
+        self._phi = ACTIVATIONS[kind]
+        self._transposed = m.t().contiguous()
+        self._bias = -threshold if self._phi.is_shifted and threshold is not None else None
+
+    def turn(self) -> None:
+        """The way back begins, perhaps again: no gradient has gathered yet."""
+        threshold = self.threshold
+        self._d_transposed = torch.zeros_like(self._transposed)
+        self._d_n = torch.zeros_like(self.n)
+        self._d_decayed: Tensor | None = None
+        self._d_threshold = None if threshold is None else torch.zeros_like(threshold)
+
+    def forward(
+        self, z: Float[Tensor, "*left latent"], drive: Float[Tensor, "*shared unit"] | None
+    ) -> tuple[Float[Tensor, "*left latent"], tuple[Tensor, Tensor | None]]:
+        """Where states go, and what the way back needs."""
+        rows = z.reshape(-1, z.shape[-1])
+        if self._bias is None:
+            currents = rows @ self._transposed
+        else:
+            currents = torch.addmm(self._bias, rows, self._transposed)
+        if drive is not None:
+            currents.view(*z.shape[:-1], -1).add_(drive)
+        rates, kept = self._phi.overwrite(currents, self.threshold)
+        moved = functional.linear(rates, self.n).addcmul_(self.decay, rows)
+        return moved.view(z.shape), (rates, kept)
+
+    def backward(
+        self,
+        z: Float[Tensor, "*left latent"],
+        kept: tuple[Tensor, Tensor | None],
+        d_moved: Float[Tensor, "*left latent"],
+    ) -> tuple[Float[Tensor, "*left latent"], Float[Tensor, "row unit"]]:
+        """Gradients of the states and of the currents, from that of where they went."""
+        rates, beside = kept
+        rows, d_rows = z.reshape(-1, z.shape[-1]), d_moved.reshape(-1, z.shape[-1])
+        d_currents, d_threshold = self._phi.back(d_rows @ self.n, rates, beside)
+        if self._d_threshold is not None and d_threshold is not None:
+            self._d_threshold += d_threshold
+        self._d_transposed.addmm_(rows.t(), d_currents)
+        self._d_n.addmm_(d_rows.t(), rates)
+        if self._d_decayed is None:
+            self._d_decayed = d_rows * rows
+        else:
+            self._d_decayed.addcmul_(d_rows, rows)
+        d_z = functional.linear(d_currents, self._transposed).addcmul_(self.decay, d_rows)
+        return d_z.view(z.shape), d_currents
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Gradients of m, n, threshold and decay, once every step has been taken back."""
+        d_decay = torch.zeros_like(self.decay)
+        if self._d_decayed is not None:
+            d_decay = self._d_decayed.sum_to_size(self.decay.shape)
+        return self._d_transposed.t(), self._d_n, self._d_threshold, d_decay
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        drive: Tensor | None,
+        m: Tensor,
+        n: Tensor,
+        threshold: Tensor | None,
+        decay: Tensor,
+        kind: str,
+    ) -> Tensor:
+        ctx.step = StepsByHand(m, n, threshold, decay, kind)
+        moved, ctx.kept = ctx.step.forward(z, drive)
+        ctx.save_for_backward(z, drive, m, n, threshold, decay)
+        return moved
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (d_moved,) = grads
+        given = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
+            step = partial(recorded_step, kind=ctx.step.kind)
+            return *recorded_gradients(step, given, d_moved), None
+        z, drive, *_ = given
+        ctx.step.turn()
+        d_z, d_currents = ctx.step.backward(z, ctx.kept, d_moved)
+        d_drive = None
+        if drive is not None:
+            d_drive = d_currents.view(*z.shape[:-1], -1).sum_to_size(drive.shape)
+        return d_z, d_drive, *ctx.step.gradients(), None

@@ -1,0 +1,327 @@
+"""Explicit Runge-Kutta steps of a perceptron's vector field, forward and back by hand::
+
+    k_s = f(z_t + a_s k_{s-1}),        s = 1 ... S, a_1 = 0
+    Phi(z_t) = z_t + sum_s b_s k_s
+    z_{t+1} = Phi(z_t), or steered: z_{t+1} = gain_{t+1} * Phi(z_t) + shift_{t+1}
+
+Steering by diagonal gains is how a Gaussian factor of the data bends a path (see `models.sae`). A
+roll returns the Phi(z_t): a path's own states, or what the states of a steered one are made of.
+
+Autograd would record a dozen nodes per stage. Here a stage is three products on memory laid out
+beforehand, and only its hidden units are kept for the way back, which leaves the gradients of the
+weights to one product per block of bins. Two identities save the rest::
+
+    tanh(y) = 2 sigmoid(2 y) - 1       so that a tanh network is a sigmoid network of other weights;
+                                       on a CPU sigmoid costs a fifth of tanh
+    A z + W h + b                      [A W] [z; h] in two products that add into one place
+
+Source of the schemes: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I", II.1.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyrodyn.kernels.blocks import blocks
+from pyrodyn.kernels.double_backward import recorded_gradients
+from pyrodyn.kernels.layout import by_columns
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
+class Tableau(NamedTuple):
+    """An explicit scheme whose stages each look at the one before, over one step of length 1.
+
+    Attributes:
+        reach: a_1 ... a_S; a_1 = 0.
+        weight: b_1 ... b_S.
+    """
+
+    reach: tuple[float, ...]
+    weight: tuple[float, ...]
+
+    def repeated(self, substeps: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Reach and weight of a step of length 1 / substeps."""
+        return (
+            tuple(a / substeps for a in self.reach),
+            tuple(b / substeps for b in self.weight),
+        )
+
+
+TABLEAUX = {
+    "euler": Tableau((0.0,), (1.0,)),
+    "midpoint": Tableau((0.0, 0.5), (0.0, 1.0)),
+    "rk4": Tableau((0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+class SigmoidNetwork(NamedTuple):
+    """A vector field f(z, d) = A z + W_L s(... s(W_1 z + d) ...) + b_L, s the logistic function.
+
+    d is the drive of the first layer, its bias included; hidden biases lie in ``biases``.
+
+    Attributes:
+        weights: W_1 ... W_L, at least two.
+        biases: b_2 ... b_L.
+        linear: A, or None.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    linear: Tensor | None
+
+    def flat(self) -> tuple[Tensor, ...]:
+        """All tensors in a row."""
+        return (*self.weights, *self.biases, *(() if self.linear is None else (self.linear,)))
+
+    @classmethod
+    def of_flat(cls, flat: tuple[Tensor, ...]) -> "SigmoidNetwork":
+        """The inverse of `flat`: L weights, L - 1 biases and perhaps A."""
+        num_layers = (len(flat) + 1) // 2
+        biases = flat[num_layers : 2 * num_layers - 1]
+        linear = flat[-1] if len(flat) == 2 * num_layers else None
+        return cls(flat[:num_layers], biases, linear)
+
+    def field(self, z: Tensor, drive: Tensor) -> Tensor:
+        """f, as autograd sees it."""
+        hidden = torch.nn.functional.linear(z, self.weights[0]) + drive
+        for weight, bias in zip(self.weights[1:], self.biases, strict=True):
+            hidden = torch.nn.functional.linear(torch.sigmoid(hidden), weight, bias)
+        return hidden if self.linear is None else hidden + z @ self.linear.mT
+
+
+class Steering(NamedTuple):
+    """What is made of the state that a bin would end with.
+
+    Attributes:
+        gain: what it is multiplied by.
+        shift: what is added to that.
+    """
+
+    gain: Float[Tensor, "... time state"]
+    shift: Float[Tensor, "... time state"]
+
+    def __call__(
+        self, reached: Float[Tensor, "*left time state"]
+    ) -> Float[Tensor, "*left time state"]:
+        """The steered states, from those that bins would end with."""
+        return torch.addcmul(self.shift, self.gain, reached)
+
+
+def roll_network(
+    network: SigmoidNetwork,
+    initial: Float[Tensor, "row state"],
+    drive: Float[Tensor, "time row_or_one width"],
+    steering: Steering | None,
+    tableau: Tableau,
+    substeps: int,
+) -> Float[Tensor, "time row state"]:
+    """States that each of T bins ends with, before any steering.
+
+    Args:
+        network: the field.
+        initial: z_0.
+        drive: of every bin, held over it; broadcasts over rows.
+        steering: of every bin, ``(time, row, state)``; None for the field's own path.
+        tableau: the scheme.
+        substeps: steps per bin.
+    """
+    gain, shift = (None, None) if steering is None else steering
+    reached: Tensor = _Roll.apply(initial, drive, gain, shift, tableau, substeps, *network.flat())
+    return reached
+
+
+class _Tape(NamedTuple):
+    """Every evaluation of the field in a block of bins, in order.
+
+    On the way back a second one holds gradients: of slopes, and of what the sigmoids are taken of.
+
+    Attributes:
+        at: where the field was evaluated.
+        hidden: its hidden units there, per layer.
+    """
+
+    at: Float[Tensor, "evaluation row state"]
+    hidden: list[Float[Tensor, "evaluation row width"]]
+
+    def evaluations(self) -> list[tuple[Tensor, ...]]:
+        """One by one: the place and the hidden units of every layer."""
+        return list(zip(self.at.unbind(0), *(h.unbind(0) for h in self.hidden), strict=True))
+
+    def rows(self) -> list[Tensor]:
+        """The places and the hidden units of every layer, trials and evaluations side by side."""
+        return [self.at.flatten(0, 1), *(h.flatten(0, 1) for h in self.hidden)]
+
+
+class _Roll(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        initial: Tensor,
+        drive: Tensor,
+        gain: Tensor | None,
+        shift: Tensor | None,
+        tableau: Tableau,
+        substeps: int,
+        *flat: Tensor,
+    ) -> Tensor:
+        network = SigmoidNetwork.of_flat(flat)
+        reach, weight = tableau.repeated(substeps)
+        rows, dim = initial.shape
+        widths = [w.shape[0] for w in network.weights[:-1]]
+        *wide, last = network.weights
+        matrices = [*(w.t().contiguous() for w in wide), by_columns(last.t())]
+        linear = None if network.linear is None else network.linear.t().contiguous()
+        evaluations_per_bin = substeps * len(reach)
+        ctx.blocks = blocks(len(drive), evaluations_per_bin * rows * max(widths))
+        ctx.tapes = []
+        reached = initial.new_empty(len(drive), rows, dim)
+        slope = initial.new_empty(rows, dim)
+        z = initial
+        for block in ctx.blocks:
+            num_evaluations = evaluations_per_bin * (block.stop - block.start)
+            tape = _Tape(
+                initial.new_empty(num_evaluations, rows, dim),
+                [initial.new_empty(num_evaluations, rows, width) for width in widths],
+            )
+            if any(ctx.needs_input_grad):
+                ctx.tapes.append(tape)
+            evaluations = iter(tape.evaluations())
+            for t in range(block.start, block.stop):
+                for _ in range(substeps):
+                    end = z
+                    for stage, (a, b) in enumerate(zip(reach, weight, strict=True)):
+                        at, *hidden = next(evaluations)
+                        if stage:
+                            torch.add(z, slope, alpha=a, out=at)
+                        else:
+                            at.copy_(z)
+                        below, entering = at, drive[t]
+                        for units, matrix, bias in zip(
+                            hidden, matrices, network.biases, strict=False
+                        ):
+                            torch.addmm(entering, below, matrix, out=units).sigmoid_()
+                            below, entering = units, bias
+                        torch.addmm(entering, below, matrices[-1], out=slope)
+                        if linear is not None:
+                            slope.addmm_(at, linear)
+                        if b:
+                            end = torch.add(end, slope, alpha=b)
+                    z = end
+                reached[t] = z
+                if gain is not None and shift is not None:
+                    z = torch.addcmul(shift[t], gain[t], z)
+        ctx.schedule = (tableau, substeps)
+        ctx.save_for_backward(reached, initial, drive, gain, shift, *flat)
+        return reached
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (d_reached,) = grads
+        reached, *given = ctx.saved_tensors
+        tableau, substeps = ctx.schedule
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
+            roll = functools.partial(_recorded_roll, tableau, substeps)
+            gradients = recorded_gradients(roll, given, d_reached)
+            return *gradients[:4], None, None, *gradients[4:]
+        initial, drive, gain, _, *flat = given
+        network = SigmoidNetwork.of_flat(tuple(flat))
+        reach, weight = tableau.repeated(substeps)
+        stages = tuple(zip((*reach[1:], 0.0), weight, strict=True))[::-1]
+        first = by_columns(network.weights[0])
+        d_network = SigmoidNetwork.of_flat(tuple(torch.zeros_like(w) for w in (first, *flat[1:])))
+        d_drive = torch.empty_like(drive) if ctx.needs_input_grad[1] else None
+        d_gain, d_shift = (
+            (None, None) if gain is None else (torch.empty_like(gain) for _ in range(2))
+        )
+        d_z = torch.zeros_like(initial)
+        for block, tape in zip(reversed(ctx.blocks), reversed(ctx.tapes), strict=True):
+            gradient = _Tape(torch.empty_like(tape.at), [torch.empty_like(h) for h in tape.hidden])
+            evaluations = zip(
+                reversed(tape.evaluations()), reversed(gradient.evaluations()), strict=True
+            )
+            for t in reversed(range(block.start, block.stop)):
+                if gain is not None and d_gain is not None and d_shift is not None:
+                    d_shift[t] = d_z
+                    torch.mul(d_z, reached[t], out=d_gain[t])
+                    d_z = d_z * gain[t]
+                d_z = d_z + d_reached[t]
+                for _ in range(substeps):
+                    d_end, d_at = d_z, None
+                    for next_reach, b in stages:
+                        (_, *hidden), (d_slope, *d_hidden) = next(evaluations)
+                        # Of a slope: through the step's end, and the place that the next looks at.
+                        if d_at is None:
+                            torch.mul(d_end, b, out=d_slope)
+                        else:
+                            torch.mul(d_at, next_reach, out=d_slope)
+                            if b:
+                                d_slope.add_(d_end, alpha=b)
+                        d_out = d_slope
+                        for units, d_units, matrix in zip(
+                            reversed(hidden),
+                            reversed(d_hidden),
+                            reversed(network.weights),
+                            strict=False,
+                        ):
+                            torch.mm(d_out, matrix, out=d_units)
+                            d_out = _sigmoid_backward(d_units, units, grad_input=d_units)
+                        d_at = torch.mm(d_out, first)
+                        if network.linear is not None:
+                            d_at.addmm_(d_slope, network.linear)
+                        d_z = d_z + d_at
+            _add_gradients(d_network, tape, gradient)
+            if d_drive is not None:
+                by_bin = gradient.hidden[0].unflatten(0, (block.stop - block.start, -1))
+                d_drive[block] = by_bin.sum(1).sum_to_size(d_drive[block].shape)
+        return d_z, d_drive, d_gain, d_shift, None, None, *d_network.flat()
+
+
+def _add_gradients(network: SigmoidNetwork, tape: _Tape, gradient: _Tape) -> None:
+    """Add a block's share to the gradients of a network's weights."""
+    d_slopes, *d_hidden = gradient.rows()
+    for d_weight, values, d_out in zip(
+        network.weights, tape.rows(), (*d_hidden, d_slopes), strict=True
+    ):
+        d_weight.addmm_(d_out.t(), values)
+    ones = d_slopes.new_ones(len(d_slopes))
+    for d_bias, d_out in zip(network.biases, (*d_hidden[1:], d_slopes), strict=True):
+        d_bias.addmv_(d_out.t(), ones)
+    if network.linear is not None:
+        network.linear.addmm_(d_slopes.t(), tape.at.flatten(0, 1))
+
+
+def _recorded_roll(
+    tableau: Tableau,
+    substeps: int,
+    initial: Tensor,
+    drive: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    *flat: Tensor,
+) -> Tensor:
+    """The roll as autograd records it."""
+    network = SigmoidNetwork.of_flat(flat)
+    z, reached = initial, []
+    for t in range(len(drive)):
+        z = explicit_step(lambda at, d=drive[t]: network.field(at, d), z, tableau, substeps)
+        reached.append(z)
+        if gain is not None and shift is not None:
+            z = torch.addcmul(shift[t], gain[t], z)
+    return torch.stack(reached)
+
+
+def explicit_step(field: Any, z: Tensor, tableau: Tableau, substeps: int) -> Tensor:
+    """One bin of any vector field ``field(z)``, recorded by autograd."""
+    reach, weight = tableau.repeated(substeps)
+    for _ in range(substeps):
+        end, slope = z, None
+        for a, b in zip(reach, weight, strict=True):
+            slope = field(z if slope is None else torch.add(z, slope, alpha=a))
+            if b:
+                end = torch.add(end, slope, alpha=b)
+        z = end
+    return z

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+
+from pyrodyn.analysis import (
+    fixed_points,
+    free_run,
+    lyapunov_spectrum,
+    phase_portrait,
+    visited_states,
+)
+from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
+from pyrodyn.analysis.fixed_points.fixed_points import PIECEWISE_LINEAR
+from pyrodyn.models import LowRankRNN, NodeSAE
+from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.low_rank_rnn import LowRankState
+
+
+def network(**options) -> LowRankRNN:
+    torch.manual_seed(0)
+    sizes = {"latent_dim": 2, "num_units": 20, "input_dim": 1, "activation": "clipped_relu"}
+    model = LowRankRNN(4, **{**sizes, **options})
+    with torch.no_grad():
+        if not model.is_full_rank:
+            model.n *= 10
+    return model
+
+
+@pytest.mark.parametrize("activation", PIECEWISE_LINEAR)
+@pytest.mark.parametrize("inputs", [None, [0.7]])
+def test_points_are_fixed_and_their_eigenvalues_those_of_the_models_step(activation, inputs):
+    model = network(activation=activation)
+    if activation in ("relu", "leaky_relu"):  # or it may run off
+        with torch.no_grad():
+            model.n /= -20
+    found = fixed_points(model, inputs=inputs)
+    assert found.attrs["complete"] == 1
+    assert found.sizes["fixed_point"] >= 1
+    v = torch.tensor([inputs or [0.0]])
+    model = model.double()
+
+    def step(z: torch.Tensor) -> torch.Tensor:
+        return model.mean_step(LowRankState(z, v[0].double(), v[0].double()))
+
+    for point, eigenvalues in zip(found["point"].values, found["eigenvalues"].values, strict=True):
+        z = torch.from_numpy(point)
+        torch.testing.assert_close(step(z).detach(), z, atol=1e-6, rtol=1e-6)
+        jacobian = torch.autograd.functional.jacobian(step, z).numpy()
+        expected = np.linalg.eigvals(jacobian)
+        np.testing.assert_allclose(
+            np.sort_complex(eigenvalues), np.sort_complex(expected), atol=1e-5
+        )
+
+
+def test_a_network_without_a_model_is_enumerated_too():
+    """z' = z / 2 + hard tanh(4 z): z = 2 hard tanh(4 z) has the solutions 0 and +-2."""
+    bistable = PiecewiseLinear.hard_tanh(0.5, [[1.0]], [[4.0]], 0.0)
+    found = fixed_points(bistable)
+    np.testing.assert_allclose(np.sort(found["point"].values[:, 0]), [-2, 0, 2], atol=1e-12)
+    assert found.attrs["complete"] == 1
+    assert found.attrs["kind"] == "map"
+
+
+def test_inputs_of_an_enumeration_are_checked():
+    with pytest.raises(ValueError, match="inputs must be 1 finite numbers"):
+        fixed_points(network(), inputs=[1.0, 2.0])
+    with pytest.raises(ValueError, match="holds its constant input; leave inputs out"):
+        fixed_points(PiecewiseLinear.relu(0.5, [[1.0]], [[1.0]], 0.0), inputs=[1.0])
+
+
+def test_a_free_run_follows_the_model():
+    model = network()
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(2000, 4, 1))
+    run = free_run(model, 2000, 4, inputs=inputs, seed=1)
+    z = torch.from_numpy(run["latents"].values)
+    with torch.no_grad():
+        states = model.states(None, z, torch.from_numpy(inputs).float())
+        before = LowRankState(*(field[:, :-1] for field in states))
+        residual = z[:, 1:] - model.mean_step(before)
+        covariance = model.process_noise()[1].matrix
+        rates = model.emission(states).mean
+    found = torch.einsum("btd,bte->de", residual, residual) / (2000 * 3)
+    # Variances of 6000 draws err by sqrt(2 / 6000) of themselves.
+    assert ((found - covariance).abs() < 4 * (2 / 6000) ** 0.5 * covariance.max()).all()
+    np.testing.assert_allclose(run["rates"].values, rates, rtol=1e-4, atol=1e-5)
+    assert (run["x"].values.mean() - rates.numpy().mean()) < 4 * run["x"].values.std() / 32000**0.5
+
+
+def test_a_free_run_starts_where_it_is_told(make_lfads, make_recording):
+    model = network(input_dim=0)
+    start = np.random.default_rng(0).normal(size=(3, 2))
+    run = free_run(model, 3, 5, start=start)
+    np.testing.assert_allclose(run["latents"].values[:, 0], start, rtol=1e-6)
+    late = free_run(model, 3, 2, start=start, burn_in=3)
+    np.testing.assert_array_equal(late["latents"].values, run["latents"].values[:, 3:])
+    lfads = make_lfads(make_recording(4), inferred_input_dim=1)
+    g0 = np.random.default_rng(0).normal(size=(3, 4))
+    runs = [free_run(lfads, 3, 5, start=g0, seed=seed)["rates"].values for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_a_free_run_tells_what_the_dynamics_move(make_lfads, make_recording):
+    model = network(input_dim=0)
+    run = free_run(model, 3, 5)
+    np.testing.assert_array_equal(run["states"], run["latents"])
+    lfads = make_lfads(make_recording(4))
+    run = free_run(lfads, 3, 5)
+    assert run.sizes["latent"] == 0  # nothing is drawn without inferred inputs
+    dynamics = lfads.dynamics()
+    state = torch.from_numpy(run["states"].values)
+    with torch.no_grad():
+        moved = dynamics.step(state[:, :-1], dynamics.no_inputs(state[:, :-1]))
+    torch.testing.assert_close(moved, state[:, 1:])
+
+
+def test_a_path_that_runs_off_is_named_by_trial_and_bin(make_recording):
+    recording = make_recording(4)
+    model = NodeSAE.for_recording(recording, is_linear_plus=True)
+    with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
+        model.phi.field.linear.copy_(1e6 * torch.eye(3))
+        for layer in model.phi.field.linear_layers():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    start = np.zeros((3, 3))
+    start[1] = 1.0
+    with pytest.raises(ArithmeticError, match="trial 1 is not finite from bin 4 on"):
+        free_run(model, 3, 20, start=start)
+    with pytest.raises(ArithmeticError, match="trial 1 is not finite from bin 4 on"):
+        free_run(model, 3, 9, start=start, burn_in=4)
+    with pytest.raises(ArithmeticError, match=r"trial \d is not finite from bin \d+ on"):
+        visited_states(model, recording)
+
+
+def test_a_model_without_dynamics_is_refused(make_recording):
+    class Still(LatentDynamics):
+        def start_readout(self, predictors):
+            raise NotImplementedError
+
+        def model(self, batch):
+            raise NotImplementedError
+
+        def guide(self, batch):
+            raise NotImplementedError
+
+    still, refusal = Still(), "Still has no dynamics of its own to analyse"
+    for analysed in (
+        lambda: fixed_points(still, starts=np.zeros(3)),
+        lambda: lyapunov_spectrum(still, np.zeros(3), 10),
+        lambda: phase_portrait(still, np.zeros((4, 2))),
+        lambda: free_run(still, 2, 3),
+        lambda: visited_states(still, make_recording(4)),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            analysed()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_bins": 0}, "num_bins=0 must be a whole number of at least 1"),
+        ({}, "made for 1 inputs; give inputs of shape \\(2, 3, 1\\)"),
+        ({"inputs": np.zeros((2, 3, 2))}, "inputs must be of shape \\(2, 3, 1\\)"),
+        ({"burn_in": 2, "inputs": np.zeros((2, 3, 1))}, "\\(2, 5, 1\\) \\(burn-in included\\)"),
+        (
+            {"inputs": np.where(np.arange(6).reshape(2, 3, 1) == 4, np.nan, 0.0)},
+            "input 0 is not finite in run 1, bin 1",
+        ),
+        (
+            {"inputs": np.zeros((2, 3, 1)), "start": [[0.0, 0.0], [np.nan, 0.0]]},
+            "start is not finite in run 1",
+        ),
+        ({"inputs": np.zeros((2, 3, 1)), "start": np.zeros((1, 2))}, "start must be \\(2, 2\\)"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        free_run(network(), **{"num_trials": 2, "num_bins": 3, **settings})

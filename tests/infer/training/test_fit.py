@@ -1,0 +1,970 @@
+"""`fit`: that it takes the steps it should, the same ones again, and stops where it should."""
+
+import csv
+import dataclasses
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from torch import Tensor, nn
+
+from pyrodyn.data.batch import Batch, Trials
+from pyrodyn.data.readers import write
+from pyrodyn.data.recording import recording
+from pyrodyn.data.transforms import CoordinatedDropout, SampleValidation, SpikeJitter
+from pyrodyn.infer import (
+    ELBO,
+    IWELBO,
+    VSMC,
+    FallingNoise,
+    GrowingHorizon,
+    NonFiniteLossError,
+    Ramp,
+    Schedule,
+    fit,
+)
+from pyrodyn.infer.training.batches import ShuffledBatches, mixed
+from pyrodyn.infer.training.checkpoint import CHECKPOINT
+from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.sae import NodeSAE
+from pyrodyn.models.saving import load, read_card, save
+from pyrodyn.posterior import predict
+
+QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def train(make_recording) -> xr.Dataset:
+    return make_recording(12)
+
+
+@pytest.fixture
+def valid(make_recording) -> xr.Dataset:
+    return make_recording(5, seed=1)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether nested dicts and lists hold the same bits."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+class At:
+    """A transform that does something to the batch of one training step, and only looks at others.
+
+    Args:
+        step: how many calls come before.
+        change: from batch to batch.
+    """
+
+    def __init__(self, step: int, change: Callable[[Batch], Batch]) -> None:
+        self.left, self.change = step, change
+
+    def __call__(self, batch: Batch) -> Batch:
+        self.left -= 1
+        return self.change(batch) if self.left == -1 else batch
+
+
+# ------------------------------------------------------------------ the steps
+
+
+def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfads):
+    options = {"inferred_input_dim": 1, "dropout": 0.2}
+    objective = ELBO(2, beta={"g0": Ramp(4)})
+    fitted = fit(
+        make_lfads(train, **options),
+        train,
+        valid,
+        objective=objective,
+        transforms=[CoordinatedDropout(0.3)],
+        max_epochs=3,
+        batch_size=5,
+        schedule=Schedule(learning_rate=1e-2, gradient_clip=1.0),
+        seed=7,
+        **QUIET,
+    )
+    model = make_lfads(train, **options)
+    loss = objective(model, model.guide)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    step, validations, by_epoch = 0, [], []
+    for epoch in range(3):
+        losses, kls = [], {"g0": [], "u": []}
+        for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
+            torch.manual_seed(mixed(7, step))
+            evaluation = loss.evaluate(CoordinatedDropout(0.3)(batch), step)
+            value = evaluation.loss / 12
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            losses += [value.item()] * batch.num_trials
+            for site in kls:
+                kl = evaluation.shown[f"kl_{site}"]
+                kls[site] += [kl.item() / 12] * batch.num_trials
+        model.eval()
+        torch.manual_seed(mixed(7, -1))
+        with torch.no_grad():
+            validations.append(loss(Trials(valid).batch()).item() / 5)
+        model.train()
+        by_epoch.append(weights(model))
+        assert fitted.history["train_loss"][epoch] == pytest.approx(np.mean(losses), rel=1e-5)
+        for site, values in kls.items():
+            assert fitted.history[f"kl_{site}"][epoch] == pytest.approx(np.mean(values), rel=1e-5)
+    np.testing.assert_allclose(fitted.history["valid_loss"], validations, rtol=1e-6)
+    assert fitted.num_steps == step == 9
+    # The ramp is over after step 4: epoch 1 is the first whose loss counts.
+    assert fitted.best_epoch == 1 + int(np.argmin(validations[1:]))
+    assert same(weights(fitted.model), by_epoch[fitted.best_epoch])
+
+
+def test_every_epoch_visits_all_trials_in_an_order_of_its_own(train):
+    def visited(seed: int, epoch: int) -> list[int]:
+        batches = ShuffledBatches(Trials(train), 5, seed, lambda: epoch)
+        assert [batch.num_trials for batch in batches] == [5, 5, 2]
+        assert [batch.weight for batch in batches] == pytest.approx([12 / 5, 12 / 5, 6])
+        return torch.cat([batch.trial for batch in batches]).tolist()
+
+    orders = {(seed, epoch): visited(seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert all(sorted(order) == list(range(12)) for order in orders.values())
+    assert len(set(map(tuple, orders.values()))) == len(orders)
+    assert visited(1, 2) == orders[1, 2]
+
+
+def test_the_history_holds_every_epoch(train, valid, make_lfads):
+    fitted = fit(make_lfads(train), train, valid, max_epochs=4, batch_size=5, **QUIET)
+    assert set(fitted.history) == {"train_loss", "valid_loss", "kl_g0", "learning_rate"}
+    assert fitted.history.sizes == {"epoch": 4}
+    for name, values in fitted.history.items():
+        assert np.isfinite(values).all(), name
+    assert (fitted.history["learning_rate"] == np.float32(Schedule().learning_rate)).all()
+
+
+@pytest.mark.parametrize("input_prior", ["ar1", "white", "student_t"])
+def test_every_parameter_moves(train, make_recording, make_lfads, input_prior):
+    rng = np.random.default_rng(0)
+    train = make_recording(12, inputs=rng.normal(size=(12, 8, 2)))
+    model = make_lfads(
+        train,
+        inferred_input_dim=2,
+        input_prior=input_prior,
+        observation="negative_binomial",
+        recurrent_precision=0.1,
+    )
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fit(model, train, max_epochs=2, batch_size=6, **QUIET)
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_the_best_weights_are_kept_not_the_last(train, valid, make_lfads):
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid,
+        max_epochs=25,
+        batch_size=3,
+        schedule=Schedule(learning_rate=5e-2, patience=100),
+        seed=1,
+        **QUIET,
+    )
+    losses = fitted.history["valid_loss"].values
+    assert fitted.best_epoch == np.argmin(losses) < 24
+    model = fitted.model
+    torch.manual_seed(mixed(1, -1))
+    with torch.no_grad():
+        batches = [ELBO()(model, model.guide)(batch) for batch in Trials(valid).batches(3)]
+    assert float(sum(batches)) / 5 == pytest.approx(losses[fitted.best_epoch], rel=1e-6)
+    assert losses[-1] > losses[fitted.best_epoch]
+
+
+def test_without_validation_the_last_weights_are_kept(train, make_lfads, tmp_path):
+    fitted = fit(make_lfads(train), train, max_epochs=3, batch_size=5, out=tmp_path, **QUIET)
+    assert set(fitted.history) == {"train_loss", "kl_g0", "learning_rate"}
+    assert fitted.best_epoch == 2
+    last = torch.load(tmp_path / CHECKPOINT, weights_only=True)["state_dict"]
+    assert same(weights(fitted.model), {k.removeprefix("loss.model."): v for k, v in last.items()})
+
+
+# ------------------------------------------------------------------ the same run again
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train, valid, make_lfads):
+    def run(seed: int) -> tuple[dict[str, Tensor], xr.Dataset]:
+        torch.rand(seed + 3)  # whatever was drawn before must not matter
+        fitted = fit(
+            make_lfads(train, inferred_input_dim=1, dropout=0.2),
+            train,
+            valid,
+            transforms=[SampleValidation(0.1), SpikeJitter(1), CoordinatedDropout(0.3)],
+            max_epochs=3,
+            batch_size=5,
+            seed=seed,
+            **QUIET,
+        )
+        return weights(fitted.model), fitted.history
+
+    (one, history), (again, history_again), (other, _) = run(0), run(0), run(1)
+    assert same(one, again)
+    xr.testing.assert_identical(history, history_again)
+    assert not same(one, other)
+
+
+def test_a_fit_leaves_the_callers_random_numbers_alone(train, make_lfads):
+    model = make_lfads(train)
+    before = torch.get_rng_state()
+    fit(model, train, max_epochs=1, **QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+RESUMABLE: dict[str, Any] = {
+    "objective": ELBO(beta={"g0": Ramp(10), "u": Ramp(5)}),
+    "transforms": [CoordinatedDropout(0.3)],
+    "max_epochs": 12,
+    "batch_size": 5,
+    "schedule": Schedule(learning_rate=3e-2, patience=0, stop_patience=100),
+    "checkpoint_seconds": 0.0,
+    **QUIET,
+}
+"""A run in which everything that a checkpoint holds changes: ramps, learning rate, best epoch."""
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from pyrodyn import fit, load
+from pyrodyn.data import CoordinatedDropout, read
+from pyrodyn.infer import ELBO, Ramp, Schedule
+
+folder, step = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+
+
+def run(number):
+    calls = 0
+
+    def end(batch):
+        nonlocal calls
+        calls += 1
+        if calls == step + 1:
+            os.kill(os.getpid(), number)
+        return batch
+
+    fit(
+        load(folder / "start"),
+        read(folder / "train.npz"),
+        read(folder / "valid.npz"),
+        objective=ELBO(beta={"g0": Ramp(10), "u": Ramp(5)}),
+        transforms=[CoordinatedDropout(0.3), end],
+        max_epochs=12,
+        batch_size=5,
+        schedule=Schedule(learning_rate=3e-2, patience=0, stop_patience=100),
+        checkpoint_seconds=0.0,
+        progress=False,
+        accelerator="cpu",
+        out=folder / signal.Signals(number).name,
+    )
+
+
+# A background job of a script would inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+handler = signal.getsignal(signal.SIGINT)
+try:
+    run(signal.SIGINT)
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is handler
+    (folder / "interrupted").touch()
+run(signal.SIGKILL)
+"""
+"""Runs two fits, ends the first by Ctrl-C and itself by a kill, both in mid-epoch."""
+
+
+def test_runs_ended_in_mid_epoch_resume_to_the_same_bits(train, valid, make_lfads, tmp_path):
+    model = make_lfads(train, inferred_input_dim=1, dropout=0.1)
+    write(train, tmp_path / "train.npz")
+    write(valid, tmp_path / "valid.npz")
+    save(model, tmp_path / "start")
+    uninterrupted = fit(model, train, valid, out=tmp_path / "whole", **RESUMABLE)
+    rates = uninterrupted.history["learning_rate"].values
+    # Ended right after the learning rate fell, which the checkpoint must know.
+    epoch = int(np.flatnonzero(np.diff(rates))[0]) + 1
+    assert epoch < 11 and rates[-1] < rates[epoch]
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = [str(tmp_path), str(3 * epoch + 1)]
+    ended = subprocess.run([sys.executable, tmp_path / "script.py", *arguments], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "interrupted").exists()
+    # Where no good end was made of the run, there is none of its model either.
+    assert (tmp_path / "SIGINT" / "model").exists()
+    assert not (tmp_path / "SIGKILL" / "model").exists()
+
+    for run in ("SIGINT", "SIGKILL"):
+        checkpoint = torch.load(tmp_path / run / CHECKPOINT, weights_only=True)
+        assert checkpoint["global_step"] == 3 * epoch
+        other_start = make_lfads(train, inferred_input_dim=1, dropout=0.1, seed=5)
+        resumed = fit(other_start, train, valid, out=tmp_path / run, resume=True, **RESUMABLE)
+        assert same(weights(resumed.model), weights(uninterrupted.model))
+        xr.testing.assert_identical(resumed.history, uninterrupted.history)
+        assert resumed.best_epoch == uninterrupted.best_epoch
+        assert resumed.num_steps == uninterrupted.num_steps
+        assert_same_end(tmp_path / run, tmp_path / "whole")
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Whether the last checkpoints agree in all that later steps depend on."""
+    ends = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (one, other)]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert same(*(end[part] for end in ends)), part
+    best = [{k: v for k, v in end["callbacks"].items() if "KeepBest" in k} for end in ends]
+    assert best[0] and same(*best)
+
+
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_finished_run_goes_on_as_if_it_had_never_ended(
+    train, valid, make_lfads, tmp_path, is_averaged
+):
+    schedule = dataclasses.replace(RESUMABLE["schedule"], is_averaged=is_averaged)
+    ends = []
+
+    def run(out: str, epochs: int, resume: bool = False) -> None:
+        options = {**RESUMABLE, "max_epochs": epochs, "resume": resume, "schedule": schedule}
+        model = make_lfads(train, inferred_input_dim=1)
+        fit(model, train, valid, out=tmp_path / out, **options)
+        ends.append(weights(model))
+
+    run("whole", 8)
+    run("parts", 3)
+    run("parts", 6, resume=True)
+    run("parts", 8, resume=True)
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
+    assert same(ends[-1], ends[0])
+
+
+# ------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize("is_validated", [False, True])
+def test_falling_rates_and_averaged_weights_are_those_of_a_plain_loop(
+    train, valid, make_lfads, is_validated
+):
+    schedule = Schedule(learning_rate=2e-2, last_rate=1e-3, is_averaged=True, stop_patience=0)
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid if is_validated else None,
+        max_epochs=4,
+        batch_size=5,
+        schedule=schedule,
+        seed=7,
+        **QUIET,
+    )
+    assert fitted.num_steps == 12  # a rate that falls to the end is followed there
+    model = make_lfads(train)
+    loss = ELBO()(model, model.guide)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    path, rates, averages, losses = [], [], [], []
+    for epoch in range(4):
+        for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
+            torch.manual_seed(mixed(7, len(path)))
+            optimizer.param_groups[0]["lr"] = 2e-2 * 0.05 ** (len(path) / 12)
+            optimizer.zero_grad()
+            (loss(batch, len(path)) / 12).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+            path.append(weights(model))
+        rates.append(optimizer.param_groups[0]["lr"])
+        averages.append(averaged(path))
+        judged = make_lfads(train)
+        judged.load_state_dict(averages[-1])
+        torch.manual_seed(mixed(7, -1))
+        with torch.no_grad():
+            losses.append(ELBO()(judged.eval(), judged.guide)(Trials(valid).batch()).item() / 5)
+    np.testing.assert_allclose(fitted.history["learning_rate"], rates, rtol=1e-6)
+    if is_validated:
+        np.testing.assert_allclose(fitted.history["valid_loss"], losses, rtol=1e-5)
+        assert fitted.best_epoch == np.argmin(losses)
+    wanted = averages[fitted.best_epoch]
+    for name, value in weights(fitted.model).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
+    last = flat(path[-1])
+    assert (flat(wanted) - last).norm() > 0.01 * (last - flat(path[0])).norm()
+
+
+def flat(values: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in values.values()])
+
+
+def averaged(path: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The i-th of n weights counts 9 / (i + 8) times the product of (1 - 9 / (j + 8)), j > i."""
+    new = np.array([9 / (i + 8) for i in range(1, len(path) + 1)])
+    shares = new * np.append(np.cumprod(1 - new[:0:-1])[::-1], 1.0)
+    assert shares.sum() == pytest.approx(1)
+    return {
+        name: sum(share * each[name] for share, each in zip(shares, path, strict=True))
+        for name in path[0]
+    }
+
+
+def test_what_is_no_rate_is_refused():
+    for last_rate in (0.0, -1e-3, 5e-3, float("nan")):
+        with pytest.raises(ValueError, match=rf"last_rate={last_rate} must be positive and at"):
+            Schedule(learning_rate=4e-3, last_rate=last_rate)
+
+
+def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
+    def epochs(ramp: Ramp) -> int:
+        frozen = Schedule(learning_rate=1e-30, stop_patience=2)
+        fitted = fit(
+            make_lfads(train),
+            train,
+            valid,
+            objective=ELBO(beta={"g0": ramp}),
+            max_epochs=50,
+            batch_size=5,
+            schedule=frozen,
+            **QUIET,
+        )
+        assert len(set(fitted.history["valid_loss"].values)) == 1
+        return fitted.history.sizes["epoch"]
+
+    assert epochs(Ramp()) == 1 + 2
+    # Three steps an epoch: after epoch 3 the ramp is over, and the first loss that counts known.
+    assert epochs(Ramp(12)) == 4 + 2
+    assert epochs(Ramp(9, start=3)) == 4 + 2
+
+
+def test_the_horizon_grows_until_all_bins_are_scored(train, valid, make_lfads):
+    batch = make_lfads(train).trials_of(train).batch()
+    horizon, num_bins = GrowingHorizon(first_bins=2, num_steps=10), batch.num_bins
+    scored = [int(horizon.cut(batch, step).scored[0, :, 0].sum()) for step in range(12)]
+    assert scored[0] == 2
+    assert scored == sorted(scored)
+    assert scored[9] < scored[10] == num_bins
+    late = horizon.cut(batch, 0, first_bin=3)
+    assert late.scored[0, :, 0].tolist() == [True] * 5 + [False] * (num_bins - 5)
+    assert torch.equal(late.seen, batch.seen)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        GrowingHorizon(2, 0)
+
+
+def test_stopping_waits_for_the_horizon(train, valid, make_lfads):
+    frozen = Schedule(learning_rate=1e-30, stop_patience=2, horizon=GrowingHorizon(2, 12))
+    fitted = fit(
+        make_lfads(train), train, valid, max_epochs=50, batch_size=5, schedule=frozen, **QUIET
+    )
+    assert fitted.history.sizes["epoch"] == 4 + 2
+    early, full = fitted.history["train_loss"].values[[0, -1]]
+    assert early < 0.8 * full
+
+
+def noisy_node(recording: xr.Dataset) -> NodeSAE:
+    torch.manual_seed(0)
+    sizes = {"field_width": 4, "encoder_dim": 3}
+    return NodeSAE.for_recording(recording, latent_dim=2, process_noise=True, **sizes)
+
+
+def test_noise_is_free_then_held_to_a_falling_limit(train):
+    model = noisy_node(train)
+    falling = FallingNoise(first_step=2, num_steps=4, factor=0.25)
+    falling.press(model, 0)
+    assert torch.isinf(model.log_noise_limit).all()
+    with torch.no_grad():
+        model.log_noise.copy_(torch.tensor([1.0, -3.0]))
+    start = model.log_noise.detach().clone()
+    for step in range(2, 10):
+        falling.press(model, step)
+        share = 0.25 ** min((step - 2) / 4, 1)
+        torch.testing.assert_close(model.log_noise_limit, start + np.log(share))
+        torch.testing.assert_close(model.log_noise.detach(), model.log_noise_limit)
+        with torch.no_grad():
+            model.log_noise += 0.1
+    with torch.no_grad():
+        model.log_noise -= 5.0
+    kept = model.log_noise.detach().clone()
+    falling.press(model, 10)
+    assert torch.equal(model.log_noise, kept)
+
+
+def test_a_resumed_fit_presses_noise_on_from_where_it_was(train, valid, tmp_path):
+    falling = Schedule(stop_patience=100, noise=FallingNoise(first_step=3, num_steps=12))
+    options = {"batch_size": 5, "schedule": falling, "checkpoint_seconds": 0.0, **QUIET}
+    whole = fit(noisy_node(train), train, valid, max_epochs=6, **options)
+    assert (whole.model.noise_scales()[1] < 0.1).all()
+    assert whole.best_epoch >= 4  # three steps an epoch: noise arrives at step 15
+    model = noisy_node(train)
+    fit(model, train, valid, max_epochs=3, out=tmp_path, **options)
+    again = fit(noisy_node(train), train, valid, max_epochs=6, out=tmp_path, resume=True, **options)
+    assert same(weights(again.model), weights(whole.model))
+
+
+def test_falling_noise_refuses_what_it_cannot_press(train, make_lfads):
+    schedule = Schedule(noise=FallingNoise(0, 10))
+    for model in (make_lfads(train), NodeSAE.for_recording(train, latent_dim=2)):
+        with pytest.raises(ValueError, match="built with process_noise=True; for this"):
+            fit(model, train, max_epochs=1, schedule=schedule, **QUIET)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        FallingNoise(0, 0)
+    with pytest.raises(ValueError, match="factor=1"):
+        FallingNoise(0, 10, factor=1.0)
+
+
+def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, valid, make_lfads):
+    start, factor, num_ramp_epochs = 5e-2, 0.7, 12
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid,
+        objective=ELBO(beta={"g0": Ramp(3 * num_ramp_epochs)}),
+        max_epochs=25,
+        batch_size=5,
+        schedule=Schedule(learning_rate=start, factor=factor, patience=0, stop_patience=100),
+        **QUIET,
+    )
+    losses = fitted.history["valid_loss"].values
+
+    def rates(first_epoch: int) -> list[float]:
+        """What torch makes of these losses if it heeds them from an epoch on."""
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=start)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=0)
+        used = []
+        for epoch, loss in enumerate(losses):
+            used.append(optimizer.param_groups[0]["lr"])
+            if epoch >= first_epoch:
+                plateau.step(loss)
+        return used
+
+    expected = rates(num_ramp_epochs - 1)
+    np.testing.assert_allclose(fitted.history["learning_rate"], expected, rtol=1e-6)
+    assert 1e-5 < expected[-1] < start
+    assert rates(0)[num_ramp_epochs - 1] < start  # there was something to wait for
+
+
+def test_a_fit_ends_when_its_minutes_are_over(train, valid, make_lfads):
+    started = time.monotonic()
+    fitted = fit(make_lfads(train), train, valid, max_epochs=10**6, max_minutes=0.01, **QUIET)
+    assert time.monotonic() - started < 20
+    assert 0 < fitted.num_steps < 10**6
+    assert fitted.history.sizes["epoch"] > 0
+
+
+# ------------------------------------------------------------------ NaN
+
+
+def poison(field: str, value: float) -> Callable[[Batch], Batch]:
+    def change(batch: Batch) -> Batch:
+        poisoned = getattr(batch, field).clone()
+        poisoned[1, 2, 3] = value
+        return batch.replace(**{field: poisoned})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "site"),
+    [
+        (poison("seen", float("nan")), "the guide's draw of site 'g0'"),
+        (poison("seen", float("inf")), "the gradient"),  # gates saturate: all densities are finite
+        (poison("x", float("nan")), "the log density of site 'x'"),
+        (poison("x", float("inf")), "the log density of site 'x'"),
+    ],
+)
+def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, change, site):
+    options = {"batch_size": 12, "seed": 3, **QUIET}
+    good = fit(make_lfads(train), train, max_epochs=4, **options).model
+    model = make_lfads(train)
+    with pytest.raises(NonFiniteLossError, match=r"stopped at step 4: .* is not finite") as caught:
+        fit(model, train, max_epochs=9, transforms=[At(4, change)], **options)
+    assert (caught.value.step, caught.value.site) == (4, site)
+    assert same(weights(model), weights(good))
+    assert not model.training
+
+
+def test_a_path_that_an_adaptive_solver_gives_up_on_ends_training_too(train):
+    model = NodeSAE.for_recording(train, solver="dopri5", is_linear_plus=True)
+
+    def made_to_run_off(batch):
+        with torch.no_grad():
+            model.phi.field.linear.copy_(1e6 * torch.eye(3))
+        return batch
+
+    with pytest.raises(NonFiniteLossError, match="step 2: the path of trial ") as caught:
+        fit(model, train, max_epochs=9, batch_size=12, transforms=[At(2, made_to_run_off)], **QUIET)
+    assert caught.value.step == 2
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+
+
+@pytest.mark.parametrize(
+    ("process_noise", "what"), [(False, "the path"), (True, "the guide's draw")]
+)
+def test_a_path_that_runs_off_is_named_by_trial_and_bin(train, process_noise, what):
+    model = NodeSAE.for_recording(train, process_noise=process_noise, is_linear_plus=True)
+    with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
+        model.phi.field.linear.copy_(1e6 * torch.eye(3))
+    with (
+        pytest.warns(UserWarning, match="Encountered NaN"),
+        pytest.raises(NonFiniteLossError) as caught,
+    ):
+        fit(model, train, max_epochs=1, **QUIET)
+    place = re.fullmatch(what + r" of site 'z' in trial (\d+) from bin (\d+) on", caught.value.site)
+    assert place is not None
+    assert int(place[1]) < 12
+    assert int(place[2]) in (3, 4)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), VSMC(4)], ids=["elbo", "vsmc"])
+def test_nan_in_the_factors_of_the_data_is_named(train, objective):
+    """And no failure of the linear algebra that meets it."""
+    model = LowRankRNN.for_recording(
+        train, latent_dim=2, num_units=6, observation="poisson", proposal="encoder"
+    )
+    broken = At(2, poison("seen", float("nan")))
+    with pytest.raises(NonFiniteLossError, match="stopped at step 2: ") as caught:
+        fit(model, train, objective=objective, max_epochs=9, transforms=[broken], **QUIET)
+    assert caught.value.step == 2
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+
+
+def test_nan_after_a_validation_leaves_the_best_weights(train, valid, make_lfads, tmp_path):
+    options = {"batch_size": 5, "seed": 3, **QUIET}
+    good = fit(make_lfads(train), train, valid, max_epochs=3, **options)
+    model, broken = make_lfads(train), At(3 * 3 + 1, poison("seen", float("nan")))
+    with pytest.raises(NonFiniteLossError, match="stopped at step 10: "):
+        fit(model, train, valid, max_epochs=9, transforms=[broken], out=tmp_path, **options)
+    assert same(weights(model), weights(good.model))
+    assert same(weights(load(tmp_path / "model")), weights(good.model))
+
+
+def test_nan_in_a_parameter_is_named(train, make_lfads):
+    model = make_lfads(train)
+    with torch.no_grad():
+        model.readout.bias[2] = float("inf")
+    with (
+        pytest.warns(UserWarning, match="Encountered NaN: log_prob_sum at site 'x'"),
+        pytest.raises(NonFiniteLossError, match=r"step 0: parameter model\.readout\.bias is not"),
+    ):
+        fit(model, train, max_epochs=2, **QUIET)
+
+
+def test_the_failing_step_is_explained_with_its_own_random_numbers(train, make_lfads):
+    model = make_lfads(train)
+
+    def unlucky_guide(batch: Batch) -> None:
+        unlucky = torch.rand(()) > 0.9
+        model.guide(batch.replace(seen=torch.where(unlucky, float("nan"), batch.seen)))
+
+    with pytest.raises(NonFiniteLossError) as caught:
+        fit(
+            model,
+            train,
+            guide=unlucky_guide,
+            transforms=[CoordinatedDropout(0.3)],
+            max_epochs=100,
+            seed=2,
+            **QUIET,
+        )
+    assert caught.value.step > 0
+    assert caught.value.site == "the guide's draw of site 'g0'"
+
+
+def test_nan_in_validation_stops_the_fit(train, valid, make_lfads):
+    model = make_lfads(train)
+    broken = At(2, poison("x", float("nan")))
+    with pytest.raises(NonFiniteLossError, match="step 6: the validation loss is not finite"):
+        fit(model, train, valid, valid_transforms=[broken], max_epochs=9, batch_size=6, **QUIET)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_a_run_writes_logs_a_model_and_what_was_fitted(train, valid, make_lfads, tmp_path):
+    fitted = fit(
+        make_lfads(train),
+        train,
+        valid,
+        objective=ELBO(beta={"g0": Ramp(2)}),
+        transforms=[CoordinatedDropout(0.3)],
+        max_epochs=3,
+        batch_size=5,
+        out=tmp_path,
+        seed=4,
+        **QUIET,
+    )
+    (metrics,) = tmp_path.glob("logs/csv/*/metrics.csv")
+    with metrics.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train_loss"]]
+    np.testing.assert_allclose(
+        [float(row["train_loss"]) for row in rows], fitted.history["train_loss"]
+    )
+    (events,) = tmp_path.glob("logs/tensorboard/*/events.out.tfevents.*")
+    assert events.stat().st_size > 0
+    assert same(weights(load(tmp_path / "model")), weights(fitted.model))
+    card = read_card(tmp_path / "model")
+    assert card["record"] == fitted.model.record
+    training = card["record"]["training"]
+    assert (training["seed"], training["num_steps"]) == (4, 9)
+    assert training["best_epoch"] == fitted.best_epoch
+    assert training["objective"]["beta"]["g0"] == Ramp(2)._asdict()
+    assert training["transforms"] == ["CoordinatedDropout(rate=0.3, pass_rate=0.0)"]
+    assert training["is_bound"] is False
+    schema = card["record"]["data"]
+    assert (schema["observed"], schema["bin_width"], schema["num_bins"]) == ("counts", 0.02, 8)
+    assert schema["neuron"] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_plain_fit_is_recorded_as_a_bound(train, make_lfads):
+    assert fit(make_lfads(train), train, max_epochs=1, **QUIET).model.record["training"]["is_bound"]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(train, make_lfads, tmp_path):
+    fit(make_lfads(train), train, max_epochs=1, out=tmp_path, **QUIET)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ValueError, match="holds a run already; resume it or choose another folder"):
+        fit(make_lfads(train), train, max_epochs=1, out=tmp_path, **QUIET)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_resumed_run_keeps_the_logs_of_the_first(train, make_lfads, tmp_path):
+    for epochs, resume in ((2, False), (3, True)):
+        fit(make_lfads(train), train, max_epochs=epochs, out=tmp_path, resume=resume, **QUIET)
+    logs = sorted(tmp_path.glob("logs/csv/*/metrics.csv"))
+    assert [len(path.read_text().splitlines()) for path in logs] == [1 + 2, 1 + 1]
+
+
+# ------------------------------------------------------------------ a user's guide
+
+
+@pytest.mark.parametrize("is_averaged", [False, True])
+@pytest.mark.parametrize("auto", [AutoNormal, AutoLowRankMultivariateNormal])
+def test_a_users_guide_is_trained(train, make_lfads, auto, is_averaged):
+    model = make_lfads(train, inferred_input_dim=1)
+    guide = auto(model)
+    fitted = fit(
+        model,
+        train,
+        guide=guide,
+        max_epochs=40,
+        batch_size=12,
+        schedule=Schedule(learning_rate=1e-2, is_averaged=is_averaged),
+        **QUIET,
+    )
+    losses = fitted.history["train_loss"].values
+    assert losses[-5:].mean() < losses[:5].mean() - 4 * losses[:5].std()
+    moved = weights(guide)
+    torch.manual_seed(0)
+    fresh = auto(make_lfads(train, inferred_input_dim=1))
+    fresh(Trials(train).batch())
+    assert moved.keys() == fresh.state_dict().keys()
+    assert not any(torch.equal(moved[name], value) for name, value in weights(fresh).items())
+    assert set(fitted.history) == {"train_loss", "kl_latents", "learning_rate"}
+
+
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_plain_function_is_a_guide(train, valid, make_lfads, is_averaged):
+    options = {"max_epochs": 3, "schedule": Schedule(is_averaged=is_averaged), **QUIET}
+    own = fit(make_lfads(train), train, valid, **options)
+    other = make_lfads(train)
+    by_function = fit(other, train, valid, guide=lambda batch: other.guide(batch), **options)
+    assert same(weights(own.model), weights(by_function.model))
+    xr.testing.assert_identical(own.history, by_function.history)
+
+
+# ------------------------------------------------------------------ bad arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": {"num_neurons": 4}}, "has 4 neurons; this model was made for 5"),
+        ({"valid": {"num_neurons": 6}}, "has 6 neurons; this model was made for 5"),
+        ({"train": {"inputs": True}}, "has 2 inputs; this model was made for 0"),
+        ({"valid": {"inputs": True}}, "has 2 inputs; this model was made for 0"),
+        ({"max_epochs": 0}, "max_epochs=0 must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+        ({"max_minutes": 0.0}, "max_minutes=0.0 must be positive"),
+        ({"resume": True}, "holds no last.ckpt to resume from; run without resume first"),
+        ({"resume": True, "out": None}, "resume=True needs out=, the folder of the run"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    changes, sentence, make_recording, make_lfads, tmp_path
+):
+    def recording_of(part: str) -> xr.Dataset:
+        changed = dict(changes.get(part, {}))
+        if changed.pop("inputs", False):
+            changed["inputs"] = np.ones((12, 8, 2))
+        return make_recording(12, **changed)
+
+    model = make_lfads(make_recording(12))
+    before = weights(model)
+    options = {k: v for k, v in changes.items() if k not in ("train", "valid")}
+    with pytest.raises(ValueError, match=sentence):
+        fit(
+            model,
+            recording_of("train"),
+            recording_of("valid"),
+            **{"out": tmp_path / "out", **options, **QUIET},
+        )
+    assert not (tmp_path / "out").exists()
+    assert same(weights(model), before)
+
+
+def test_minutes_count_those_before_a_resume(train, valid, make_lfads, tmp_path):
+    model = make_lfads(train)
+    options: dict[str, Any] = {"max_epochs": 10_000, "out": tmp_path / "run", **QUIET}
+    stopped = fit(model, train, valid, max_minutes=0.02, **options)
+    again = fit(model, train, valid, max_minutes=0.02, resume=True, **options)
+    longer = fit(model, train, valid, max_minutes=0.04, resume=True, **options)
+    assert stopped.num_steps > 0
+    # Time was up already: at most the step at which that is noticed.
+    assert again.num_steps <= stopped.num_steps + 1
+    assert longer.num_steps > again.num_steps + 1
+
+
+def test_nothing_is_printed_without_progress(train, valid, make_lfads, tmp_path, capfd):
+    fit(make_lfads(train), train, valid, max_epochs=1, out=tmp_path / "run", **QUIET)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
+    for precision, is_bound in ((0.0, True), (1.0, False)):
+        model = make_lfads(train, recurrent_precision=precision)
+        fit(model, train, max_epochs=1, **QUIET)
+        assert model.record["training"]["is_bound"] is is_bound
+
+
+# ------------------------------------------------------------------ going on from a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("sizes", r"is of another model: loss\..* has the shape .* there and .* here"),
+        ("bytes", "is broken and cannot be resumed from"),
+        ("max_epochs", "is of 2 epochs already; max_epochs=1 must not be less"),
+        ("seed", "is of another run: seed was 0 and is 1 now"),
+        ("batch_size", "is of another run: batch_size was 4 and is 6 now"),
+        ("transforms", "is of another run: transforms was .* and is .*CoordinatedDropout"),
+        ("schedule", "is of another run: is_averaged was False and is True now"),
+        ("objective", "is of another run: objective was .*ELBO.* and is .*IWELBO"),
+        ("train", "is of another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
+        ("valid", "is of another run: valid was .* and is None now"),
+    ],
+)
+def test_a_run_goes_on_as_itself_alone(
+    train, valid, make_recording, make_lfads, tmp_path, change, sentence
+):
+    options: dict[str, Any] = {"out": tmp_path, "max_epochs": 2, "batch_size": 4, **QUIET}
+    fit(make_lfads(train), train, valid, **options)
+    if change == "bytes":
+        (tmp_path / CHECKPOINT).write_bytes(b"garbage")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model = make_lfads(train, **({"factor_dim": 2} if change == "sizes" else {}))
+    before = weights(model)
+    changed: dict[str, Any] = {
+        "max_epochs": {"max_epochs": 1},
+        "seed": {"seed": 1},
+        "batch_size": {"batch_size": 6},
+        "transforms": {"transforms": [CoordinatedDropout(0.3)]},
+        "objective": {"objective": IWELBO(3)},
+        "schedule": {"schedule": Schedule(is_averaged=True)},
+    }
+    with pytest.raises(ValueError, match=sentence):
+        fit(
+            model,
+            make_recording(12, seed=9) if change == "train" else train,
+            None if change == "valid" else valid,
+            resume=True,
+            **{**options, "max_epochs": 3, **changed.get(change, {})},
+        )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    assert same(weights(model), before)
+
+
+def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(train, valid, make_lfads, tmp_path):
+    options: dict[str, Any] = {"batch_size": 1, "checkpoint_seconds": 0.0, **QUIET}
+    for minutes in np.arange(0.01, 0.2, 0.01):  # until an epoch and a part of another are done
+        out = tmp_path / f"{minutes:.2f}"
+        stopped = fit(
+            make_lfads(train), train, valid, max_epochs=10**6, max_minutes=minutes, out=out,
+            **options,
+        )  # fmt: skip
+        if stopped.num_steps > 12 and stopped.num_steps % 12:
+            break
+    assert stopped.num_steps % 12
+    kept = torch.load(out / CHECKPOINT, weights_only=True)
+    assert kept["global_step"] % 12 == 0
+    num_epochs = int(kept["global_step"]) // 12 + 2
+    whole = fit(make_lfads(train), train, valid, max_epochs=num_epochs, **options)
+    again = fit(
+        make_lfads(train), train, valid, max_epochs=num_epochs, out=out, resume=True, **options
+    )
+    assert same(weights(again.model), weights(whole.model))
+    assert again.num_steps == whole.num_steps
+
+
+# ------------------------------------------------------------------ recordings of another kind
+
+
+def test_recordings_are_validated(train, make_lfads):
+    model, edited = make_lfads(train), train.copy(deep=True)
+    edited["counts"] = edited["counts"] - 3.5
+    with pytest.raises(ValueError, match="counts"):
+        fit(model, edited, max_epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("kind", "holds signal; this model was fitted to counts"),
+        ("bins", "has bins of 0.04 s; this model was fitted to bins of 0.02 s"),
+        ("order", "neuron 0 is '4'; this model was fitted to the same neurons in another order"),
+    ],
+)
+def test_a_fitted_model_knows_what_it_was_fitted_to(train, make_lfads, change, sentence):
+    model = fit(make_lfads(train), train, max_epochs=1, **QUIET).model
+    counts = train["counts"].values
+    other = {
+        "kind": lambda: recording(signal=counts.astype(float), bin_width=0.02),
+        "bins": lambda: recording(counts, bin_width=0.04),
+        "order": lambda: train.isel(neuron=slice(None, None, -1)),
+    }[change]()
+    for ask in (predict, lambda m, r: fit(m, r, max_epochs=1, **QUIET)):
+        with pytest.raises(ValueError, match=sentence):
+            ask(model, other)
+
+
+def test_data_without_a_density_are_refused(make_recording, make_lfads):
+    binary = make_recording(12)
+    binary["counts"] = binary["counts"].clip(max=1)
+    model = make_lfads(binary, observation="bernoulli")
+    many = make_recording(5, mean=3.0)
+    for ask in (predict, lambda m, r: fit(m, binary, r, max_epochs=1, **QUIET)):
+        with pytest.raises(ValueError, match="Bernoulli observations are 0 or 1, but neuron"):
+            ask(model, many)
+
+
+def test_a_model_in_double_precision_is_fitted_in_it(train, valid, make_lfads):
+    model = fit(make_lfads(train).double(), train, valid, max_epochs=2, **QUIET).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert predict(model, valid, num_draws=2)["rates"].notnull().all()
