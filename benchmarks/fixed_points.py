@@ -1,5 +1,6 @@
 """Time of a search for fixed points: Levenberg-Marquardt as in
-`pyrodyn.analysis.fixed_points.fixed_points`, beside the usual descent by Adam on |g|^2, from the same starts to the same residual.
+`pyrodyn.analysis.fixed_points.fixed_points`, beside the usual descent by Adam on |g|^2,
+from the same starts to the same residual.
 
 Adam runs in batches of all starts, in double precision, its rate falling from ``--rate`` by a
 factor of 100 over its steps; it ends as soon as it has brought as many starts below the residual as

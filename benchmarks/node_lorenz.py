@@ -37,7 +37,7 @@ from pyrodyn import analysis, data, fit, models, predict, save
 from pyrodyn.infer import (
     ELBO,
     IWELBO,
-    FallingNoise,
+    NoiseAnnealing,
     Objective,
     Schedule,
     fisher_scoring,
@@ -48,19 +48,19 @@ BATCH_SIZE = 64
 UNTRAINED_NOISE = 2.0
 GUIDED = Schedule(
     learning_rate=6e-3,
-    last_rate=1e-4,
-    is_averaged=True,
+    final_learning_rate=1e-4,
+    average_weights=True,
     gradient_clip=1.0,
-    noise=FallingNoise(2000, 3000, factor=0.2),
+    noise=NoiseAnnealing(2000, 3000, factor=0.2),
 )
 """Of the first part, by the ELBO."""
 
 WEIGHED = Schedule(
     learning_rate=1e-3,
-    last_rate=5e-5,
-    is_averaged=True,
+    final_learning_rate=5e-5,
+    average_weights=True,
     gradient_clip=1.0,
-    noise=FallingNoise(0, 600, factor=0.25),
+    noise=NoiseAnnealing(0, 600, factor=0.25),
 )
 """Of the second part, by the importance-weighted bound."""
 
@@ -91,7 +91,7 @@ def run(seed: int, steps: list[int], out: Path | None) -> dict[str, float]:
     train, valid = parts(recording)
     torch.manual_seed(seed)
     model = models.NodeSAE.for_recording(
-        train, latent_dim=3, process_noise=True, untrained_noise=UNTRAINED_NOISE
+        train, latent_dim=3, process_noise=True, initial_noise=UNTRAINED_NOISE
     )
     started = time.process_time()
     trained(model, train, seed, ELBO(), GUIDED, steps[0])
@@ -101,9 +101,9 @@ def run(seed: int, steps: list[int], out: Path | None) -> dict[str, float]:
     trained(model, train, seed, IWELBO(NUM_WEIGHED), WEIGHED, steps[1])
     weighed_seconds = time.process_time() - started
     started = time.process_time()
-    model = model.starting_near(some_states(model, train, slice(None), NUM_VISITED, seed))
+    model = model.with_initial_states(some_states(model, train, slice(None), NUM_VISITED, seed))
     climb(model, train, steps[2], seed)
-    model = model.starting_near(some_states(model, train, slice(1), NUM_BEGUN, seed))
+    model = model.with_initial_states(some_states(model, train, slice(1), NUM_BEGUN, seed))
     climbed_seconds = time.process_time() - started
     if out is not None:
         save(model, out / f"seed{seed}")

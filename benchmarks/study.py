@@ -35,7 +35,7 @@ import torch
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, predict, save
-from pyrodyn.infer import FallingNoise, LaplaceStart, Schedule
+from pyrodyn.infer import LaplaceStart, NoiseAnnealing, Schedule
 from pyrodyn.models import NodeSAE, RnnSAE
 from pyrodyn.nn.cells import CELLS
 
@@ -55,13 +55,13 @@ class Recipe(NamedTuple):
 
     steps: int
     learning_rate: float
-    noise: FallingNoise
+    noise: NoiseAnnealing
 
 
 RECIPES = {
-    "arneodo": Recipe(5000, 5e-3, FallingNoise(600, 1900)),
-    "rossler": Recipe(5000, 5e-3, FallingNoise(600, 1900, factor=0.03)),
-    "lorenz": Recipe(8000, 1e-2, FallingNoise(1000, 2500)),
+    "arneodo": Recipe(5000, 5e-3, NoiseAnnealing(600, 1900)),
+    "rossler": Recipe(5000, 5e-3, NoiseAnnealing(600, 1900, factor=0.03)),
+    "lorenz": Recipe(8000, 1e-2, NoiseAnnealing(1000, 2500)),
 }
 """By system, whose noise and time scales differ."""
 
@@ -99,8 +99,8 @@ def run(system: str, dynamics: str, dim: int, seed: int, out: Path) -> dict[str,
         batch_size=BATCH_SIZE,
         schedule=Schedule(
             learning_rate=recipe.learning_rate,
-            last_rate=LAST_RATE,
-            is_averaged=True,
+            final_learning_rate=LAST_RATE,
+            average_weights=True,
             noise=recipe.noise,
         ),
         seed=seed,

@@ -94,7 +94,7 @@ def by_vsmc(proposal: str, num_particles: int, first_rate: float = 1e-2) -> Stud
 
 def by_score(num_particles: int) -> Student:
     """Of counts, the model's own law says enough of where a latent goes next."""
-    schedule = Schedule(1e-2, last_rate=3e-4, is_averaged=True)
+    schedule = Schedule(1e-2, final_learning_rate=3e-4, average_weights=True)
     return Student("bootstrap", [Stage(SmoothedScore(num_particles), 50, schedule, epochs=75)])
 
 

@@ -24,7 +24,7 @@ import torch
 
 import pyrodyn
 from pyrodyn import analysis, data
-from pyrodyn.infer import FallingNoise, Schedule
+from pyrodyn.infer import NoiseAnnealing, Schedule
 
 torch.set_num_threads(1)  # small products gain nothing by a second thread that must wait
 np.set_printoptions(precision=2, suppress=True)
@@ -66,7 +66,7 @@ plt.show()
 # cell of three units.
 #
 # Noise lets the data lead the path while the dynamics are still poor. But dynamics that are
-# corrected at every bin need not predict more than one bin. `FallingNoise` takes the crutch
+# corrected at every bin need not predict more than one bin. `NoiseAnnealing` takes the crutch
 # away: from step 250 on, noise is pressed down geometrically, to a tenth of what it was for the
 # neural ODE. The states of a GRU are bounded, so that noise of the same size is a larger share of
 # their spread; its noise is pressed further, by about as much, for a like share in the end.
@@ -91,7 +91,7 @@ for name, family, options, factor in (
         learning_rate=1e-2,
         patience=10,
         stop_patience=250,
-        noise=FallingNoise(first_step=250, num_steps=500, factor=factor),
+        noise=NoiseAnnealing(first_step=250, num_steps=500, factor=factor),
     )
     fitted = pyrodyn.fit(
         model,

@@ -34,7 +34,7 @@ for name, call in {
     "stream": lambda: filter_bin(model, torch.zeros(1, 3)),
     "switch": lambda: LowRankRNN(3, is_full_rank="no"),
     "noise": lambda: NodeSAE(3, process_noise="yes"),
-    "width": lambda: NodeSAE(3, untrained_noise="2"),
+    "width": lambda: NodeSAE(3, initial_noise="2"),
     "epochs": lambda: fit(model, recorded, max_epochs=2.5),
     "run": lambda: analysis.free_run(model.dynamics(), 2, 3),
     "encoder": lambda: made_for_more()(model.trials_of(recorded).batch()),
@@ -58,7 +58,7 @@ SENTENCES = (
     "stream: algorithm is a LowRankRNN; give SequentialMonteCarlo(model, num_particles)",
     "switch: is_full_rank='no' must be True or False",
     "noise: process_noise='yes' must be True or False",
-    "width: untrained_noise='2' must be a finite standard deviation above 0",
+    "width: initial_noise='2' must be a finite standard deviation above 0",
     "epochs: max_epochs=2.5 must be a whole number of at least 1",
     "run: Dynamics does not say where paths begin and what is seen of them; give a model of"
     " pyrodyn.models",

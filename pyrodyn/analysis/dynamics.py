@@ -110,13 +110,13 @@ def visited_states(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         nodes = poutine.trace(model.guide).get_trace(batch).nodes
-    inputs = model.known(batch)
-    start = nodes[model.start_site]["value"] if model.start_site else None
+    inputs = model.known_inputs(batch)
+    start = nodes[model.initial_condition_site]["value"] if model.initial_condition_site else None
     if model.path_site in nodes:
         path = nodes[model.path_site]["value"]
     else:
         path = inputs.new_zeros(*inputs.shape[:2], 0)
-    states = model.moving(model.states(start, path, inputs))
+    states = model.dynamics_state(model.states(start, path, inputs))
     refuse_divergence(states, model.first_bin)
     return states
 

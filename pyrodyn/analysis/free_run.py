@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyrodyn.analysis.dynamics import refuse_divergence, state_space
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import Block, side_by_side
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint, Observation
@@ -51,8 +51,8 @@ def free_run(
         ArithmeticError: for a path that does not stay finite, naming its trial and bin.
     """
     model = state_space(model)
-    check_whole(1, num_trials=num_trials, num_bins=num_bins)
-    check_whole(0, burn_in=burn_in)
+    check_integer(1, num_trials=num_trials, num_bins=num_bins)
+    check_integer(0, burn_in=burn_in)
     like = next(model.parameters())
     total = burn_in + num_bins
     driven = _inputs(model, inputs, (num_trials, total), like)
@@ -62,8 +62,8 @@ def free_run(
     with torch.random.fork_rng(), model.hoisting():
         torch.manual_seed(seed)
         begun = None
-        if model.start_site:
-            begun = model.start().expand(torch.Size((num_trials,))).rsample()
+        if model.initial_condition_site:
+            begun = model.initial_condition().expand(torch.Size((num_trials,))).rsample()
             if given is not None:
                 begun, given = _checked(given, begun), None
         state: State = None
@@ -73,13 +73,13 @@ def free_run(
             z = law.expand(torch.Size((num_trials,))).rsample()
             if state is None and given is not None:
                 z = _checked(given, z)
-            state = model.enter(begun, z, i) if state is None else model.advance(state, z, i)
+            state = model.first_state(begun, z, i) if state is None else model.advance(state, z, i)
             path.append(z)
             states.append(state)
         kept = type(state)(
             *(torch.stack(field[burn_in:], 1) for field in zip(*states, strict=True))
         )
-        moving = model.moving(kept)
+        moving = model.dynamics_state(kept)
         refuse_divergence(moving, burn_in)
         emission = model.emission(kept)
         refuse_divergence(emission.mean, burn_in)

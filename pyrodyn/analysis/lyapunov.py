@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.models.dynamics import Dynamics, pushed
 
 
@@ -72,8 +72,8 @@ def lyapunov_spectrum(
     state = states_for(dynamics, start, "start")
     num_trials, dim = state.shape
     count = dim if num_exponents is None else num_exponents
-    check_whole(1, num_bins=num_bins, num_exponents=count)
-    check_whole(0, burn_in=burn_in)
+    check_integer(1, num_bins=num_bins, num_exponents=count)
+    check_integer(0, burn_in=burn_in)
     if count > dim:
         raise ValueError(
             f"num_exponents={count}; these dynamics have {dim} exponents, ask for 1 to {dim}"

@@ -4,7 +4,7 @@ from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.catalog import catalog, load
 from pyrodyn.data.nwb import read_nwb
 from pyrodyn.data.readers import read, write
-from pyrodyn.data.recording import alone, held_out, recording
+from pyrodyn.data.recording import held_out, recording, select_modality
 from pyrodyn.data.schema import validate
 from pyrodyn.data.simulate import simulate, trajectory
 from pyrodyn.data.split import folds, split
@@ -31,7 +31,6 @@ __all__ = [
     "SpikeJitter",
     "TemporalShift",
     "Trials",
-    "alone",
     "catalog",
     "folds",
     "held_out",
@@ -39,6 +38,7 @@ __all__ = [
     "read",
     "read_nwb",
     "recording",
+    "select_modality",
     "simulate",
     "split",
     "teacher",

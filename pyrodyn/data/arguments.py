@@ -3,7 +3,7 @@
 from numbers import Integral
 
 
-def check_whole(least: int, **numbers: object) -> None:
+def check_integer(least: int, **numbers: object) -> None:
     """Refuse what is no whole number, or too small.
 
     Args:

@@ -25,7 +25,7 @@ from pyrodyn.data.schema import (
     wrong_dims,
 )
 
-__all__ = ["alone", "held_out", "observed_name", "recording", "unit_dim", "validate"]
+__all__ = ["held_out", "observed_name", "recording", "select_modality", "unit_dim", "validate"]
 
 
 def recording(
@@ -216,7 +216,7 @@ def held_out(
     return data.assign_coords({**marks, "forecast": ("time", forecast)})
 
 
-def alone(data: xr.Dataset, observed: str) -> xr.Dataset:
+def select_modality(data: xr.Dataset, observed: str) -> xr.Dataset:
     """One observed variable of a recording, as if the other had not been recorded.
 
     Args:

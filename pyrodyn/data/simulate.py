@@ -35,7 +35,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.recording import recording
 from pyrodyn.data.systems import SYSTEMS, Array, System
 
@@ -99,8 +99,8 @@ def simulate(
     system = _system(system)
     if time_per_bin is None:
         time_per_bin = system.time_per_bin
-    check_whole(1, num_trials=num_trials, num_bins=num_bins, num_neurons=num_neurons)
-    check_whole(0, num_channels=num_channels, seed=seed)
+    check_integer(1, num_trials=num_trials, num_bins=num_bins, num_neurons=num_neurons)
+    check_integer(0, num_channels=num_channels, seed=seed)
     scales = {
         "bin_width": bin_width,
         "mean_rate": mean_rate,

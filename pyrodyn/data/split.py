@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 
 
 def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[xr.Dataset, ...]:
@@ -56,7 +56,7 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
     Raises:
         ValueError: for fewer than two folds, or more folds than trials.
     """
-    check_whole(2, num_folds=num_folds)
+    check_integer(2, num_folds=num_folds)
     tests = _parts(data, np.full(num_folds, 1 / num_folds), seed)
     everything = np.arange(data.sizes["trial"])
     return [
@@ -66,7 +66,7 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
 
 def _parts(data: xr.Dataset, shares: NDArray, seed: int) -> list[NDArray]:
     """Sorted positions of the trials of each part."""
-    check_whole(0, seed=seed)
+    check_integer(0, seed=seed)
     num_trials = data.sizes["trial"]
     sizes = _largest_remainder(num_trials * shares, num_trials)
     if (sizes == 0).any():

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 
 NOTHING_SCORED = "rate=0 hides nothing, so nothing would be scored; leave the transform out instead"
@@ -100,7 +100,7 @@ class MaskedModelling:
         _share(self.rate, "rate")
         if self.rate == 0:
             raise ValueError(NOTHING_SCORED)
-        check_whole(1, span=self.span)
+        check_integer(1, span=self.span)
         if not 0 <= self.zeroed <= 1:
             raise ValueError(
                 f"zeroed={self.zeroed} is a share of the masked bins; it must lie in [0, 1]"
@@ -236,7 +236,7 @@ class TemporalShift:
     max_bins: int
 
     def __post_init__(self) -> None:
-        check_whole(1, max_bins=self.max_bins)
+        check_integer(1, max_bins=self.max_bins)
 
     def __call__(self, batch: Batch) -> Batch:
         """Draw one shift per trial and apply it to every field alike."""
@@ -275,7 +275,7 @@ class SpikeJitter:
     max_bins: int
 
     def __post_init__(self) -> None:
-        check_whole(1, max_bins=self.max_bins)
+        check_integer(1, max_bins=self.max_bins)
 
     def __call__(self, batch: Batch) -> Batch:
         """Draw one move per spike."""

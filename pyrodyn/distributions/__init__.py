@@ -3,7 +3,7 @@ laws near points, laws side by side.
 """
 
 from pyrodyn.distributions.autoregressive import Autoregressive
-from pyrodyn.distributions.concatenated import SideBySide
+from pyrodyn.distributions.concatenated import Concatenated
 from pyrodyn.distributions.counts import LogPoisson, NegativeBinomialMean, ZeroInflatedLogPoisson
 from pyrodyn.distributions.gamma import MeanGamma, ZeroInflatedGamma
 from pyrodyn.distributions.kernel_density import KernelDensity
@@ -11,11 +11,11 @@ from pyrodyn.distributions.paths import StatePath
 
 __all__ = [
     "Autoregressive",
+    "Concatenated",
     "KernelDensity",
     "LogPoisson",
     "MeanGamma",
     "NegativeBinomialMean",
-    "SideBySide",
     "StatePath",
     "ZeroInflatedGamma",
     "ZeroInflatedLogPoisson",

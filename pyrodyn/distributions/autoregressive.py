@@ -21,7 +21,7 @@ from pyrodyn.distributions.paths import StatePath
 
 
 class Autoregressive(StatePath):
-    """Law of a path of ``num_bins`` bins.
+    """Distribution of a path of ``num_bins`` bins.
 
     Args:
         alpha: coefficients in [0, 1), one per dimension.

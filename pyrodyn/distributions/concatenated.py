@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 
-class SideBySide(TorchDistribution):
+class Concatenated(TorchDistribution):
     """Independent laws side by side.
 
     Args:

@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodyn.kernels.gaussian import Drawn, affine, draw_against, times
+from pyrodyn.kernels.gaussian import Drawn, affine, draw_with_log_ratio, times
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -112,9 +112,11 @@ class SharedNormal(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SharedNormal":
         """The same law for more independent draws."""
-        return self.around(self._mean.expand(*batch_shape, -1), self.covariance)
+        return self.with_mean(self._mean.expand(*batch_shape, -1), self.covariance)
 
-    def around(self, mean: Float[Tensor, "*batch dim"], covariance: Covariance) -> "SharedNormal":
+    def with_mean(
+        self, mean: Float[Tensor, "*batch dim"], covariance: Covariance
+    ) -> "SharedNormal":
         """A law of the same family with another mean and covariance."""
         return SharedNormal(mean, covariance)
 
@@ -124,7 +126,7 @@ class SharedNormal(TorchDistribution):
         """
         if self.batch_shape.numel() < len(rows):
             return self
-        return self.around(picked(self._mean, rows), self.covariance)
+        return self.with_mean(picked(self._mean, rows), self.covariance)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
         """Mean + L eps."""
@@ -154,7 +156,9 @@ class SharedStudentT(SharedNormal):
         super().__init__(mean, covariance)
         self.df = df
 
-    def around(self, mean: Float[Tensor, "*batch dim"], covariance: Covariance) -> "SharedStudentT":
+    def with_mean(
+        self, mean: Float[Tensor, "*batch dim"], covariance: Covariance
+    ) -> "SharedStudentT":
         """A law of the same family with another mean and covariance."""
         return SharedStudentT(mean, covariance, self.df)
 
@@ -177,12 +181,12 @@ class SharedStudentT(SharedNormal):
         return constant - self.covariance.half_log_det - 0.5 * (df + dim) * torch.log1p(square / df)
 
 
-def drawn_against(law: TorchDistributionMixin, prior: TorchDistributionMixin) -> Drawn:
+def sample_with_log_ratio(law: TorchDistributionMixin, prior: TorchDistributionMixin) -> Drawn:
     """A draw of a law, and how much likelier a prior of the same batch shape makes it."""
     if type(law) is SharedNormal and type(prior) is SharedNormal:
         one, other = law.covariance, prior.covariance
         noise = torch.randn(law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
         means = (noise, law.mean, one.factor, prior.mean, other.inverse)
-        return draw_against(*means, one.half_log_det, other.half_log_det)
+        return draw_with_log_ratio(*means, one.half_log_det, other.half_log_det)
     z = law.rsample()
     return Drawn(z, prior.log_prob(z) - law.log_prob(z))

@@ -22,7 +22,7 @@ WORTH_MASKING = 2**18
 """Numbers of values from which on masking their bits is faster than choosing among them."""
 
 
-class Scored(TorchDistribution):
+class Masked(TorchDistribution):
     """The scored entries of a law; the others are drawn as it draws them, and weigh nothing.
 
     Args:
@@ -40,9 +40,9 @@ class Scored(TorchDistribution):
         self.law, self.scored, self.filler = law, scored, filler
         super().__init__(law.batch_shape, validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Scored":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Masked":
         """The same for more particles."""
-        return Scored(self.law.expand(torch.Size(batch_shape)), self.scored, self.filler)
+        return Masked(self.law.expand(torch.Size(batch_shape)), self.scored, self.filler)
 
     @property
     def mean(self) -> Float[Tensor, "..."]:

@@ -4,20 +4,20 @@ from pyrodyn.infer.guides.laplace import LaplaceStart
 from pyrodyn.infer.guides.mixture import MixtureStart
 from pyrodyn.infer.importance.fisher_scoring import ScoringStep, fisher_scoring
 from pyrodyn.infer.importance.importance_sampling import ImportanceSample, importance_sample
-from pyrodyn.infer.importance.path_pool import Pooled, path_pool
+from pyrodyn.infer.importance.path_pool import PathPool, path_pool
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.objective import Objective, Ramp
 from pyrodyn.infer.objectives.smoothed_score import SmoothedScore
 from pyrodyn.infer.objectives.vsmc import VSMC
 from pyrodyn.infer.smc.online import Stream, filter_bin
-from pyrodyn.infer.smc.particle_filter import Filtered, SequentialMonteCarlo, particle_filter
+from pyrodyn.infer.smc.particle_filter import FilterResult, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import RESAMPLING
 from pyrodyn.infer.training.fit import Fit, fit
 from pyrodyn.infer.training.schedule import (
-    FallingNoise,
     GrowingHorizon,
+    NoiseAnnealing,
     NonFiniteLossError,
     Schedule,
 )
@@ -28,16 +28,16 @@ __all__ = [
     "RESAMPLING",
     "RWS",
     "VSMC",
-    "FallingNoise",
-    "Filtered",
+    "FilterResult",
     "Fit",
     "GrowingHorizon",
     "ImportanceSample",
     "LaplaceStart",
     "MixtureStart",
+    "NoiseAnnealing",
     "NonFiniteLossError",
     "Objective",
-    "Pooled",
+    "PathPool",
     "Ramp",
     "Schedule",
     "ScoringStep",

@@ -16,7 +16,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.traces import Program
 
 
-class SameDropout(TorchFunctionMode):
+class FixedDropout(TorchFunctionMode):
     """A program that drops at every run what it dropped at its first.
 
     Args:

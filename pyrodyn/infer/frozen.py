@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @contextlib.contextmanager
-def held(parameters: Iterable[Tensor]) -> Iterator[None]:
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
     """What is worked out inside does not lead back to these parameters."""
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in wanted:

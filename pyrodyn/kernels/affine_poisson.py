@@ -73,7 +73,7 @@ def recorded_log_prob(
     return (weight * (x * log_mean - mean - torch.lgamma(x + 1))).sum(-1)
 
 
-class CountsByHand:
+class AffinePoissonSteps:
     """Densities of one population; the gradient of its loading gathers on the way back.
 
     Args:
@@ -169,7 +169,7 @@ class _AffinePoisson(torch.autograd.Function):
         weight: Tensor,
         link: str,
     ) -> Tensor:
-        ctx.counts = CountsByHand(loading, link)
+        ctx.counts = AffinePoissonSteps(loading, link)
         keeps = any(ctx.needs_input_grad)
         log_prob, ctx.slope = ctx.counts.forward(z, offset, weight * x, weight, keeps)
         ctx.save_for_backward(z, loading, offset, x, weight)

@@ -156,7 +156,7 @@ class Drawn(NamedTuple):
     log_ratio: Float[Tensor, "..."]
 
 
-def draw_against(
+def draw_with_log_ratio(
     noise: Float[Tensor, "*batch dim"],
     mean: Float[Tensor, "*batch dim"],
     factor: Float[Tensor, "*left dim dim"],

@@ -66,7 +66,7 @@ def recorded_step(
     return torch.addcmul(functional.linear(rates, n), decay, z)
 
 
-class StepsByHand:
+class LowRankSteps:
     """Steps of one network; gradients of its weights gather as they are taken back.
 
     Args:
@@ -150,7 +150,7 @@ class _Step(torch.autograd.Function):
         decay: Tensor,
         kind: str,
     ) -> Tensor:
-        ctx.step = StepsByHand(m, n, threshold, decay, kind)
+        ctx.step = LowRankSteps(m, n, threshold, decay, kind)
         moved, ctx.kept = ctx.step.forward(z, drive)
         ctx.save_for_backward(z, drive, m, n, threshold, decay)
         return moved

@@ -19,7 +19,7 @@ NUM_LAGS = 5
 
 
 @torch.no_grad()
-def shared_components(
+def initial_loadings(
     x: Float[Tensor, "trial time neuron"],
     scored: Bool[Tensor, "trial time neuron"],
     num_components: int,

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.models.dynamics import Dynamics
@@ -135,7 +135,7 @@ class LatentDynamics(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} has no dynamics of its own to analyse")
 
-    def doubts(self, batch: Batch) -> list[str]:
+    def diagnose(self, batch: Batch) -> list[str]:
         """What a user should be warned of after a fit, in a sentence each; by default nothing."""
         return []
 
@@ -160,7 +160,7 @@ class LatentDynamics(nn.Module):
         if isinstance(self.observation, Joint) != (len(held) > 1):
             names, wanted = " and ".join(b.observed for b in held), "counts and a signal"
             if len(held) > 1:
-                wanted = "one of them, which pyrodyn.data.alone takes out"
+                wanted = "one of them, which pyrodyn.data.select_modality takes out"
             raise ValueError(f"the recording holds {names}; {made_for} {wanted}")
         sizes = [single.num_neurons for single in self.observation.singles()]
         for block, size in zip(held, sizes, strict=True):
@@ -260,6 +260,6 @@ def check_config(config: dict[str, Any], may_be_zero: Container[str]) -> None:
     """
     for name, value in config.items():
         if name.endswith(SIZES):
-            check_whole(0 if name in may_be_zero else 1, **{name: value})
+            check_integer(0 if name in may_be_zero else 1, **{name: value})
         elif name.startswith(SWITCHES) and not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be True or False")

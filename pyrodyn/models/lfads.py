@@ -46,8 +46,8 @@ from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named, observe
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.rollout_cache import HandedOn
-from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
+from pyrodyn.models.rollout_cache import RolloutCache
+from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
@@ -96,7 +96,7 @@ class LFADS(StateSpaceModel):
             generator and controller, which is what an L2 penalty is; 0 for none.
     """
 
-    start_site = "g0"
+    initial_condition_site = "g0"
     path_is_markov = False
     site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
         "g0": ("initial_condition",),
@@ -149,7 +149,7 @@ class LFADS(StateSpaceModel):
         self.g0_mean = nn.Parameter(torch.zeros(initial_condition_dim))
         self.g0_scale: Tensor
         self.register_buffer("g0_scale", torch.tensor(0.1).sqrt())
-        self.first_state = nn.Linear(initial_condition_dim, generator_dim)
+        self.generator_start = nn.Linear(initial_condition_dim, generator_dim)
         self.generator = nn.GRU(
             max(1, inferred_input_dim + input_dim), generator_dim, batch_first=True
         )
@@ -175,7 +175,7 @@ class LFADS(StateSpaceModel):
             self.u_posterior = nn.Linear(controller_dim, 2 * inferred_input_dim)
         self._start_guide_near_prior()
         self.proposal = ControllerProposal()
-        self.handed_on = HandedOn()
+        self.rollout_cache = RolloutCache()
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The readout's bias; factors have no preferred place."""
@@ -183,7 +183,7 @@ class LFADS(StateSpaceModel):
 
     # ------------------------------------------------------------------ the densities, bin by bin
 
-    def start(self) -> Law:
+    def initial_condition(self) -> Distribution:
         """p(g0)."""
         return dist.Normal(self.g0_mean, self.g0_scale, validate_args=False).to_event(1)
 
@@ -191,20 +191,20 @@ class LFADS(StateSpaceModel):
         self,
         start: Tensor | None,
         inputs: Float[Tensor, "*shared input"],
-    ) -> Law:
+    ) -> Distribution:
         """p(u_1), the stationary spread; nothing without inferred inputs."""
         assert start is not None
         if not self.inferred_input_dim:
             return nothing(start)
         return self.input_prior.first()
 
-    def transition(self, state: LFADSState, inputs: Float[Tensor, "*shared input"]) -> Law:
+    def transition(self, state: LFADSState, inputs: Float[Tensor, "*shared input"]) -> Distribution:
         """p(u_t | u_{t-1})."""
         if not self.inferred_input_dim:
             return nothing(state.g)
         return self.input_prior.next(state.u)
 
-    def enter(
+    def first_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left inferred_input"],
@@ -234,7 +234,7 @@ class LFADS(StateSpaceModel):
         u = path if self.inferred_input_dim else None
         return LFADSState(path, self.generate(start, u, inputs))
 
-    def emission(self, state: LFADSState) -> Law:
+    def emission(self, state: LFADSState) -> Distribution:
         """p(x_t | f_t)."""
         return self.observation(self.readout(self.factors(state.g)))
 
@@ -270,7 +270,7 @@ class LFADS(StateSpaceModel):
             ),
         )
 
-    def moving(self, state: LFADSState) -> Float[Tensor, "*left generator"]:
+    def dynamics_state(self, state: LFADSState) -> Float[Tensor, "*left generator"]:
         """The generator's state."""
         return state.g
 
@@ -282,7 +282,7 @@ class LFADS(StateSpaceModel):
             pyro.factor(name, log_prob)
         num_bins = batch.num_bins - self.first_bin
         with self.trials(batch):
-            g0 = pyro.sample("g0", self.start())
+            g0 = pyro.sample("g0", self.initial_condition())
             u = pyro.sample("u", self.input_prior(num_bins)) if self.inferred_input_dim else None
             generated = self.generate_factors(g0, u, batch.inputs[:, self.first_bin :])
             factors = pyro.deterministic("factors", generated, event_dim=2)
@@ -313,14 +313,14 @@ class LFADS(StateSpaceModel):
 
         The guide has rolled the very path that it drew, which is taken up instead of rolled again.
         """
-        rolled = self.handed_on.take((g0, u), inputs, self._generator_weights())
+        rolled = self.rollout_cache.take((g0, u), inputs, self._generator_weights())
         return self.factors(self.generate(g0, u, inputs)) if rolled is None else rolled
 
     def first_generator_state(
         self, g0: Float[Tensor, "*batch initial_condition"]
     ) -> Float[Tensor, "*batch generator"]:
         """g_0, clipped; the GRU's convex steps keep every later state within the same bound."""
-        return self.first_state(g0).clamp(-self.state_clip, self.state_clip)
+        return self.generator_start(g0).clamp(-self.state_clip, self.state_clip)
 
     def factor_matrix(self) -> Float[Tensor, "factor generator"]:
         """F, with rows of unit length."""
@@ -341,7 +341,11 @@ class LFADS(StateSpaceModel):
         return {"recurrent_weights": -0.5 * self.recurrent_precision * squares}
 
     def _generator_weights(self) -> tuple[Tensor, ...]:
-        return (*self.generator.parameters(), *self.first_state.parameters(), self.factor_weight)
+        return (
+            *self.generator.parameters(),
+            *self.generator_start.parameters(),
+            self.factor_weight,
+        )
 
     # ------------------------------------------------------------------ guide
 
@@ -411,7 +415,7 @@ class LFADS(StateSpaceModel):
         factors: Float[Tensor, "*batch time factor"],
     ) -> None:
         """Keep the factors of (g0, u, i) for the next call of `generate_factors`."""
-        self.handed_on.keep(factors, (g0, u), inputs, self._generator_weights())
+        self.rollout_cache.keep(factors, (g0, u), inputs, self._generator_weights())
 
 
 class InferredInputPrior(nn.Module):
@@ -441,15 +445,17 @@ class InferredInputPrior(nn.Module):
         """sqrt(nvar / (1 - alpha^2))."""
         return (0.5 * self.log_nvar).exp() / (1 - self.alpha() ** 2).sqrt()
 
-    def first(self) -> Law:
+    def first(self) -> Distribution:
         """The law of u_1."""
         return self._increment(torch.zeros_like(self.log_nvar), self.stationary_scale())
 
-    def next(self, u: Float[Tensor, "*left dim"]) -> Law:
+    def next(self, u: Float[Tensor, "*left dim"]) -> Distribution:
         """The law of u_t given u_{t-1}."""
         return self._increment(self.alpha() * u, (0.5 * self.log_nvar).exp())
 
-    def _increment(self, mean: Float[Tensor, "*left dim"], scale: Float[Tensor, " dim"]) -> Law:
+    def _increment(
+        self, mean: Float[Tensor, "*left dim"], scale: Float[Tensor, " dim"]
+    ) -> Distribution:
         df = self.degrees_of_freedom()
         if df is None:
             return dist.Normal(mean, scale, validate_args=False).to_event(1)
@@ -590,7 +596,7 @@ class ControllerEncoding(NamedTuple):
         controller: e of the bins seen; None without inferred inputs.
     """
 
-    g0: Law
+    g0: Distribution
     controller: Float[Tensor, "trial seen encoder"] | None
 
 
@@ -620,7 +626,7 @@ class ControllerProposal(Proposal):
         encoded = model.encode_inputs(seen) if model.inferred_input_dim else None
         return ControllerEncoding(model.posterior_g0(seen), encoded)
 
-    def start(self, model: LFADS, encoding: ControllerEncoding) -> Law:
+    def initial_condition(self, model: LFADS, encoding: ControllerEncoding) -> Distribution:
         """q(g0)."""
         return encoding.g0
 
@@ -649,12 +655,12 @@ class ControllerProposal(Proposal):
 
     def propose(
         self,
-        prior: Law,
+        prior: Distribution,
         memory: ControllerMemory | None,
         encoding: ControllerEncoding,
         t: int,
         is_first: bool,
-    ) -> Law:
+    ) -> Distribution:
         """The controller's law of u_t; the prior where it says nothing."""
         if memory is None:
             return prior

@@ -42,7 +42,7 @@ from pyrodyn.kernels.affine_poisson import affine_poisson_log_prob, softplus_and
 from pyrodyn.kernels.gaussian import log_factor
 from pyrodyn.kernels.low_rank import low_rank_step, recorded_step
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.initial_loadings import shared_components
+from pyrodyn.models.initial_loadings import initial_loadings
 from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
 from pyrodyn.models.observations import observation as observation_model
@@ -53,7 +53,7 @@ from pyrodyn.models.proposals import (
     best_explanation,
     explaining,
 )
-from pyrodyn.models.state_space import Bootstrap, Law, Proposal, StateSpaceModel
+from pyrodyn.models.state_space import Bootstrap, Distribution, Proposal, StateSpaceModel
 from pyrodyn.nn.activations import ACTIVATIONS
 
 NOISES = ("scalar", "diagonal", "full")
@@ -200,7 +200,7 @@ class LowRankRNN(StateSpaceModel):
         return sizes
 
     def start_from(self, batch: Batch) -> None:
-        """The loading too, from what neurons share (`shared_components`), so that latents start
+        """The loading too, from what neurons share (`initial_loadings`), so that latents start
         with unit variance: through the slope of the mean by the readout at its bias, and for log
         means as much less as keeps the variance of the mean, log(1 + q) in place of q.
         """
@@ -208,7 +208,7 @@ class LowRankRNN(StateSpaceModel):
         if self.is_full_rank or not self._reads_latents:
             return
         assert batch.x is not None
-        components = shared_components(batch.x, batch.scored, self.loading.shape[1])
+        components = initial_loadings(batch.x, batch.scored, self.loading.shape[1])
         with torch.enable_grad():
             bias = self.bias.detach().requires_grad_()
             mean = self.observation(self._linked(bias)[None]).mean
@@ -240,18 +240,18 @@ class LowRankRNN(StateSpaceModel):
 
     # ------------------------------------------------------------------ the four densities
 
-    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Law:
+    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """N(mu_0 + P_m W_u v_1, S_0)."""
         pushed = functional.linear(inputs, self._inputs_to_latents())
         return self._noisy(self.start_mean + pushed, self.process_noise()[0])
 
-    def transition(self, state: LowRankState, inputs: Float[Tensor, "*left input"]) -> Law:
+    def transition(self, state: LowRankState, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """N(a z + n phi(m z + W_u v), S)."""
         is_low_rank = not self.is_full_rank
         mean = low_rank_step(*self._step_of(state)) if is_low_rank else self.mean_step(state)
         return self._noisy(mean, self.process_noise()[1])
 
-    def enter(
+    def first_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left dim"],
@@ -270,7 +270,7 @@ class LowRankRNN(StateSpaceModel):
         v = torch.lerp(state.i, state.v, self.input_decay()) if self.filters_inputs else inputs
         return LowRankState(z, v, inputs)
 
-    def emission(self, state: LowRankState) -> Law:
+    def emission(self, state: LowRankState) -> Distribution:
         """The observation model of the readout."""
         return self.observation(self._linked(self._read(state)))
 
@@ -360,7 +360,7 @@ class LowRankRNN(StateSpaceModel):
         Raises:
             ValueError: where there is none.
         """
-        return self._linear_emission(self.filtered(self.known(batch), before))
+        return self._linear_emission(self.filtered(self.known_inputs(batch), before))
 
     def _gaussian_part(self) -> GaussianPart | None:
         """What is gaussian around a linear readout."""
@@ -409,7 +409,7 @@ class LowRankRNN(StateSpaceModel):
         constant = -0.5 * (left.square() / r + r.log() + LOG_2PI).sum(-1)
         return log_factor(state.z - centre, (left / r) @ C, J, constant) * scored_weight
 
-    def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Law:
+    def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Distribution:
         if self.noise_df is None:
             return SharedNormal(mean, covariance)
         return SharedStudentT(mean, covariance, self.noise_df)

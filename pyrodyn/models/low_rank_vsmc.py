@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from pyrodyn.infer.smc.particle_filter import Observed
 from pyrodyn.infer.smc.resampling import Scheme
-from pyrodyn.kernels.affine_poisson import CountsByHand
+from pyrodyn.kernels.affine_poisson import AffinePoissonSteps
 from pyrodyn.kernels.gaussian import half_sum
-from pyrodyn.kernels.low_rank import StepsByHand
+from pyrodyn.kernels.low_rank import LowRankSteps
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.observations import Poisson
 from pyrodyn.models.proposals import EncoderFactor, OptimalFactor
@@ -150,7 +150,7 @@ class _Bound(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         num_trials, num_bins, dim = shift.shape
         shape = (num_trials, fixed.num_particles, dim)
-        steps = StepsByHand(m, n, threshold, decay, fixed.kind)
+        steps = LowRankSteps(m, n, threshold, decay, fixed.kind)
         weighs: Any = (_Exact if fixed.link is None else _Counted)(fixed, *weighing)
         drives = [None] * num_bins if drive is None else drive[:, None].unbind(2)
         gains, shifts, factors = gain.mT.unbind(1), shift[:, None].unbind(2), factor.mT.unbind(1)
@@ -331,7 +331,7 @@ class _Counted:
     def __init__(
         self, fixed: _Fixed, loading: Tensor, offset: Tensor, whitening: Tensor, constant: Tensor
     ) -> None:
-        self._fixed, self._counts = fixed, CountsByHand(loading, str(fixed.link))
+        self._fixed, self._counts = fixed, AffinePoissonSteps(loading, str(fixed.link))
         shared = offset.ndim == 1
         self._offsets = [offset] * len(fixed.weight) if shared else offset[:, None].unbind(2)
         self._whitening, self._constants = whitening, constant[:, None].unbind(2)

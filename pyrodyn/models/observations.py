@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrodyn.data.schema import OBSERVED, Block, side_by_side
-from pyrodyn.distributions.concatenated import SideBySide
+from pyrodyn.distributions.concatenated import Concatenated
 from pyrodyn.distributions.counts import (
     LogPoisson,
     NegativeBinomialMean,
@@ -49,7 +49,7 @@ from pyrodyn.distributions.counts import (
 )
 from pyrodyn.distributions.gamma import MeanGamma
 from pyrodyn.distributions.gamma import ZeroInflatedGamma as ZeroInflatedGammaDistribution
-from pyrodyn.distributions.masked import Scored
+from pyrodyn.distributions.masked import Masked
 
 DISPERSION_RANGE = (1e-2, 1e1)
 """Where a negative binomial may start: at the ends its gradient still moves it."""
@@ -432,7 +432,9 @@ class Joint(Observation):
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
         """The law of the counts beside that of the signal."""
         split = predictors.split(self._predictor_dims, -1)
-        return SideBySide([single(its) for single, its in zip(self.singles(), split, strict=True)])
+        return Concatenated(
+            [single(its) for single, its in zip(self.singles(), split, strict=True)]
+        )
 
     @torch.no_grad()
     def initialise(
@@ -572,10 +574,10 @@ def observe(
         distribution: law of every entry, batch shape ``(*particles, trial, time, neuron)``.
         x: what was observed, or None to draw it.
         scored: which entries count.
-        filler: see `Scored`.
+        filler: see `Masked`.
     """
     pyro.deterministic("rates", distribution.mean, event_dim=2)
-    pyro.sample("x", Scored(distribution, scored, filler).to_event(2), obs=x)
+    pyro.sample("x", Masked(distribution, scored, filler).to_event(2), obs=x)
 
 
 class _Moments(NamedTuple):

@@ -30,7 +30,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance
 from pyrodyn.kernels.gaussian import affine, log_factor, times
-from pyrodyn.models.state_space import Law, Proposal, State
+from pyrodyn.models.state_space import Distribution, Proposal, State
 
 
 class LinearEmission(NamedTuple):
@@ -207,12 +207,14 @@ def best_explanation(
 class FactorProposal(Proposal):
     """Abstract proposal by a Gaussian factor."""
 
-    def propose(self, prior: Law, memory: Any, encoding: Factor, t: int, is_first: bool) -> Law:
+    def propose(
+        self, prior: Distribution, memory: Any, encoding: Factor, t: int, is_first: bool
+    ) -> Distribution:
         """N(P (Q^-1 m + h), P), or a Student-t law with that mean and scale where the prior is one:
         its tails must be as heavy.
         """
         bin_ = encoding.at(t, is_first)
-        return prior.around(affine(prior.mean, bin_.gain, bin_.shift), bin_.covariance)
+        return prior.with_mean(affine(prior.mean, bin_.gain, bin_.shift), bin_.covariance)
 
 
 class OptimalFactor(FactorProposal):
@@ -256,7 +258,7 @@ class OptimalFactor(FactorProposal):
         return Factor.combined(h, J, model.process_noise(), density, bool(is_exact))
 
     def lookahead(
-        self, prior: Law, encoding: Factor, t: int, is_first: bool
+        self, prior: Distribution, encoding: Factor, t: int, is_first: bool
     ) -> Float[Tensor, "*left"]:
         """Log p(x_t | state_{t-1}) over the visible entries."""
         bin_ = encoding.at(t, is_first)

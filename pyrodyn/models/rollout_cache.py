@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Snapshot:
+class WeightSnapshot:
     """Values of weights at one moment.
 
     Values, because torch's counters of changes miss fused optimisers and ``.data``.
@@ -36,10 +36,10 @@ class _Kept(NamedTuple):
     drawn: tuple[Tensor, ...]
     inputs: Tensor
     input_version: int
-    weights: Snapshot
+    weights: WeightSnapshot
 
 
-class HandedOn:
+class RolloutCache:
     """Room for one tensor that belongs to the guide's last draw."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class HandedOn:
         weights: Iterable[Tensor],
     ) -> None:
         """Keep what was worked out of a draw and known inputs by some weights."""
-        self._kept = _Kept(value, drawn, inputs, inputs._version, Snapshot(weights))
+        self._kept = _Kept(value, drawn, inputs, inputs._version, WeightSnapshot(weights))
 
     def take(
         self,

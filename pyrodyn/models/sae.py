@@ -13,7 +13,7 @@ and with process noise, which makes it a latent SDE on the grid of bins::
 
     z_t ~ N(Phi(z_{t-1}, i_t), Q)
 
-In place of the normal law first states may lie near given points (`starting_near`).
+In place of the normal law first states may lie near given points (`with_initial_states`).
 
 Guide, without process noise::
 
@@ -54,8 +54,8 @@ from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.rollout_cache import HandedOn
-from pyrodyn.models.state_space import Law, Proposal, StateSpaceModel, nothing
+from pyrodyn.models.rollout_cache import RolloutCache
+from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, nothing
 from pyrodyn.nn.cells import GRUCell, MapCell
 from pyrodyn.nn.cells import cell as recurrent_cell
 from pyrodyn.nn.fields import MLPField
@@ -109,7 +109,7 @@ class SequentialAutoencoder(StateSpaceModel):
         self.process_noise: bool = config["process_noise"]
         self.path_is_markov = self.process_noise
         self.path_site = "z" if self.process_noise else None
-        self.start_site = None if self.process_noise else "z0"
+        self.initial_condition_site = None if self.process_noise else "z0"
 
         # Generative program
         self.phi = phi
@@ -119,8 +119,8 @@ class SequentialAutoencoder(StateSpaceModel):
         points = torch.randn(config["num_first_states"], dim)
         self.register_buffer("first_states", points if len(points) else None)
         if self.process_noise:
-            self.log_noise = nn.Parameter(torch.full((dim,), config["untrained_noise"]).log())
-            # Held to by training where `pyrodyn.infer.FallingNoise` asks for it.
+            self.log_noise = nn.Parameter(torch.full((dim,), config["initial_noise"]).log())
+            # Held to by training where `pyrodyn.infer.NoiseAnnealing` asks for it.
             self.log_noise_limit: Tensor
             self.register_buffer("log_noise_limit", torch.full((dim,), torch.inf))
         self.observation = observation_model(config["observation"], num_neurons)
@@ -138,7 +138,7 @@ class SequentialAutoencoder(StateSpaceModel):
             self.proposal = RecurrentStart(
                 num_neurons, dim, config["encoder_dim"], config["dropout"]
             )
-        self.handed_on = HandedOn()
+        self.rollout_cache = RolloutCache()
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias of the readout's last layer."""
@@ -148,14 +148,14 @@ class SequentialAutoencoder(StateSpaceModel):
 
     # ------------------------------------------------------------------ the four densities
 
-    def start(self) -> Law:
+    def initial_condition(self) -> Distribution:
         """p(z0), without process noise."""
         if self.first_states is not None:
             return self._near(self.first_states)
         scale = self.start_log_scale.exp() + SCALE_FLOOR
         return dist.Normal(self.start_mean, scale, validate_args=False).to_event(1)
 
-    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Law:
+    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """p(z_1) with process noise; nothing without."""
         if start is not None:
             return nothing(start)
@@ -164,7 +164,7 @@ class SequentialAutoencoder(StateSpaceModel):
             return self._near(self.first_states).expand(left)
         return SharedNormal(self.start_mean.expand(*left, -1), self.noises()[0])
 
-    def transition(self, state: LatentState, inputs: Float[Tensor, "*left input"]) -> Law:
+    def transition(self, state: LatentState, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """N(Phi(z, i), Q) with process noise; nothing without."""
         if not self.process_noise:
             return nothing(state.z)
@@ -175,14 +175,14 @@ class SequentialAutoencoder(StateSpaceModel):
         path: Float[Tensor, "*left time dim"],
         states: LatentState,
         inputs: Float[Tensor, "trial time input"],
-    ) -> Law:
+    ) -> Distribution:
         """The same along a path, with the Phi(z, i) of a guide that has just rolled it."""
-        reached = self.handed_on.take((path,), inputs, self.phi.parameters())
+        reached = self.rollout_cache.take((path,), inputs, self.phi.parameters())
         if reached is None:
             return super().transitions(path, states, inputs)
         return SharedNormal(reached, self.noises()[1])
 
-    def enter(
+    def first_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left dim"],
@@ -212,11 +212,11 @@ class SequentialAutoencoder(StateSpaceModel):
         later = self.phi.roll(start, inputs[:, 1:])
         return LatentState(torch.cat([start[..., None, :], later], -2))
 
-    def emission(self, state: LatentState) -> Law:
+    def emission(self, state: LatentState) -> Distribution:
         """The observation model of the readout."""
         return self.observation(self.readout(state.z))
 
-    def show(self, states: LatentState) -> None:
+    def record_deterministic(self, states: LatentState) -> None:
         """The path as site ``z``, where it is not drawn."""
         if not self.process_noise:
             pyro.deterministic("z", states.z, event_dim=2)
@@ -261,12 +261,12 @@ class SequentialAutoencoder(StateSpaceModel):
         quiet.to(self.start_mean)
         quiet.load_state_dict(weights, strict=False)  # all but the noise itself
         if is_own_guide and isinstance(quiet.proposal, RecurrentStart):
-            quiet.proposal.become_guess(quiet.start().stddev)
+            quiet.proposal.become_guess(quiet.initial_condition().stddev)
         quiet.train(self.training)
         quiet.record = copy.deepcopy(self.record)
         return quiet
 
-    def starting_near(self, states: Float[Tensor, "point latent"]) -> "SequentialAutoencoder":
+    def with_initial_states(self, states: Float[Tensor, "point latent"]) -> "SequentialAutoencoder":
         """The same model with another law of first states, near given points::
 
             z_1 ~ mean_k N(s_k, diag(h)^2),     h: `KERNEL_WIDTH` of the points' spread
@@ -312,7 +312,7 @@ class SequentialAutoencoder(StateSpaceModel):
             return super().guide(batch)
         with self.trials(batch):
             pull = self.proposal.encode(self, batch)
-            pyro.sample("z", SteeredPath(self, pull, self.known(batch)))
+            pyro.sample("z", SteeredPath(self, pull, self.known_inputs(batch)))
         return None
 
 
@@ -326,20 +326,20 @@ class NodeSAE(SequentialAutoencoder):
         field_width: units per hidden layer of the vector field.
         field_depth: its hidden layers.
         field_activation: ``"tanh"``, ``"relu"`` or ``"softplus"``.
-        is_linear_plus: add a linear part A z to the vector field.
+        linear_term: add a linear part A z to the vector field.
         solver: ``"midpoint"``, ``"rk4"``, ``"euler"`` (a residual map) or an adaptive one of
             `pyrodyn.nn.solvers.SOLVERS`.
         substeps: steps per bin of the first three.
         process_noise: whether the path is stochastic.
-        untrained_noise: standard deviation of process noise before training, when latents are
+        initial_noise: standard deviation of process noise before training, when latents are
             about 1 wide: the data lead the path until the dynamics have learned to. Sparse counts
             may need 2.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
-        num_first_states: points near which the first state lies, which `starting_near` sets; 0 for
-            a normal law.
+        num_first_states: points near which the first state lies, which `with_initial_states` sets;
+            0 for a normal law.
     """
 
     phi: Flow
@@ -353,11 +353,11 @@ class NodeSAE(SequentialAutoencoder):
         field_width: int = 128,
         field_depth: int = 1,
         field_activation: str = "tanh",
-        is_linear_plus: bool = False,
+        linear_term: bool = False,
         solver: str = "midpoint",
         substeps: int = 1,
         process_noise: bool = False,
-        untrained_noise: float = 0.5,
+        initial_noise: float = 0.5,
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
@@ -367,7 +367,7 @@ class NodeSAE(SequentialAutoencoder):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)
         field = MLPField(
-            latent_dim, input_dim, field_width, field_depth, field_activation, is_linear_plus
+            latent_dim, input_dim, field_width, field_depth, field_activation, linear_term
         )
         super().__init__(Flow(field, solver, substeps), config)
 
@@ -396,16 +396,16 @@ class NodeSAE(SequentialAutoencoder):
     @torch.no_grad()
     def solver_check(self, batch: Batch) -> SolverCheck:
         """The path at the training step beside the exact one, from first states of the guide."""
-        inputs = self.known(batch)
+        inputs = self.known_inputs(batch)
         encoding = self.proposal.encode(self, batch)
         if self.process_noise:
             prior = self.initial(None, inputs[:, 0])
             first = self.proposal.propose(prior, None, encoding, 0, True).mean
         else:
-            first = self.proposal.start(self, encoding).mean
+            first = self.proposal.initial_condition(self, encoding).mean
         return solver_check(self.phi, first, inputs[:, 1:])
 
-    def doubts(self, batch: Batch) -> list[str]:
+    def diagnose(self, batch: Batch) -> list[str]:
         """A solver whose step was too coarse for the field that it trained."""
         if self.phi.is_map:
             return []
@@ -434,15 +434,15 @@ class RnnSAE(SequentialAutoencoder):
         cell_width: hidden units per layer of the last two.
         cell_depth: their hidden layers.
         process_noise: whether the path is stochastic.
-        untrained_noise: standard deviation of process noise before training, when latents are
+        initial_noise: standard deviation of process noise before training, when latents are
             about 1 wide: the data lead the path until the dynamics have learned to. Sparse counts
             may need 2.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on what the encoder says of the first state, without process noise.
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
-        num_first_states: points near which the first state lies, which `starting_near` sets; 0 for
-            a normal law.
+        num_first_states: points near which the first state lies, which `with_initial_states` sets;
+            0 for a normal law.
     """
 
     phi: GRUCell | MapCell
@@ -457,7 +457,7 @@ class RnnSAE(SequentialAutoencoder):
         cell_width: int = 128,
         cell_depth: int = 1,
         process_noise: bool = False,
-        untrained_noise: float = 0.5,
+        initial_noise: float = 0.5,
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
@@ -503,7 +503,7 @@ class RecurrentStart(Proposal):
         self.said.weight[dim:] = 0.0
         self.said.bias[dim:] = (GUESS_SHARE * spread).log()
 
-    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Law:
+    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Distribution:
         """q(z0)."""
         forward, backward = roll_both_ways(self.encoder, batch.seen[:, : batch.horizon])
         last = torch.cat([forward[:, -1], backward[:, 0]], -1)
@@ -511,11 +511,15 @@ class RecurrentStart(Proposal):
         scale = log_scale.exp() + SCALE_FLOOR
         return dist.Normal(mean, scale, validate_args=False).to_event(1)
 
-    def start(self, model: SequentialAutoencoder, encoding: Law) -> Law:
+    def initial_condition(
+        self, model: SequentialAutoencoder, encoding: Distribution
+    ) -> Distribution:
         """q(z0)."""
         return encoding
 
-    def propose(self, prior: Law, memory: Any, encoding: Law, t: int, is_first: bool) -> Law:
+    def propose(
+        self, prior: Distribution, memory: Any, encoding: Distribution, t: int, is_first: bool
+    ) -> Distribution:
         """Nothing is drawn after the start."""
         return prior
 
@@ -559,7 +563,9 @@ class RecurrentFactor(Proposal):
         P = 1 / (prior_precision + J)
         return Pull(P * prior_precision, P * h, P.sqrt())
 
-    def propose(self, prior: Law, memory: Any, encoding: Pull, t: int, is_first: bool) -> Law:
+    def propose(
+        self, prior: Distribution, memory: Any, encoding: Pull, t: int, is_first: bool
+    ) -> Distribution:
         """N(g m + P h, P), m the prior's mean."""
         mean = torch.addcmul(encoding.offset[:, t], encoding.gain[:, t], prior.mean)
         return dist.Normal(mean, encoding.scale[:, t], validate_args=False).to_event(1)
@@ -605,7 +611,7 @@ class SteeredPath(StatePath):
         drawn = torch.cat([first[..., None, :], later(reached)], -2)
         self._drawn = (drawn, self._log_density(noise))
         # The model meets this very tensor if Pyro replays it.
-        self.model.handed_on.keep(reached, (drawn,), self.inputs, self.model.phi.parameters())
+        self.model.rollout_cache.keep(reached, (drawn,), self.inputs, self.model.phi.parameters())
         return drawn
 
     def log_prob_steps(
@@ -631,6 +637,6 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")
     if config["num_first_states"] == 1:
         raise ValueError("num_first_states=1 point has no spread; give at least 2, or 0")
-    noise = config["untrained_noise"]
+    noise = config["initial_noise"]
     if not (is_number(noise) and 0 < noise < math.inf):
-        raise ValueError(f"untrained_noise={noise!r} must be a finite standard deviation above 0")
+        raise ValueError(f"initial_noise={noise!r} must be a finite standard deviation above 0")

@@ -29,7 +29,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.masked import Scored
+from pyrodyn.distributions.masked import Masked
 from pyrodyn.distributions.paths import StatePath
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Observation, observe
@@ -37,7 +37,7 @@ from pyrodyn.models.observations import Observation, observe
 State = Any
 """A NamedTuple of tensors."""
 
-Law: TypeAlias = TorchDistributionMixin  # noqa: UP040 (a lazy alias hides that it is untyped)
+Distribution: TypeAlias = TorchDistributionMixin  # noqa: UP040 (a lazy alias hides that it is untyped)
 """A distribution of vectors, or of the entries of an observation."""
 
 
@@ -47,7 +47,7 @@ class StateSpaceModel(LatentDynamics):
     Attributes:
         path_site: name of the site that holds z_1 ... z_T; None where nothing is drawn after the
             start, and z has no entries.
-        start_site: name of the random variable before the first bin, where there is one.
+        initial_condition_site: name of the random variable before the first bin, if there is one.
         path_is_markov: whether (z_t, inputs) is the whole state, so that z_{t+1} depends on the
             past through z_t alone: what backward simulation needs.
         observation: the observation model.
@@ -55,7 +55,7 @@ class StateSpaceModel(LatentDynamics):
     """
 
     path_site: str | None = "z"
-    start_site: str | None = None
+    initial_condition_site: str | None = None
     path_is_markov: bool
     observation: Observation
     proposal: "Proposal"
@@ -86,20 +86,20 @@ class StateSpaceModel(LatentDynamics):
         kept: T = self._hoisted[name]
         return kept
 
-    def start(self) -> Law:
+    def initial_condition(self) -> Distribution:
         """The law of the start site."""
         raise NotImplementedError(f"{type(self).__name__} has no start site")
 
     @abstractmethod
-    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Law:
+    def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """The law of z_1, event shape ``(dim,)``."""
 
     @abstractmethod
-    def transition(self, state: State, inputs: Float[Tensor, "*left input"]) -> Law:
+    def transition(self, state: State, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """The law of z_t given the state before it and the inputs of bin t."""
 
     @abstractmethod
-    def enter(
+    def first_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left dim"],
@@ -127,13 +127,13 @@ class StateSpaceModel(LatentDynamics):
         path: Float[Tensor, "*left time dim"],
         states: State,
         inputs: Float[Tensor, "trial time input"],
-    ) -> Law:
+    ) -> Distribution:
         """The laws of z_2 ... z_T along a path: `transition`, from the states before."""
         before = type(states)(*(field[..., :-1, :] for field in states))
         return self.transition(before, inputs[:, 1:])
 
     @abstractmethod
-    def emission(self, state: State) -> Law:
+    def emission(self, state: State) -> Distribution:
         """The law of every entry of x_t, batch shape ``(*left, neuron)``."""
 
     def weight_priors(self) -> dict[str, Float[Tensor, ""]]:
@@ -142,12 +142,12 @@ class StateSpaceModel(LatentDynamics):
         """
         return {}
 
-    def moving(self, state: State) -> Float[Tensor, "*left dim"]:
+    def dynamics_state(self, state: State) -> Float[Tensor, "*left dim"]:
         """The part of a state that `dynamics` moves."""
         z: Tensor = state.z
         return z
 
-    def known(self, batch: Batch) -> Float[Tensor, "trial time input"]:
+    def known_inputs(self, batch: Batch) -> Float[Tensor, "trial time input"]:
         """Known inputs of the bins that the model generates."""
         return batch.inputs[:, self.first_bin :]
 
@@ -159,21 +159,25 @@ class StateSpaceModel(LatentDynamics):
         scored_weight: float = 1.0,
     ) -> Float[Tensor, "*left"]:
         """Log p of the scored entries of one bin, weighted as the batch asks for."""
-        law = Scored(self.emission(state), scored, self.observation.filler)
+        law = Masked(self.emission(state), scored, self.observation.filler)
         return law.log_prob(x).sum(-1) * scored_weight
 
     # ------------------------------------------------------------------ derived programs
 
     def model(self, batch: Batch) -> None:
         """The generative program: the start site, the path, ``rates`` and ``x``."""
-        inputs = self.known(batch)
+        inputs = self.known_inputs(batch)
         for name, log_prob in self.weight_priors().items():
             pyro.factor(name, log_prob)
         with self.hoisting(), self.trials(batch):
-            start = pyro.sample(self.start_site, self.start()) if self.start_site else None
+            start = (
+                pyro.sample(self.initial_condition_site, self.initial_condition())
+                if self.initial_condition_site
+                else None
+            )
             path = self._drawn_path(start, inputs)
             states = self.states(start, path, inputs)
-            self.show(states)
+            self.record_deterministic(states)
             with poutine.scale(scale=batch.scored_weight):
                 observe(
                     self.emission(states),
@@ -187,12 +191,16 @@ class StateSpaceModel(LatentDynamics):
         with self.hoisting(), self.trials(batch):
             encoding = self.proposal.encode(self, batch)
             start = (
-                pyro.sample(self.start_site, self.proposal.start(self, encoding))
-                if self.start_site
+                pyro.sample(
+                    self.initial_condition_site, self.proposal.initial_condition(self, encoding)
+                )
+                if self.initial_condition_site
                 else None
             )
             if self.path_site:
-                pyro.sample(self.path_site, ProposalPath(self, encoding, start, self.known(batch)))
+                pyro.sample(
+                    self.path_site, ProposalPath(self, encoding, start, self.known_inputs(batch))
+                )
 
     def _drawn_path(
         self, start: Tensor | None, inputs: Float[Tensor, "trial time input"]
@@ -203,7 +211,7 @@ class StateSpaceModel(LatentDynamics):
         assert start is not None
         return start.new_zeros(*start.shape[:-1], inputs.shape[1], 0)
 
-    def show(self, states: State) -> None:
+    def record_deterministic(self, states: State) -> None:
         """Deterministic sites of `model` beside ``rates``; by default none."""
 
 
@@ -248,9 +256,9 @@ class Proposal(nn.Module):
             " follow bins as they arrive; set model.proposal = Bootstrap() to filter online"
         )
 
-    def start(self, model: Any, encoding: Any) -> Law:
+    def initial_condition(self, model: Any, encoding: Any) -> Distribution:
         """The law of the start site given the data; by default the model's own."""
-        law: Law = model.start()
+        law: Distribution = model.initial_condition()
         return law
 
     def remember(self, model: Any, before: State, memory: Any, encoding: Any, t: int) -> Any:
@@ -260,13 +268,15 @@ class Proposal(nn.Module):
         return None
 
     @abstractmethod
-    def propose(self, prior: Law, memory: Any, encoding: Any, t: int, is_first: bool) -> Law:
+    def propose(
+        self, prior: Distribution, memory: Any, encoding: Any, t: int, is_first: bool
+    ) -> Distribution:
         """The law q(z_t | ...), from the model's own law of z_t; t counts the bins of the batch
         encoded, whose first bin need not be the trial's.
         """
 
     def lookahead(
-        self, prior: Law, encoding: Any, t: int, is_first: bool
+        self, prior: Distribution, encoding: Any, t: int, is_first: bool
     ) -> Float[Tensor, "*left"]:
         """Log of how well x_t is expected to be explained, before z_t is drawn."""
         raise NotImplementedError(f"{type(self).__name__} does not look ahead")
@@ -294,12 +304,16 @@ class Bootstrap(Proposal):
         """Nothing, bin by bin too."""
         return None, None
 
-    def propose(self, prior: Law, memory: Any, encoding: Any, t: int, is_first: bool) -> Law:
+    def propose(
+        self, prior: Distribution, memory: Any, encoding: Any, t: int, is_first: bool
+    ) -> Distribution:
         """The prior itself."""
         return prior
 
 
-def check_proposed(proposal: Proposal, law: Law, prior: Law, shape: Sequence[int]) -> None:
+def check_proposed(
+    proposal: Proposal, law: Distribution, prior: Distribution, shape: Sequence[int]
+) -> None:
     """Refuse a proposed law of another shape than the model's own.
 
     Args:
@@ -323,7 +337,7 @@ def check_proposed(proposal: Proposal, law: Law, prior: Law, shape: Sequence[int
         )
 
 
-def nothing(like: Float[Tensor, "*left dim"]) -> Law:
+def nothing(like: Float[Tensor, "*left dim"]) -> Distribution:
     """The law of a vector without entries."""
     empty = like.new_zeros(*like.shape[:-1], 0)
     return dist.Normal(empty, torch.ones_like(empty), validate_args=False).to_event(1)
@@ -350,14 +364,14 @@ class _ModelPath(StatePath):
             validate_args=False,
         )
 
-    def _prior(self, state: State | None, t: int) -> Law:
+    def _prior(self, state: State | None, t: int) -> Distribution:
         if state is None:
             return self.model.initial(self.path_start, self.inputs[:, t])
         return self.model.transition(state, self.inputs[:, t])
 
     def _move(self, state: State | None, z: Tensor, t: int) -> State:
         if state is None:
-            return self.model.enter(self.path_start, z, self.inputs[:, t])
+            return self.model.first_state(self.path_start, z, self.inputs[:, t])
         return self.model.advance(state, z, self.inputs[:, t])
 
 

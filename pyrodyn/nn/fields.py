@@ -29,7 +29,7 @@ class MLPField(nn.Module):
         width: units per hidden layer.
         depth: hidden layers.
         activation: one of `FIELD_ACTIVATIONS`.
-        is_linear_plus: whether A z is added.
+        linear_term: whether A z is added.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MLPField(nn.Module):
         width: int = 128,
         depth: int = 1,
         activation: str = "tanh",
-        is_linear_plus: bool = False,
+        linear_term: bool = False,
     ) -> None:
         super().__init__()
         if activation not in FIELD_ACTIVATIONS:
@@ -59,7 +59,7 @@ class MLPField(nn.Module):
         self.from_inputs = nn.Parameter(
             torch.randn(width, input_dim) / math.sqrt(max(1, input_dim))
         )
-        self.linear = nn.Parameter(torch.zeros(state_dim, state_dim)) if is_linear_plus else None
+        self.linear = nn.Parameter(torch.zeros(state_dim, state_dim)) if linear_term else None
 
     def forward(
         self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]

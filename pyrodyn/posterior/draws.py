@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import Block
 from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
 from pyrodyn.infer.importance.path_pool import path_pool
-from pyrodyn.infer.smc.particle_filter import Filtered, particle_filter
+from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
@@ -61,7 +61,7 @@ def drawing_by(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    check_whole(2, num_particles=num_particles)
+    check_integer(2, num_particles=num_particles)
 
     def draw(batch: Batch, num_draws: int) -> Draws:
         match method:
@@ -150,7 +150,7 @@ def smoother_draws(
     filtered = particle_filter(model, given, num_particles)
     method = "ffbsi" if model.path_is_markov else "ancestral"
     starts, paths = particle_smoother(model, given, num_draws, method=method, filtered=filtered)
-    values = {} if starts is None else {str(model.start_site): starts}
+    values = {} if starts is None else {str(model.initial_condition_site): starts}
     if model.path_site and paths.shape[-1]:
         values[model.path_site] = paths
     eves = _eves(filtered).T
@@ -286,7 +286,7 @@ def _log_likelihood(
     return {**parts, "x": x["log_prob"].expand(shape)}
 
 
-def _eves(filtered: Filtered) -> Tensor:
+def _eves(filtered: FilterResult) -> Tensor:
     """Which of the first particles the last ones descend from, ``(particle, trial)``."""
     eves = filtered.ancestors[-1]
     for ancestors in filtered.ancestors[:-1].flip(0):

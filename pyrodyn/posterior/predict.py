@@ -3,7 +3,7 @@
 import torch
 import xarray as xr
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -48,7 +48,7 @@ def predict(
     """
     recording = validate(recording)
     model.check(recording)
-    check_whole(1, num_draws=num_draws, batch_size=batch_size)
+    check_integer(1, num_draws=num_draws, batch_size=batch_size)
     draw = drawing_by(method, model, guide, num_particles)
     parts = []
     with model.evaluating(), torch.random.fork_rng():

@@ -37,7 +37,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.traces import Program
@@ -95,8 +95,8 @@ def to_datatree(
     """
     recording = validate(recording)
     model.check(recording)
-    check_whole(1, num_draws=num_draws, batch_size=batch_size)
-    check_whole(0, num_prior_draws=num_prior_draws)
+    check_integer(1, num_draws=num_draws, batch_size=batch_size)
+    check_integer(0, num_prior_draws=num_prior_draws)
     draw = drawing_by(method, model, guide, num_particles)
     target = None if path is None else _new_zarr(path)
     parts = _parts(model, draw, recording, num_draws, num_prior_draws, batch_size, seed)

@@ -18,7 +18,7 @@ from pyrodyn.data.catalog import load
 from pyrodyn.data.lfads_hdf5 import lfads_recording
 from pyrodyn.data.nwb import read_nwb
 from pyrodyn.data.readers import read, write
-from pyrodyn.data.recording import alone, held_out, recording
+from pyrodyn.data.recording import held_out, recording, select_modality
 from pyrodyn.data.schema import validate
 from pyrodyn.data.split import folds, split
 from pyrodyn.models import LowRankRNN, RnnSAE
@@ -345,7 +345,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         r"channels names position 5; this recording has channels 0 to 4",
     ),
     "alone what is not there": (
-        lambda: alone(good(), "signal"),
+        lambda: select_modality(good(), "signal"),
         r"observed='signal'; this recording holds counts$",
     ),
     "all bins forecast": (

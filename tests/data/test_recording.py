@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyrodyn.data.recording import alone, held_out, recording
+from pyrodyn.data.recording import held_out, recording, select_modality
 from pyrodyn.data.schema import blocks, measured, observed_name, unit_dim, validate
 
 
@@ -287,17 +287,18 @@ def test_one_of_two_alone_is_the_recording_without_the_other() -> None:
     by_neuron = np.repeat(valid[..., None], 2, -1)
     expected = recording(counts, valid=by_neuron, rates=rates, **shared)
     xr.testing.assert_identical(
-        alone(data, "counts"), held_out(expected, neurons=[1], forecast_bins=1)
+        select_modality(data, "counts"), held_out(expected, neurons=[1], forecast_bins=1)
     )
     by_channel = valid[..., None] & signal_valid
     expected = recording(signal=signal, valid=by_channel, rates=mean, **shared)
     xr.testing.assert_identical(
-        alone(data, "signal"), held_out(expected, neurons=[2], forecast_bins=1)
+        select_modality(data, "signal"), held_out(expected, neurons=[2], forecast_bins=1)
     )
     complete = recording(counts, signal=signal, **shared)
-    xr.testing.assert_identical(alone(complete, "counts"), recording(counts, **shared))
+    xr.testing.assert_identical(select_modality(complete, "counts"), recording(counts, **shared))
     xr.testing.assert_identical(
-        alone(alone(complete, "signal"), "signal"), recording(signal=signal, **shared)
+        select_modality(select_modality(complete, "signal"), "signal"),
+        recording(signal=signal, **shared),
     )
 
 

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrodyn.distributions import LogPoisson, SideBySide
+from pyrodyn.distributions import Concatenated, LogPoisson
 
 NUM_TRIALS, NUM_NEURONS, NUM_CHANNELS = 5, 3, 2
 
@@ -20,7 +20,7 @@ def laws(*left):
 @pytest.mark.parametrize("left", [(), (4,), (2, 4)])
 def test_densities_are_those_of_the_laws_alone(left):
     counts, signal = laws(*left)
-    together = SideBySide([counts, signal])
+    together = Concatenated([counts, signal])
     assert together.batch_shape == (*left, NUM_TRIALS, NUM_NEURONS + NUM_CHANNELS)
     assert together.event_shape == ()
     x, y = counts.sample()[(0,) * len(left)], signal.sample()[(0,) * len(left)]
@@ -33,7 +33,7 @@ def test_densities_are_those_of_the_laws_alone(left):
 
 def test_draws_are_those_of_the_laws():
     torch.manual_seed(0)
-    together, num_draws = SideBySide(laws()), 20_000
+    together, num_draws = Concatenated(laws()), 20_000
     drawn = together.sample((num_draws,))
     assert drawn.shape == (num_draws, NUM_TRIALS, NUM_NEURONS + NUM_CHANNELS)
     assert not drawn.requires_grad
@@ -44,7 +44,7 @@ def test_draws_are_those_of_the_laws():
 
 
 def test_more_particles_and_masks():
-    together = SideBySide(laws())
+    together = Concatenated(laws())
     scored = torch.rand(together.batch_shape, generator=torch.Generator().manual_seed(1)) < 0.5
     x = together.sample()
     expected = torch.where(scored, together.log_prob(x), 0.0).sum((-2, -1))

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pyrodyn.distributions import masked as module
 from pyrodyn.distributions.counts import LogPoisson
-from pyrodyn.distributions.masked import Scored, zero_unless
+from pyrodyn.distributions.masked import Masked, zero_unless
 
 KEPT = torch.tensor([[True, False, True], [False, True, True]])
 
@@ -57,7 +57,7 @@ def test_density_is_that_of_the_scored_entries(
     law: dist.TorchDistribution, filler: float, unmeasured: float
 ) -> None:
     x = torch.tensor([[1.0, 3.0, 2.0], [4.0, 2.0, 1.0]])
-    scored = Scored(law, KEPT, filler)
+    scored = Masked(law, KEPT, filler)
     expected = torch.where(KEPT, law.log_prob(x), 0.0)
     x[~KEPT] = unmeasured
     torch.testing.assert_close(scored.log_prob(x), expected)

@@ -15,7 +15,7 @@ from torch.distributions import Normal, Poisson
 
 from pyrodyn.analysis import free_run, plot_rates, rate_r2, recording_bits_per_spike
 from pyrodyn.analysis.scores.rates import entry_mask
-from pyrodyn.data import alone, held_out, recording, simulate, split
+from pyrodyn.data import held_out, recording, select_modality, simulate, split
 from pyrodyn.infer import (
     ELBO,
     IWELBO,
@@ -79,7 +79,7 @@ def both_and_one(kind: str, observed: str):
     recorded = pair()
     torch.manual_seed(0)
     both = model_class.for_recording(recorded, **sizes).double().eval()
-    one = model_class.for_recording(alone(recorded, observed), **sizes).double().eval()
+    one = model_class.for_recording(select_modality(recorded, observed), **sizes).double().eval()
     theirs = both.state_dict()
     weights = {}
     for name, own in one.state_dict().items():
@@ -98,7 +98,7 @@ def both_and_one(kind: str, observed: str):
         visible=batch.visible & is_own,
         scored=batch.scored & is_own,
     )
-    return both, one, masked, batch_of(alone(recorded, observed))
+    return both, one, masked, batch_of(select_modality(recorded, observed))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def by_quadrature(model: LowRankRNN, recorded: xr.Dataset) -> tuple[np.ndarray, 
     for trial in range(NUM_TRIALS):
         i = batch.inputs[trial]
         points = GRID[:, None]
-        states = model.enter(None, points, i[0].expand(len(GRID), -1))
+        states = model.first_state(None, points, i[0].expand(len(GRID), -1))
         forward = [model.initial(None, i[:1]).log_prob(points)]
         kernels, likelihoods = [], []
         for t in range(NUM_BINS):
@@ -341,7 +341,9 @@ def test_a_fit_explains_both_and_the_signal_tells_of_the_rates(parts, model):
     assert rates > 0.8
     assert rate_r2(predicted["signal_mean"], new["signal_mean"]).mean > 0.9
     # The same model of the spikes alone knows less of them.
-    spikes = predict(fitted(alone(train, "counts")), alone(new, "counts"), num_draws=30)
+    spikes = predict(
+        fitted(select_modality(train, "counts")), select_modality(new, "counts"), num_draws=30
+    )
     assert rates > rate_r2(spikes["rates"], new["rates"]).mean + 0.05
 
 

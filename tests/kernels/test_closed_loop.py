@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyrodyn.kernels import blocks
 from pyrodyn.kernels.closed_loop import ClosedLoopPath, ClosedLoopWeights, roll_closed_loop
 from pyrodyn.kernels.gru import GRUWeights
-from pyrodyn.nn import blocks
 from pyrodyn.nn.recurrence import gru_step
 
 SCALE_FLOOR = 0.05

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyrodyn.kernels.gaussian import affine, draw_against, log_factor
+from pyrodyn.kernels.gaussian import affine, draw_with_log_ratio, log_factor
 
 
 def triangular(*left: int) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_a_draw_is_weighed_by_both_densities(left):
 
     def drawn(mean: torch.Tensor, L: torch.Tensor, prior_mean: torch.Tensor, prior_L: torch.Tensor):
         log_dets = (each.diagonal(dim1=-2, dim2=-1).log().sum(-1) for each in (L, prior_L))
-        return draw_against(noise, mean, L, prior_mean, torch.linalg.inv(prior_L), *log_dets)
+        return draw_with_log_ratio(noise, mean, L, prior_mean, torch.linalg.inv(prior_L), *log_dets)
 
     z, log_ratio = drawn(mean, L, prior_mean, prior_L)
     torch.testing.assert_close(z, mean + (L @ noise[..., None])[..., 0])

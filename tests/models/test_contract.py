@@ -63,7 +63,7 @@ ZOO = {
             "latent_dim": 2,
             "field_width": 4,
             "field_depth": 2,
-            "is_linear_plus": True,
+            "linear_term": True,
             "solver": "rk4",
             "readout_width": 4,
             "encoder_dim": 3,

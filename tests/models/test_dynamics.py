@@ -64,7 +64,7 @@ CLOSED_FORMS = {
     "residual_mlp": rnn("residual_mlp"),
     "tanh field": node(),
     "deep softplus field": node(field_depth=3, field_activation="softplus"),
-    "relu field": node(field_depth=2, field_activation="relu", is_linear_plus=True),
+    "relu field": node(field_depth=2, field_activation="relu", linear_term=True),
     "residual map": node(solver="euler"),
     **{f"low-rank {kind}": low_rank(activation=kind) for kind in ACTIVATIONS},
     "full-rank": low_rank(activation="tanh", is_full_rank=True),

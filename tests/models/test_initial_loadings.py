@@ -5,9 +5,9 @@ import pytest
 import torch
 import xarray as xr
 
-from pyrodyn.data import alone, recording
+from pyrodyn.data import recording, select_modality
 from pyrodyn.models import LowRankRNN
-from pyrodyn.models.initial_loadings import NUM_LAGS, shared_components
+from pyrodyn.models.initial_loadings import NUM_LAGS, initial_loadings
 
 NUM_NEURONS, DECAY = 12, 0.95
 LAG_SHARE = np.sqrt(np.mean(DECAY ** (2 * np.arange(1, NUM_LAGS + 1))))
@@ -46,7 +46,7 @@ def subspace_error(found: np.ndarray, true: np.ndarray) -> float:
 
 
 def test_a_signal_gives_its_loading_and_what_is_left_its_noise(both, loading):
-    model = LowRankRNN.for_recording(alone(both, "signal"), latent_dim=2)
+    model = LowRankRNN.for_recording(select_modality(both, "signal"), latent_dim=2)
     found = model.loading.detach().numpy()
     np.testing.assert_allclose(found @ found.T, LAG_SHARE * loading @ loading.T, atol=0.05)
     left = 0.7**2 + (1 - LAG_SHARE) * np.square(loading).sum(1)
@@ -55,7 +55,7 @@ def test_a_signal_gives_its_loading_and_what_is_left_its_noise(both, loading):
 
 @pytest.mark.parametrize("link", ["canonical", "softplus"])
 def test_counts_give_the_plane_of_their_log_means_without_the_noise_of_counts(both, loading, link):
-    model = LowRankRNN.for_recording(alone(both, "counts"), latent_dim=2, link=link)
+    model = LowRankRNN.for_recording(select_modality(both, "counts"), latent_dim=2, link=link)
     found = model.loading.detach().numpy()
     assert subspace_error(found, loading) < 0.2
     if link == "canonical":
@@ -94,12 +94,12 @@ def test_what_was_not_measured_is_not_counted(both):
     x = torch.from_numpy(both["signal"].values)
     scored = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) > 0.3
     holes = torch.where(scored, x, 1e3)
-    found, whole = shared_components(holes, scored, 2), shared_components(x, scored | True, 2)
+    found, whole = initial_loadings(holes, scored, 2), initial_loadings(x, scored | True, 2)
     torch.testing.assert_close(found, whole, atol=0.04, rtol=0)
 
 
 def test_logits_of_silence_start_as_they_did(both):
-    counts = alone(both, "counts")
+    counts = select_modality(both, "counts")
     torch.manual_seed(0)
     model = LowRankRNN.for_recording(counts, latent_dim=2, observation="zero_inflated_poisson")
     torch.manual_seed(0)
@@ -110,11 +110,11 @@ def test_logits_of_silence_start_as_they_did(both):
 
 @pytest.mark.filterwarnings("ignore:.*never fire")
 def test_where_nothing_is_shared_directions_stay_as_drawn(both):
-    silent = xr.zeros_like(alone(both, "counts")).assign_attrs(both.attrs)
+    silent = xr.zeros_like(select_modality(both, "counts")).assign_attrs(both.attrs)
     torch.manual_seed(0)
     model = LowRankRNN.for_recording(silent, latent_dim=15, num_units=20)
     torch.manual_seed(0)
     drawn = LowRankRNN(NUM_NEURONS, latent_dim=15, num_units=20)
     torch.testing.assert_close(model.loading, drawn.loading, rtol=0, atol=0)
     one_bin = torch.ones(5, 1, 3, dtype=torch.bool)
-    assert (shared_components(torch.randn(5, 1, 3), one_bin, 2) == 0).all()
+    assert (initial_loadings(torch.randn(5, 1, 3), one_bin, 2) == 0).all()

@@ -180,7 +180,9 @@ def test_kept_path_equals_a_fresh_roll(num_particles, forecast):
     )
 
 
-@pytest.mark.parametrize("changed", ["generator.weight_hh_l0", "first_state.bias", "factor_weight"])
+@pytest.mark.parametrize(
+    "changed", ["generator.weight_hh_l0", "generator_start.bias", "factor_weight"]
+)
 def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch, changed):
     model = build()
     batch = Trials(data()).batch()

@@ -122,7 +122,7 @@ def test_a_step_is_that_of_the_equation():
     v = a_v * i[:, 0] + (1 - a_v) * i[:, 0]
     y = z @ model.m.T + v @ model.input_weights.T
     phi = torch.relu(y + model.threshold) - torch.relu(y)
-    first = model.enter(None, z, i[:, 0])
+    first = model.first_state(None, z, i[:, 0])
     law = model.transition(first, i[:, 1])
     torch.testing.assert_close(law.mean, a * z + phi @ model.n.T)
     second = model.advance(first, z, i[:, 1])
@@ -130,7 +130,7 @@ def test_a_step_is_that_of_the_equation():
     # Along a path the same states, all bins at once.
     path = torch.randn(NUM_TRIALS, NUM_BINS, 2)
     states = model.states(None, path, i)
-    state = model.enter(None, path[:, 0], i[:, 0])
+    state = model.first_state(None, path[:, 0], i[:, 0])
     for t in range(1, NUM_BINS):
         state = model.advance(state, path[:, t], i[:, t])
         torch.testing.assert_close(states.v[:, t], state.v)
@@ -184,7 +184,7 @@ def test_the_path_scores_as_the_product_of_its_steps(df):
     trace = poutine.trace(model).get_trace(batch)
     path, law = trace.nodes["z"]["value"], trace.nodes["z"]["fn"]
     expected = model.initial(None, batch.inputs[:, 0]).log_prob(path[:, 0])
-    state = model.enter(None, path[:, 0], batch.inputs[:, 0])
+    state = model.first_state(None, path[:, 0], batch.inputs[:, 0])
     for t in range(1, NUM_BINS):
         expected = expected + model.transition(state, batch.inputs[:, t]).log_prob(path[:, t])
         state = model.advance(state, path[:, t], batch.inputs[:, t])
@@ -311,7 +311,7 @@ def test_the_likelihood_in_the_dimensions_of_z_is_the_sum_over_channels(readout)
     batch = model.trials_of(signal).batch()
     x, scored = batch.x[:, 1].double(), batch.scored[:, 1]
     inputs = batch.inputs[:, 1].double()
-    state = model.enter(None, torch.randn(4, 3, 2, dtype=torch.float64), inputs)
+    state = model.first_state(None, torch.randn(4, 3, 2, dtype=torch.float64), inputs)
     terms = model.emission(state).log_prob(x)
     torch.testing.assert_close(model.log_likelihood(state, x, scored, 0.7), 0.7 * terms.sum(-1))
     scored[1, 3] = False

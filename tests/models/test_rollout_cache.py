@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from pyrodyn.models.rollout_cache import HandedOn, Snapshot
+from pyrodyn.models.rollout_cache import RolloutCache, WeightSnapshot
 
 
 def kept():
-    room = HandedOn()
+    room = RolloutCache()
     weight = torch.nn.Parameter(torch.ones(3))
     drawn, inputs = torch.zeros(2, 4), torch.zeros(2, 5, 1)
     room.keep(weight * 2, (drawn,), inputs, [weight])
@@ -68,7 +68,7 @@ def test_a_copy_starts_empty():
 
 def test_a_snapshot_does_not_move_with_its_weights():
     weight = torch.zeros(2)
-    snapshot = Snapshot([weight])
+    snapshot = WeightSnapshot([weight])
     assert snapshot.is_of([torch.zeros(2)])
     weight += 1
     assert not snapshot.is_of([weight])

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyrodyn import data, fit, load, predict, save, to_datatree
 from pyrodyn.infer import ELBO, IWELBO, VSMC, SmoothedScore, particle_filter, path_pool
 from pyrodyn.models import NodeSAE, RnnSAE
-from pyrodyn.models.rollout_cache import HandedOn
+from pyrodyn.models.rollout_cache import RolloutCache
 from pyrodyn.models.state_space import Bootstrap, ProposalPath
 from pyrodyn.nn.cells import CELLS
 from pyrodyn.nn.solvers import SOLVERS
@@ -41,7 +41,7 @@ def test_the_path_drawn_in_one_go_follows_the_proposal_bin_by_bin():
         steered = trace.nodes["z"]["fn"]
         path = steered.rsample((5,))
         kept = steered.log_prob_steps(path)
-        inputs = model.known(batch)
+        inputs = model.known_inputs(batch)
         by_bins = ProposalPath(model, model.proposal.encode(model, batch), None, inputs)
         torch.testing.assert_close(kept, steered.log_prob_steps(path.clone()))
         torch.testing.assert_close(kept, by_bins.log_prob_steps(path))
@@ -63,7 +63,7 @@ def test_what_the_guide_hands_on_changes_neither_the_bound_nor_its_gradient(monk
     )
     taken_up = bound_and_gradient()
     assert not evaluations
-    monkeypatch.setattr(HandedOn, "take", lambda *_: None)
+    monkeypatch.setattr(RolloutCache, "take", lambda *_: None)
     for ours, anew in zip(taken_up, bound_and_gradient(), strict=True):
         torch.testing.assert_close(ours, anew, rtol=1e-4, atol=1e-4)
     assert evaluations
@@ -76,7 +76,7 @@ def test_the_proposal_is_the_prior_times_its_factor():
     grid = torch.linspace(-6, 6, 4001)[:, None, None]
     with torch.no_grad():
         pull = model.proposal.encode(model, batch)
-        before = model.enter(None, torch.randn(4, 1), batch.inputs[:, 1])
+        before = model.first_state(None, torch.randn(4, 1), batch.inputs[:, 1])
         prior = model.transition(before, batch.inputs[:, 2])
         law = model.proposal.propose(prior, None, pull, 2, False)
         # J and h, back from g = P / Q and P h.
@@ -216,7 +216,7 @@ def test_beta_zero_is_the_deterministic_autoencoder():
 
 def test_a_fit_with_too_coarse_a_step_warns():
     recording = counts(num_inputs=0)
-    model, _ = made(recording=recording, **TINY, solver="euler", substeps=2, is_linear_plus=True)
+    model, _ = made(recording=recording, **TINY, solver="euler", substeps=2, linear_term=True)
     with torch.no_grad():  # a rotation that Euler's steps spiral away from
         model.phi.field.linear.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
     with pytest.warns(UserWarning, match="train with more substeps"):
@@ -234,9 +234,9 @@ def test_a_fit_with_too_coarse_a_step_warns():
         ({"field_depth": 0}, "field_depth=0"),
         ({"readout_width": -1}, "readout_width=-1"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"untrained_noise": 0.0}, "untrained_noise=0.0 must be a finite standard deviation"),
-        ({"untrained_noise": float("nan")}, "untrained_noise=nan must be a finite"),
-        ({"untrained_noise": float("inf")}, "untrained_noise=inf"),
+        ({"initial_noise": 0.0}, "initial_noise=0.0 must be a finite standard deviation"),
+        ({"initial_noise": float("nan")}, "initial_noise=nan must be a finite"),
+        ({"initial_noise": float("inf")}, "initial_noise=inf"),
         ({"num_first_states": 1}, "num_first_states=1 point has no spread"),
         ({"solver": "leapfrog"}, "solver='leapfrog' is unknown"),
         ({"substeps": 0}, "substeps=0"),
@@ -250,7 +250,7 @@ def test_sizes_that_make_no_model(sizes, sentence):
 
 @pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
 def test_noise_before_training_is_as_wide_as_asked_for(kind, sizes):
-    model, _ = made(kind, **sizes, process_noise=True, untrained_noise=2.0)
+    model, _ = made(kind, **sizes, process_noise=True, initial_noise=2.0)
     with torch.no_grad():
         torch.testing.assert_close(
             model.noise_scales()[1], torch.full((2,), 2.0), atol=2e-3, rtol=0.0
@@ -273,7 +273,7 @@ def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
     assert quiet.config == {**model.config, "process_noise": False}
     batch = quiet.trials_of(recording).batch()
     with torch.no_grad():
-        first = quiet.start().mean.expand(4, -1)
+        first = quiet.initial_condition().mean.expand(4, -1)
         states = quiet.states(first, first.new_zeros(4, 7, 0), batch.inputs)
         noisy = poutine.trace(model.model).get_trace(batch.unobserved())
         path = noisy.nodes["z"]["value"]
@@ -309,7 +309,7 @@ def test_its_guide_starts_where_the_noisy_one_did():
 
 
 def test_a_path_that_runs_off_is_named():
-    model, recording = made(**TINY, is_linear_plus=True)
+    model, recording = made(**TINY, linear_term=True)
     with torch.no_grad():
         model.phi.field.linear.fill_(1e6)
     for summary in (predict, to_datatree):
@@ -324,7 +324,7 @@ POINTS = torch.tensor([[1.0, 4.0], [-3.0, 2.0], [2.0, -2.0], [0.0, 3.0]])
 @pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
 def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path):
     model, recording = made(kind, counts(num_inputs=0), **sizes, process_noise=process_noise)
-    moved = model.starting_near(POINTS)
+    moved = model.with_initial_states(POINTS)
     assert model.first_states is None
     assert not moved.training
     save(moved, tmp_path)
@@ -345,12 +345,12 @@ def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path
 def test_the_evidence_is_that_of_first_states_near_points(process_noise):
     """By quadrature over the first state of rates that stay; noise is as good as none."""
     model, recording = made(
-        recording=counts(num_inputs=0), **TINY, process_noise=process_noise, untrained_noise=1e-6
+        recording=counts(num_inputs=0), **TINY, process_noise=process_noise, initial_noise=1e-6
     )
     with torch.no_grad():
         model.phi.field.linear_layers()[-1].weight.zero_()
         model.phi.field.linear_layers()[-1].bias.zero_()
-    moved = model.starting_near(POINTS)
+    moved = model.with_initial_states(POINTS)
     batch = moved.trials_of(recording).batch()
     nodes, weights = np.polynomial.hermite_e.hermegauss(9)
     offsets = torch.tensor(np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)).float()
@@ -383,4 +383,4 @@ def test_the_evidence_is_that_of_first_states_near_points(process_noise):
 def test_points_that_make_no_law_of_first_states(points, sentence):
     model, _ = made(**TINY)
     with pytest.raises(ValueError, match=sentence):
-        model.starting_near(points)
+        model.with_initial_states(points)

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.infer import fit
-from pyrodyn.models import files
+from pyrodyn.models import saving
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.saving import load, read_card, save
 from pyrodyn.posterior import predict
@@ -102,7 +102,7 @@ def test_an_interrupted_write_leaves_the_last_good_file(
     save(model, tmp_path)
     good = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     if which == "weights":
-        monkeypatch.setattr(files, "save_file", lambda weights, path: stopped_half_way(path))
+        monkeypatch.setattr(saving, "save_file", lambda weights, path: stopped_half_way(path))
     else:
         monkeypatch.setattr(Path, "write_text", lambda path, text: stopped_half_way(path))
     same_but_for_seed = make_lfads(data, **OPTIONS, seed=1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrodyn.nn import blocks
+from pyrodyn.kernels import blocks
 from pyrodyn.nn.recurrence import _by_cudnn, gru_step, roll, roll_both_ways
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
+from pyrodyn.kernels import blocks
 from pyrodyn.kernels.runge_kutta import Steering
-from pyrodyn.nn import blocks
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.solvers import (
     ADAPTIVE,
@@ -49,7 +49,7 @@ def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("solver", EXPLICIT)
 @pytest.mark.parametrize("steered", [False, True])
 @pytest.mark.parametrize(
-    "sizes", [{}, {"input_dim": 2, "depth": 2, "is_linear_plus": True}], ids=["plain", "full"]
+    "sizes", [{}, {"input_dim": 2, "depth": 2, "linear_term": True}], ids=["plain", "full"]
 )
 def test_hand_written_steps_and_their_gradient_are_autograds(solver, steered, sizes, block_numbers):
     phi = flow(solver, **sizes)
@@ -111,7 +111,7 @@ def test_without_gradients_no_path_is_kept_and_the_states_are_the_same():
 def test_errors_shrink_with_the_order_of_the_scheme(solver, order):
     """On a rotation with decay, whose flow is a matrix exponential."""
     A = torch.tensor([[-0.1, 1.0, 0.0], [-1.0, -0.1, 0.0], [0.0, 0.0, -0.5]], dtype=torch.float64)
-    phi = flow(solver, is_linear_plus=True)
+    phi = flow(solver, linear_term=True)
     with torch.no_grad():
         phi.field.linear.copy_(A)
         for layer in phi.field.linear_layers():
@@ -192,7 +192,7 @@ def test_other_activations_roll(activation):
 
 
 def test_a_path_that_runs_off_is_named_by_trial_and_bin():
-    phi = flow("midpoint", is_linear_plus=True)
+    phi = flow("midpoint", linear_term=True)
     with torch.no_grad():
         phi.field.linear.copy_(1e60 * torch.eye(3, dtype=torch.float64))
         for layer in phi.field.linear_layers():

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of
 from pyrodyn.analysis.fixed_points.newton import search_fixed_points
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.nn.activations import LEAK
@@ -104,8 +104,8 @@ def fixed_points(
             f"period={period}: cycles are enumerated for low-rank networks with"
             f" {', '.join(PIECEWISE_LINEAR)} units alone; leave period at 1 for a search"
         )
-    check_whole(1, num_starts=num_starts)
-    check_whole(0, seed=seed)
+    check_integer(1, num_starts=num_starts)
+    check_integer(0, seed=seed)
     if not noise >= 0 or not tolerance > 0:
         raise ValueError(f"noise={noise} must be at least 0 and tolerance={tolerance} above 0")
     held = held_inputs(dynamics, inputs)

@@ -31,7 +31,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.special import logsumexp
 
 from pyrodyn.analysis.scores.rates import Array
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 
 SMALLEST_MIXTURE_DIM = 6
 """Series of fewer dimensions are binned."""
@@ -131,7 +131,7 @@ def attractor_baselines(train: ArrayLike, num_bins: int, *, seed: int = 0) -> di
             more bins than twice their dims, and for ``num_bins`` below 1.
     """
     data = _series("train", train)
-    check_whole(1, num_bins=num_bins)
+    check_integer(1, num_bins=num_bins)
     if len(data) <= 2 * data.shape[1]:
         raise ValueError(
             f"train has {len(data)} bins of {data.shape[1]} dims; autoregressions need more than"

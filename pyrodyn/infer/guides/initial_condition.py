@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.masked import Scored
-from pyrodyn.models.rollout_cache import Snapshot
-from pyrodyn.models.state_space import Law, StateSpaceModel
+from pyrodyn.distributions.masked import Masked
+from pyrodyn.models.rollout_cache import WeightSnapshot
+from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 
 class _Solved(NamedTuple):
@@ -32,8 +32,8 @@ class _Solved(NamedTuple):
     """
 
     batch: Batch
-    weights: Snapshot
-    law: Law
+    weights: WeightSnapshot
+    law: Distribution
 
 
 class StartGuide(ABC):
@@ -48,7 +48,11 @@ class StartGuide(ABC):
     """
 
     def __init__(self, model: StateSpaceModel) -> None:
-        if not isinstance(model, StateSpaceModel) or model.start_site is None or model.path_site:
+        if (
+            not isinstance(model, StateSpaceModel)
+            or model.initial_condition_site is None
+            or model.path_site
+        ):
             raise ValueError(
                 f"{type(self).__name__} solves for a first state that decides the whole path; this"
                 f" {type(model).__name__} draws more than that (use its own guide, or"
@@ -60,24 +64,26 @@ class StartGuide(ABC):
     def __call__(self, batch: Batch) -> None:
         """Draw the start site."""
         with self.model.trials(batch):
-            pyro.sample(self.model.start_site, self.law(batch))
+            pyro.sample(self.model.initial_condition_site, self.law(batch))
 
-    def law(self, batch: Batch) -> Law:
+    def law(self, batch: Batch) -> Distribution:
         """q(s) of every trial, of event shape ``(dim,)``."""
         weights, last = (*self.model.parameters(), *self.model.buffers()), self._solved
         if last is None or last.batch is not batch or not last.weights.is_of(weights):
             with torch.no_grad(), self.model.hoisting():
                 law = self._solve(batch, batch.horizon - self.model.first_bin)
-            last = self._solved = _Solved(batch, Snapshot(weights), law)
+            last = self._solved = _Solved(batch, WeightSnapshot(weights), law)
         return last.law
 
     @abstractmethod
-    def _solve(self, batch: Batch, num_bins: int) -> Law:
+    def _solve(self, batch: Batch, num_bins: int) -> Distribution:
         """q(s), given so many of the bins that the model generates."""
 
-    def _guess(self, batch: Batch) -> Law:
+    def _guess(self, batch: Batch) -> Distribution:
         """What the model's own guide says of s."""
-        return self.model.proposal.start(self.model, self.model.proposal.encode(self.model, batch))
+        return self.model.proposal.initial_condition(
+            self.model, self.model.proposal.encode(self.model, batch)
+        )
 
     def _terms(
         self, start: Float[Tensor, "*left trial dim"], batch: Batch, num_bins: int
@@ -87,6 +93,6 @@ class StartGuide(ABC):
         bins = slice(model.first_bin, model.first_bin + num_bins)
         visible, x = batch.visible[:, bins], batch.seen[:, bins] / batch.gain
         nothing = start.new_zeros(*start.shape[:-1], num_bins, 0)
-        states = model.states(start, nothing, model.known(batch)[:, :num_bins])
-        law = Scored(model.emission(states), visible, model.observation.filler)
+        states = model.states(start, nothing, model.known_inputs(batch)[:, :num_bins])
+        law = Masked(model.emission(states), visible, model.observation.filler)
         return law.log_prob(x).flatten(-2)

@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.initial_condition import StartGuide
-from pyrodyn.models.state_space import Law, StateSpaceModel
+from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 DIFFERENCE = 1e-3
 """Half the distance of central differences, in standard deviations of p(s)."""
@@ -99,12 +99,12 @@ class LaplaceStart(StartGuide):
         self, model: StateSpaceModel, *, num_searches: int = 4, num_steps: int | None = None
     ) -> None:
         super().__init__(model)
-        check_whole(1, num_searches=num_searches)
+        check_integer(1, num_searches=num_searches)
         if num_steps is not None:
-            check_whole(2, num_steps=num_steps)
+            check_integer(2, num_steps=num_steps)
         self.num_searches, self.num_steps = num_searches, num_steps
 
-    def _solve(self, batch: Batch, num_bins: int) -> Law:
+    def _solve(self, batch: Batch, num_bins: int) -> Distribution:
         """A multivariate normal."""
         mode = self._climbed(batch, num_bins)
         gradient, root = self._curved(mode, batch, num_bins)
@@ -175,7 +175,7 @@ class LaplaceStart(StartGuide):
         Float[Tensor, "search dim dim"],
     ]:
         """L, its gradient and F, from one roll of a path and those to either side of it."""
-        prior, steps = self.model.start(), self._steps()
+        prior, steps = self.model.initial_condition(), self._steps()
         places = torch.cat([torch.zeros_like(steps[:1]), steps, -steps])
         terms = self._terms(start + places[:, None], batch, num_bins)
         here, ahead, behind = terms.split([1, len(steps), len(steps)])
@@ -196,7 +196,7 @@ class LaplaceStart(StartGuide):
     ) -> Float[Tensor, "*left trial"]:
         """L from its terms; of a path that runs off, less than of any other."""
         told = terms.sum(-1, dtype=torch.float64)  # near the mode the last digits decide
-        return (told + self.model.start().log_prob(start)).nan_to_num(nan=-torch.inf)
+        return (told + self.model.initial_condition().log_prob(start)).nan_to_num(nan=-torch.inf)
 
     def _curved(
         self, mode: Float[Tensor, "trial dim"], batch: Batch, num_bins: int
@@ -212,7 +212,7 @@ class LaplaceStart(StartGuide):
             log_joint = self._log_joint(start, batch, num_bins).sum()
             (gradients,) = torch.autograd.grad(log_joint, start)
         ahead, behind = gradients.double().nan_to_num(0.0, 0.0, 0.0).chunk(2)
-        scale = self.model.start().stddev.double()
+        scale = self.model.initial_condition().stddev.double()
         # In units of the prior's standard deviations, where its precision is 1.
         H = ((behind - ahead) / (2 * steps.sum(0)[:, None, None])).movedim(0, -1)
         H = H * scale[:, None] * scale
@@ -222,4 +222,4 @@ class LaplaceStart(StartGuide):
 
     def _steps(self) -> Float[Tensor, "dim dim"]:
         """Where central differences look, one row per direction."""
-        return torch.diag(DIFFERENCE * self.model.start().stddev)
+        return torch.diag(DIFFERENCE * self.model.initial_condition().stddev)

@@ -26,11 +26,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.initial_condition import StartGuide
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.models.state_space import Law, StateSpaceModel
+from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 DEFENCE = 0.1
 """Share of p(s)."""
@@ -71,7 +71,7 @@ class _Mixture(NamedTuple):
     shares: Float[Tensor, " component"]
 
     @classmethod
-    def of(cls, prior: Law, guess: Law) -> "_Mixture":
+    def of(cls, prior: Distribution, guess: Distribution) -> "_Mixture":
         """q_0, from laws with independent dims."""
         means = prior.mean.expand_as(guess.mean), guess.mean
         scales = prior.stddev.expand_as(guess.mean), guess.stddev
@@ -79,11 +79,11 @@ class _Mixture(NamedTuple):
         return cls(centres, roots, centres.new_tensor([0.5, 0.5]))
 
     @classmethod
-    def around(
+    def with_mean(
         cls,
         drawn: Float[Tensor, "draw trial dim"],
         weights: Float[Tensor, "draw trial"],
-        prior: Law,
+        prior: Distribution,
     ) -> "_Mixture":
         """The next mixture, from weighed draws."""
         like, dim = drawn, drawn.shape[-1]
@@ -124,7 +124,7 @@ class _Mixture(NamedTuple):
         centres = self.centres.index_copy(0, trials, others.centres)
         return _Mixture(centres, self.roots.index_copy(0, trials, others.roots), self.shares)
 
-    def law(self) -> Law:
+    def law(self) -> Distribution:
         """As a law of s per trial."""
         return dist.MixtureSameFamily(
             dist.Categorical(self.shares.expand(len(self.centres), -1)),
@@ -166,7 +166,7 @@ class _Cloud(NamedTuple):
         )
 
     def weights(
-        self, prior: Law, fewest: float
+        self, prior: Distribution, fewest: float
     ) -> tuple[Float[Tensor, "draw trial"], Bool[Tensor, " trial"]]:
         """w_k, normalised, at the largest beta that leaves so many; and whether that is 1."""
         untold = (prior.log_prob(self.drawn) - self.log_sum).double()
@@ -206,12 +206,12 @@ class MixtureStart(StartGuide):
 
     def __init__(self, model: StateSpaceModel, *, num_draws: int = 500) -> None:
         super().__init__(model)
-        check_whole(NUM_KERNELS, num_draws=num_draws)
+        check_integer(NUM_KERNELS, num_draws=num_draws)
         self.num_draws = num_draws
 
-    def _solve(self, batch: Batch, num_bins: int) -> Law:
+    def _solve(self, batch: Batch, num_bins: int) -> Distribution:
         """A mixture of multivariate normals."""
-        prior = self.model.start()
+        prior = self.model.initial_condition()
         mixture = learned = _Mixture.of(prior, self._guess(batch))
         nothing = prior.mean.new_zeros(0, batch.num_trials)
         cloud = _Cloud(nothing[..., None] + prior.mean, nothing.double(), nothing, ())
@@ -222,7 +222,7 @@ class MixtureStart(StartGuide):
             cloud = cloud.grown(mixture, drawn, told)
             _check_told(cloud.told, batch.trial[trials])
             weights, is_done = cloud.weights(prior, FEWEST_COUNT * self.num_draws)
-            mixture = _Mixture.around(cloud.drawn, weights, prior)
+            mixture = _Mixture.with_mean(cloud.drawn, weights, prior)
             learned = learned.put(trials, mixture) if round_ else mixture
             going = (~is_done).nonzero()[:, 0]
             if not len(going):

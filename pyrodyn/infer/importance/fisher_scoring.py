@@ -8,8 +8,8 @@ curvature::
 so that a step gains no more than about a nat per trial, which keeps it where it can be told.
 Expectations are means over draws of the posterior from a pool of the model's own paths
 (`pyrodyn.infer.importance.path_pool`), so that no guide stands between the weights and the data. A
-step looks at all trials at once and knows which weights matter, so a few of them go where gradients of a bound
-had come to rest.
+step looks at all trials at once and knows which weights matter, so a few of them go where
+gradients of a bound had come to rest.
 
 The same draws tell by importance weights what a step gains, without another pool::
 
@@ -37,7 +37,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.importance.path_pool import MOST_ENTRIES, path_pool
@@ -100,8 +100,8 @@ def fisher_scoring(
         ArithmeticError: for a trial that no path explains, all having run off; the weights are
             those after the last step.
     """
-    check_whole(1, num_steps=num_steps)
-    check_whole(2, num_draws=num_draws)
+    check_integer(1, num_steps=num_steps)
+    check_integer(2, num_draws=num_draws)
     steps: list[ScoringStep] = []
     damping = 1.0
     with model.evaluating():

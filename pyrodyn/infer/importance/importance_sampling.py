@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.objectives.importance_weighted import local_draws, weigh
 from pyrodyn.infer.smc.resampling import effective_sample_size
@@ -126,7 +126,7 @@ def _num_tail(num_particles: int) -> int:
 
 
 def _check_enough(num_particles: int) -> None:
-    check_whole(1, num_particles=num_particles)
+    check_integer(1, num_particles=num_particles)
     if num_particles < FEWEST_PARTICLES:
         raise ValueError(
             f"num_particles={num_particles}; smoothing the largest weights needs at least"

@@ -23,13 +23,13 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import FEWEST_PARTICLES, log_evidence, pareto_k
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import latent_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.models.state_space import Law
+from pyrodyn.models.state_space import Distribution
 
 MOST_ENTRIES = 2**21
 """Observations whose laws are held at once."""
@@ -38,13 +38,13 @@ SPARSE_BELOW = 0.1
 """Share of entries that differ from what most trials saw, below which only these are looked at."""
 
 
-class Pooled(NamedTuple):
+class PathPool(NamedTuple):
     """Draws of the posterior of every trial, from among the paths of a pool.
 
     Attributes:
         sites: latent sites by name, ``(draw, trial, *event)``.
-        pareto_k: k-hat of the weights, see
-            `pyrodyn.infer.importance.importance_sampling`; large also where fewer paths count than it looks at, three times the root of their number.
+        pareto_k: k-hat of the weights, see `importance_sample`; large also where fewer paths
+            count than it looks at, three times the root of their number.
         effective_sample_size: of the weights, in paths.
         log_evidence: log p(x) per trial, in nats.
         log_evidence_error: its standard error.
@@ -60,7 +60,7 @@ class Pooled(NamedTuple):
 @torch.no_grad()
 def path_pool(
     model: LatentDynamics, batch: Batch, num_draws: int = 100, *, num_particles: int = 100_000
-) -> Pooled:
+) -> PathPool:
     """Draw from the posterior of every trial given what the batch scores.
 
     Args:
@@ -74,8 +74,8 @@ def path_pool(
             of recording, and trials whose known inputs differ.
         ArithmeticError: for a trial that no path explains, all having run off.
     """
-    check_whole(1, num_draws=num_draws)
-    check_whole(FEWEST_PARTICLES, num_particles=num_particles)
+    check_integer(1, num_draws=num_draws)
+    check_integer(FEWEST_PARTICLES, num_particles=num_particles)
     model.check_batch(batch)
     if batch.x is None:
         raise ValueError("a pool is weighed by what was observed, and this batch's x is None")
@@ -89,7 +89,7 @@ def path_pool(
     _check_told(chosen.log_sum, batch, num_particles)
     evidence, error = log_evidence(log_weights)
     evidence += _log_likelihood(model, batch, chosen.sites) - chosen.log_weights[0]
-    return Pooled(
+    return PathPool(
         sites=chosen.sites,
         pareto_k=pareto_k(log_weights),
         effective_sample_size=effective_sample_size(log_weights),
@@ -98,7 +98,9 @@ def path_pool(
     )
 
 
-def _drawn(model: LatentDynamics, batch: Batch, size: int) -> tuple[dict[str, Tensor], Law]:
+def _drawn(
+    model: LatentDynamics, batch: Batch, size: int
+) -> tuple[dict[str, Tensor], Distribution]:
     """Paths under the inputs that all trials have, and the law of what each shows."""
     trial = batch.take(slice(0, 1))
     # Whatever x is given: the program is asked for its law alone.
@@ -160,7 +162,7 @@ class _Weights:
         if self.own.count_nonzero() < SPARSE_BELOW * self.own.numel():
             self.own = self.own.to_sparse()
 
-    def __call__(self, law: Law) -> Float[Tensor, "particle trial"]:
+    def __call__(self, law: Distribution) -> Float[Tensor, "particle trial"]:
         """Of each path; minus infinity where it ran off."""
         at_anchor, beyond, *at_zero = (law.log_prob(value)[:, 0] for value in self.probes)
         parts = (at_anchor, beyond.sub_(at_anchor), *at_zero)

@@ -31,8 +31,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.fixed_dropout import SameDropout
-from pyrodyn.infer.frozen import held
+from pyrodyn.infer.fixed_dropout import FixedDropout
+from pyrodyn.infer.frozen import frozen
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective
 from pyrodyn.infer.traces import (
     Program,
@@ -140,7 +140,7 @@ class IWELBOLoss(Loss):
             bound = weighed.bound()
             return _evaluation(bound, bound, weighed, batch)
         # Draws that lead back to the guide's parameters, densities of q that do not.
-        guide = SameDropout(self.guide)
+        guide = FixedDropout(self.guide)
         stuck = _Stuck(local_draws(guide, batch, num_particles))
         with _without_gradient(self.guide):
             scored = poutine.trace(
@@ -334,5 +334,5 @@ def _without_gradient(guide: Program) -> Iterator[None]:
             "the gradients 'stl' and 'dreg' need the guide's parameters: make the guide a"
             " torch.nn.Module or a method of one"
         )
-    with held(module.parameters()):
+    with frozen(module.parameters()):
         yield

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.state_space import StateSpaceModel
@@ -52,13 +52,13 @@ class Evaluation(NamedTuple):
     Attributes:
         loss: what training lowers, for the whole recording in nats; its gradient is the estimator
             that the objective promises.
-        shown: what is worth watching, by name, in the same units.
+        logged: quantities worth watching, by name, in the same units.
         factors: what the model weighs beside its observations, such as ``recurrent_weights``; with
             any, the bound is one on the evidence times these.
     """
 
     loss: Float[Tensor, ""]
-    shown: dict[str, Float[Tensor, ""]]
+    logged: dict[str, Float[Tensor, ""]]
     factors: tuple[str, ...]
 
 
@@ -76,7 +76,7 @@ class Objective:
     is_bound: bool = True
 
     def __init__(self, num_particles: int) -> None:
-        check_whole(1, num_particles=num_particles)
+        check_integer(1, num_particles=num_particles)
         self.num_particles = num_particles
 
     @abstractmethod

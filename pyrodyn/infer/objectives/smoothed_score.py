@@ -24,11 +24,11 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.frozen import held, parameters_behind
+from pyrodyn.infer.frozen import frozen, parameters_behind
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, check_own_guide
-from pyrodyn.infer.smc.particle_filter import Filtered, particle_filter
+from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import Paths, particle_smoother
 from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program
@@ -51,7 +51,7 @@ class SmoothedScore(Objective):
         self, num_particles: int, num_draws: int = 4, resampling: str = "systematic"
     ) -> None:
         super().__init__(num_particles)
-        check_whole(1, num_draws=num_draws)
+        check_integer(1, num_draws=num_draws)
         scheme_named(resampling)
         self.num_draws, self.resampling = num_draws, resampling
 
@@ -103,11 +103,11 @@ class SmoothedScoreLoss(Loss):
         priors = model.weight_priors()
         return Evaluation(
             loss=loss - sum(priors.values()),
-            shown={"ess": batch.weight * share.sum()},
+            logged={"ess": batch.weight * share.sum()},
             factors=tuple(priors),
         )
 
-    def _surrogate(self, batch: Batch, filtered: Filtered) -> Float[Tensor, ""]:
+    def _surrogate(self, batch: Batch, filtered: FilterResult) -> Float[Tensor, ""]:
         """Mean log p(x, z) + log q(z) of smoothed paths, each with the parameters that it moves."""
         model = self.state_space
         drawn = particle_smoother(
@@ -121,7 +121,7 @@ class SmoothedScoreLoss(Loss):
         of_model = parameters_behind(log_p)
         if of_model.issuperset(p for p in model.parameters() if p.requires_grad):
             return log_p  # the guide has none of its own
-        with held(of_model):
+        with frozen(of_model):
             return log_p + self._log_density(model.guide, drawn, batch)
 
     def _log_density(self, program: Program, drawn: Paths, batch: Batch) -> Float[Tensor, ""]:
@@ -129,7 +129,7 @@ class SmoothedScoreLoss(Loss):
         draws.
         """
         model, num_draws = self.state_space, self.objective.num_draws
-        given = {model.path_site: drawn.paths, model.start_site: drawn.starts}
+        given = {model.path_site: drawn.paths, model.initial_condition_site: drawn.starts}
         given = {name: value for name, value in given.items() if name is not None}
         program = poutine.condition(pyro.plate("draws", num_draws, dim=-2)(program), data=given)
         trace = poutine.trace(program).get_trace(batch)

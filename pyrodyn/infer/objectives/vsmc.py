@@ -118,7 +118,7 @@ class VSMCLoss(Loss):
         priors = model.weight_priors()
         return Evaluation(
             loss=-(batch.weight * bound.sum() + sum(priors.values())),
-            shown={"ess": batch.weight * share.sum()},
+            logged={"ess": batch.weight * share.sum()},
             factors=tuple(priors),
         )
 

@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import SharedNormal, drawn_against, picked, rows_of
+from pyrodyn.distributions.gaussian import SharedNormal, picked, rows_of, sample_with_log_ratio
 from pyrodyn.infer.smc.resampling import effective_sample_size, scheme_named
-from pyrodyn.models.state_space import Law, State, StateSpaceModel, check_proposed
+from pyrodyn.models.state_space import Distribution, State, StateSpaceModel, check_proposed
 
 
 class Observed(NamedTuple):
@@ -56,7 +56,7 @@ class Observed(NamedTuple):
         return cls(
             x=batch.x[:, model.first_bin :],
             scored=batch.scored[:, model.first_bin :],
-            inputs=model.known(batch),
+            inputs=model.known_inputs(batch),
             scored_weight=batch.scored_weight,
             encoding=model.proposal.encode(model, batch),
         )
@@ -151,7 +151,7 @@ class SequentialMonteCarlo:
     ess_threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        check_whole(1, num_particles=self.num_particles)
+        check_integer(1, num_particles=self.num_particles)
         check_threshold(self.ess_threshold)
         if not isinstance(self.model, StateSpaceModel):
             raise ValueError(
@@ -165,10 +165,12 @@ class SequentialMonteCarlo:
         shape = (self.num_particles, observed.x.shape[0])
         like = observed.x
         start, log_weights = None, like.new_zeros(shape)
-        if self.model.start_site:
-            law = self.model.proposal.start(self.model, observed.encoding).expand(torch.Size(shape))
+        if self.model.initial_condition_site:
+            law = self.model.proposal.initial_condition(self.model, observed.encoding).expand(
+                torch.Size(shape)
+            )
             start = law.rsample()
-            log_weights = self.model.start().log_prob(start) - law.log_prob(start)
+            log_weights = self.model.initial_condition().log_prob(start) - law.log_prob(start)
         eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
         evidence = torch.zeros(shape[1], dtype=torch.float64, device=like.device)
         return Particles(start, None, None, log_weights, evidence, eve, torch.zeros_like(eve[0]))
@@ -220,10 +222,10 @@ class SequentialMonteCarlo:
         if is_exact or law is prior:
             z = law_of_draw.rsample()
         else:
-            z, log_ratio = drawn_against(law_of_draw, prior)
+            z, log_ratio = sample_with_log_ratio(law_of_draw, prior)
             log_weights = log_weights + log_ratio
         if particles.state is None:
-            state = model.enter(particles.start, z, inputs)
+            state = model.first_state(particles.start, z, inputs)
         else:
             state = model.advance(particles.state, z, inputs)
         if not is_exact:
@@ -247,7 +249,7 @@ class SequentialMonteCarlo:
         """Per trial, by whether it is resampled."""
         return resampled if self.ess_threshold == 1 else torch.where(due, resampled, left)
 
-    def _prior(self, particles: Particles, inputs: Tensor) -> Law:
+    def _prior(self, particles: Particles, inputs: Tensor) -> Distribution:
         if particles.state is None:
             return self.model.initial(particles.start, inputs)
         return self.model.transition(particles.state, inputs)
@@ -316,7 +318,7 @@ def _select(value: Any, rows: Int[Tensor, " row"]) -> Any:
     return picked(value, rows)
 
 
-class Filtered(NamedTuple):
+class FilterResult(NamedTuple):
     """A run of the particle filter over a batch; weights are normalised.
 
     Attributes:
@@ -344,7 +346,7 @@ class Filtered(NamedTuple):
     log_evidence_variance: Float[Tensor, " trial"]
 
     def mean(self) -> Float[Tensor, "time trial dim"]:
-        """Filtered means E[z_t | x_{1:t}]."""
+        """FilterResult means E[z_t | x_{1:t}]."""
         return (self.log_weights.exp()[..., None] * self.paths).sum(1)
 
 
@@ -356,7 +358,7 @@ def particle_filter(
     *,
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
-) -> Filtered:
+) -> FilterResult:
     """Filter all trials of a batch side by side.
 
     The proposal is the model's own (``model.proposal``); `Bootstrap` is always at hand.
@@ -389,7 +391,7 @@ def particle_filter(
     check_alive(increments, batch.trial, model.first_bin)
     drawn = [record.drawn for record in records]
     paths = torch.stack(drawn)
-    return Filtered(
+    return FilterResult(
         starts=starts,
         paths=paths,
         states=type(states[0])(

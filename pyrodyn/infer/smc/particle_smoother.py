@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.smc.particle_filter import Filtered, particle_filter
+from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.models.state_space import State, StateSpaceModel
 
 
@@ -52,7 +52,7 @@ def particle_smoother(
     num_draws: int = 100,
     *,
     method: str = "ffbsi",
-    filtered: Filtered | None = None,
+    filtered: FilterResult | None = None,
     num_particles: int = 256,
     num_moves: int = 10,
     lag: int = 20,
@@ -75,7 +75,7 @@ def particle_smoother(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    check_whole(1, num_draws=num_draws, num_moves=num_moves, lag=lag)
+    check_integer(1, num_draws=num_draws, num_moves=num_moves, lag=lag)
     if method in ("ffbsi", "mcmc") and not model.path_is_markov:
         raise ValueError(
             f"{type(model).__name__} carries a deterministic state, so that z_t+1 does not follow"
@@ -107,7 +107,7 @@ def particle_smoother(
     return Paths(_rows(filtered.starts, started), paths)
 
 
-def _last(filtered: Filtered, t: int, num_draws: int) -> Int[Tensor, "draw trial"]:
+def _last(filtered: FilterResult, t: int, num_draws: int) -> Int[Tensor, "draw trial"]:
     """Particles of bin t drawn by their weights."""
     log_weights = filtered.log_weights[t]
     return _searched(log_weights.T, num_draws).T
@@ -127,7 +127,7 @@ def _searched(log_weights: Float[Tensor, "*left particle"], number: int) -> Int[
     return torch.searchsorted(summed, torch.minimum(points * total, below), right=True)
 
 
-def _ancestral(filtered: Filtered, num_draws: int) -> Int[Tensor, "time draw trial"]:
+def _ancestral(filtered: FilterResult, num_draws: int) -> Int[Tensor, "time draw trial"]:
     """Particles of all bins on the way back from the last."""
     num_bins = len(filtered.paths)
     chosen = [_last(filtered, num_bins - 1, num_draws)]
@@ -136,7 +136,7 @@ def _ancestral(filtered: Filtered, num_draws: int) -> Int[Tensor, "time draw tri
     return torch.stack(chosen[::-1])
 
 
-def _fixed_lag(filtered: Filtered, num_draws: int, lag: int) -> Int[Tensor, "time draw trial"]:
+def _fixed_lag(filtered: FilterResult, num_draws: int, lag: int) -> Int[Tensor, "time draw trial"]:
     """Ancestors at every bin of particles drawn ``lag`` bins later."""
     num_bins, chosen = len(filtered.paths), []
     for t in range(num_bins):
@@ -151,12 +151,12 @@ def _fixed_lag(filtered: Filtered, num_draws: int, lag: int) -> Int[Tensor, "tim
 def _backward(
     model: StateSpaceModel,
     batch: Batch,
-    filtered: Filtered,
+    filtered: FilterResult,
     num_draws: int,
     num_moves: int | None,
 ) -> Float[Tensor, "draw trial time dim"]:
     """Backward simulation, by all weights or by Metropolis steps."""
-    inputs = model.known(batch)
+    inputs = model.known_inputs(batch)
     num_bins = len(filtered.paths)
     particle = _last(filtered, num_bins - 1, num_draws)
     path = [_rows(filtered.paths[-1], particle)]

@@ -33,7 +33,7 @@ def identity(
     transforms: Sequence[Transform],
     valid_transforms: Sequence[Transform],
     batch_size: int,
-    is_averaged: bool,
+    average_weights: bool,
     seed: int,
 ) -> dict[str, str]:
     """What must not change between the parts of a run, by the names of the arguments of `fit` and
@@ -46,7 +46,7 @@ def identity(
         "transforms": _described(transforms),
         "valid_transforms": _described(valid_transforms),
         "batch_size": str(batch_size),
-        "is_averaged": str(is_averaged),
+        "average_weights": str(average_weights),
         "seed": str(seed),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Transform
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.objectives.elbo import ELBO
@@ -63,8 +63,8 @@ def fit[Model: LatentDynamics](
     """Fit a model to a recording.
 
     The model is trained in place. On the CPU two runs with the same seed and arguments give the
-    same bits. What a model doubts of itself after the fit (`LatentDynamics.doubts`; a NODE whose
-    solver was too coarse) comes as a warning. From then on this process keeps up to a gigabyte of
+    same bits. What the fitted model diagnoses (`LatentDynamics.diagnose`; a NODE whose solver
+    was too coarse) comes as a warning. From then on this process keeps up to a gigabyte of
     freed memory for reuse.
 
     Args:
@@ -85,7 +85,7 @@ def fit[Model: LatentDynamics](
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
             nothing.
         resume: go on from the checkpoint in ``out``, with the same recordings, seed, batch size,
-            objective, transforms and ``is_averaged``.
+            objective, transforms and ``average_weights``.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
         seed: seeds batches, masks and noise (the initial weights are the model's own).
         accelerator: Lightning's name of the hardware; ``"auto"`` takes CUDA where there is one.
@@ -121,7 +121,7 @@ def fit[Model: LatentDynamics](
         best,
         validates=valid is not None,
         stop_patience=None
-        if valid is None or schedule.last_rate is not None
+        if valid is None or schedule.final_learning_rate is not None
         else schedule.stop_patience,
         max_epochs=max_epochs,
         max_minutes=max_minutes,
@@ -154,7 +154,7 @@ def fit[Model: LatentDynamics](
                 transforms=transforms,
                 valid_transforms=valid_transforms,
                 batch_size=batch_size,
-                is_averaged=schedule.is_averaged,
+                average_weights=schedule.average_weights,
                 seed=seed,
             ),
         )
@@ -182,7 +182,7 @@ def fit[Model: LatentDynamics](
             }
             if folder is not None:
                 save(model, folder / "model")
-    for doubt in model.doubts(model.trials_of(train).batch(slice(0, batch_size))):
+    for doubt in model.diagnose(model.trials_of(train).batch(slice(0, batch_size))):
         warnings.warn(doubt, stacklevel=2)
     return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
 
@@ -213,7 +213,7 @@ def _check(
     max_minutes: float | None,
     batch_size: int,
 ) -> None:
-    check_whole(1, max_epochs=max_epochs, batch_size=batch_size)
+    check_integer(1, max_epochs=max_epochs, batch_size=batch_size)
     if max_minutes is not None and max_minutes <= 0:
         raise ValueError(f"max_minutes={max_minutes} must be positive")
     model.check(train)

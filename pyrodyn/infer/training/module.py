@@ -76,7 +76,9 @@ class Training(lightning.LightningModule):
         self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
         self._first_bin = first_bin
         self._sums: dict[str, Tensor] = {}
-        self._average = AveragedModel(loss, multi_avg_fn=_towards) if schedule.is_averaged else None
+        self._average = (
+            AveragedModel(loss, multi_avg_fn=_towards) if schedule.average_weights else None
+        )
 
     def train_dataloader(self) -> ShuffledBatches:
         """Minibatches of the training recording."""
@@ -109,7 +111,7 @@ class Training(lightning.LightningModule):
             lr=self._schedule.learning_rate,
             fused=True,
         )
-        if self._valid is None or self._schedule.last_rate is not None:
+        if self._valid is None or self._schedule.final_learning_rate is not None:
             return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=self._schedule.factor, patience=self._schedule.patience, min_lr=1e-5
@@ -131,8 +133,8 @@ class Training(lightning.LightningModule):
         """The loss per trial."""
         torch.manual_seed(mixed(self._seed, self.global_step))
         if self._schedule.noise is not None:
-            self._schedule.noise.press(self.loss.model, self.global_step)
-        if self._schedule.last_rate is not None:
+            self._schedule.noise.apply(self.loss.model, self.global_step)
+        if self._schedule.final_learning_rate is not None:
             share = self.global_step / self.trainer.estimated_stepping_batches
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = self._schedule.rate(share)
@@ -147,7 +149,7 @@ class Training(lightning.LightningModule):
         loss = evaluation.loss / num_represented
         self._last = LastStep(given, batch, loss.detach())
         self._add("train_loss", loss, batch.num_trials)
-        for name, value in evaluation.shown.items():
+        for name, value in evaluation.logged.items():
             self._add(name, value / num_represented, batch.num_trials)
         return loss
 

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from pyrodyn.data.arguments import check_whole
+from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 
 AVERAGING = 8
@@ -32,7 +32,7 @@ class GrowingHorizon:
     num_steps: int
 
     def __post_init__(self) -> None:
-        check_whole(1, first_bins=self.first_bins, num_steps=self.num_steps)
+        check_integer(1, first_bins=self.first_bins, num_steps=self.num_steps)
 
     def cut(self, batch: Batch, step: int, first_bin: int = 0) -> Batch:
         """The batch with later bins left out of the likelihood at a training step.
@@ -48,7 +48,7 @@ class GrowingHorizon:
 
 
 @dataclasses.dataclass(frozen=True)
-class FallingNoise:
+class NoiseAnnealing:
     """Let process noise be as large as it likes at first, then press it down to a share of that.
 
     Noise lets the data lead the path while the dynamics are poor. Left alone it stays larger than
@@ -69,8 +69,8 @@ class FallingNoise:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        check_whole(0, first_step=self.first_step)
-        check_whole(1, num_steps=self.num_steps)
+        check_integer(0, first_step=self.first_step)
+        check_integer(1, num_steps=self.num_steps)
         if not 0 < self.factor < 1:
             raise ValueError(f"factor={self.factor}; noise falls by a factor between 0 and 1")
 
@@ -83,13 +83,13 @@ class FallingNoise:
         """Refuse a model whose noise this cannot limit."""
         if not hasattr(model, "log_noise_limit"):
             raise ValueError(
-                f"FallingNoise presses down the process noise of a NodeSAE or RnnSAE built with"
+                f"NoiseAnnealing presses down the process noise of a NodeSAE or RnnSAE built with"
                 f" process_noise=True; for this {type(model).__name__} leave the schedule's noise"
                 " out"
             )
 
     @torch.no_grad()
-    def press(self, model: object, step: int) -> None:
+    def apply(self, model: object, step: int) -> None:
         """Lower the model's limit, one call per training step in order, and hold its noise to it.
 
         The limit is part of the model's state, so that a resumed run goes on from where it was.
@@ -114,12 +114,12 @@ class Schedule:
 
     Attributes:
         learning_rate: Adam's initial step size.
-        last_rate: to which it falls geometrically over ``max_epochs``, which are then run to the
-            end, whatever the validation loss; None leaves it to plateaus of that.
+        final_learning_rate: to which it falls geometrically over ``max_epochs``, which are then
+            run to the end, whatever the validation loss; None leaves it to plateaus of that.
         factor: the learning rate is multiplied by this on a plateau of the validation loss.
         patience: epochs without improvement that make a plateau.
         stop_patience: epochs without improvement after which training ends.
-        is_averaged: whether validation scores, and a fit ends with, a running average of the
+        average_weights: whether validation scores, and a fit ends with, a running average of the
             weights on the way (`AVERAGING`) in place of the weights themselves. Steps that are
             noisy, or go to and fro, end up in the middle of where they are.
         gradient_clip: largest norm of the gradient of the loss per trial.
@@ -128,30 +128,33 @@ class Schedule:
     """
 
     learning_rate: float = 4e-3
-    last_rate: float | None = None
+    final_learning_rate: float | None = None
     factor: float = 0.5
     patience: int = 15
     stop_patience: int = 60
-    is_averaged: bool = False
+    average_weights: bool = False
     gradient_clip: float = 10.0
     horizon: GrowingHorizon | None = None
-    noise: FallingNoise | None = None
+    noise: NoiseAnnealing | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be a positive number")
-        if self.last_rate is not None and not 0 < self.last_rate <= self.learning_rate:
+        if (
+            self.final_learning_rate is not None
+            and not 0 < self.final_learning_rate <= self.learning_rate
+        ):
             raise ValueError(
-                f"last_rate={self.last_rate} must be positive and at most the learning_rate of"
-                f" {self.learning_rate}, from which it is reached"
+                f"final_learning_rate={self.final_learning_rate} must be positive and at most the"
+                f" learning_rate of {self.learning_rate}, from which it is reached"
             )
-        if not isinstance(self.is_averaged, bool):
-            raise ValueError(f"is_averaged={self.is_averaged!r} is True or False")
+        if not isinstance(self.average_weights, bool):
+            raise ValueError(f"average_weights={self.average_weights!r} is True or False")
 
     def rate(self, share: float) -> float:
-        """The learning rate after a share of all steps, where it falls to ``last_rate``."""
-        assert self.last_rate is not None
-        return self.learning_rate * (self.last_rate / self.learning_rate) ** share
+        """The learning rate after a fraction of all steps, on its way to the final one."""
+        assert self.final_learning_rate is not None
+        return self.learning_rate * (self.final_learning_rate / self.learning_rate) ** share
 
     @property
     def final_step(self) -> int:

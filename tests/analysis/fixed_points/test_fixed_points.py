@@ -117,7 +117,7 @@ def test_a_free_run_tells_what_the_dynamics_move(make_lfads, make_recording):
 
 def test_a_path_that_runs_off_is_named_by_trial_and_bin(make_recording):
     recording = make_recording(4)
-    model = NodeSAE.for_recording(recording, is_linear_plus=True)
+    model = NodeSAE.for_recording(recording, linear_term=True)
     with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
         model.phi.field.linear.copy_(1e6 * torch.eye(3))
         for layer in model.phi.field.linear_layers():

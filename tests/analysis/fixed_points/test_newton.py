@@ -133,7 +133,7 @@ def test_a_search_finds_what_an_enumeration_does():
     [
         LowRankRNN(4, latent_dim=2, num_units=8, activation="tanh"),
         LowRankRNN(4, num_units=3, is_full_rank=True),
-        NodeSAE(4, latent_dim=2, field_width=8, is_linear_plus=True),
+        NodeSAE(4, latent_dim=2, field_width=8, linear_term=True),
     ],
 )
 def test_every_model_with_dynamics_is_searched(model):

@@ -6,7 +6,8 @@ import torch
 from pyro import poutine
 
 from pyrodyn import data, fit, predict
-from pyrodyn.infer import LaplaceStart, MixtureStart, importance_sample, laplace
+from pyrodyn.infer import LaplaceStart, MixtureStart, importance_sample
+from pyrodyn.infer.guides import laplace
 from pyrodyn.models import LFADS, NodeSAE, RnnSAE
 
 
@@ -65,10 +66,10 @@ def lorenz_model(recording):
 def log_joint(model, batch, start):
     """Log p(s, visible x) per trial by the model's own Pyro program."""
     seen = batch.replace(scored=batch.visible)
-    conditioned = poutine.condition(model.model, data={model.start_site: start})
+    conditioned = poutine.condition(model.model, data={model.initial_condition_site: start})
     trace = poutine.trace(conditioned).get_trace(seen)
     trace.compute_log_prob()
-    return trace.nodes[model.start_site]["log_prob"] + trace.nodes["x"]["log_prob"]
+    return trace.nodes[model.initial_condition_site]["log_prob"] + trace.nodes["x"]["log_prob"]
 
 
 def test_the_posterior_of_a_linear_gaussian_model_is_exact():
@@ -76,7 +77,7 @@ def test_the_posterior_of_a_linear_gaussian_model_is_exact():
     signal = rng.normal(size=(3, 6, 4))
     recording = data.held_out(data.recording(signal=signal, bin_width=0.01), neurons=0.25, seed=0)
     torch.manual_seed(0)
-    model = NodeSAE.for_recording(recording, latent_dim=2, is_linear_plus=True, encoder_dim=3)
+    model = NodeSAE.for_recording(recording, latent_dim=2, linear_term=True, encoder_dim=3)
     model.eval()
     with torch.no_grad():
         model.phi.field.linear_layers()[-1].weight.zero_()
@@ -90,8 +91,10 @@ def test_the_posterior_of_a_linear_gaussian_model_is_exact():
         np.testing.assert_allclose(model.phi(unit, silent).T.numpy(), step, atol=1e-6)
         C, b = (p.double().numpy() for p in (model.readout[-1].weight, model.readout[-1].bias))
         batch = model.trials_of(recording).batch()
-        noise = model.emission(model.enter(unit, unit[:, :0], silent)).stddev[0].double().numpy()
-        mean, sd = model.start().mean.numpy(), model.start().stddev.numpy()
+        noise = (
+            model.emission(model.first_state(unit, unit[:, :0], silent)).stddev[0].double().numpy()
+        )
+        mean, sd = model.initial_condition().mean.numpy(), model.initial_condition().stddev.numpy()
     shown = ~recording["held_out"].values
     C, b, noise = C[shown], b[shown], noise[shown]
     precision, pull = np.diag(1 / sd**2), np.tile(mean / sd**2, (3, 1))
@@ -351,7 +354,7 @@ def test_sparse_counts_of_a_chaotic_path_leave_what_many_draws_tell():
     found = importance_sample(model, guide, batch, 1000)
     assert (found.effective_sample_size > 60).all()
     with torch.no_grad():
-        start = model.start().sample((num_many, 1))
+        start = model.initial_condition().sample((num_many, 1))
         nothing = start.new_zeros(num_many, 1, 40, 0)
         many = model.emission(model.states(start, nothing, batch.inputs[:1])).mean[:, 0]
         log_weights = torch.einsum("btn,ktn->kb", batch.x, many.log())
@@ -376,7 +379,7 @@ def test_sparse_counts_of_a_chaotic_path_leave_what_many_draws_tell():
 def test_trials_that_no_first_state_explains_are_named():
     recording = counts()
     torch.manual_seed(0)
-    model = NodeSAE.for_recording(recording, latent_dim=2, is_linear_plus=True, encoder_dim=3)
+    model = NodeSAE.for_recording(recording, latent_dim=2, linear_term=True, encoder_dim=3)
     with torch.no_grad():
         model.phi.field.linear.copy_(1e9 * torch.eye(2))
     with pytest.raises(ArithmeticError, match=r"none explains trial 0: the paths .* run off"):

@@ -12,7 +12,8 @@ from linear_gaussian import data as linear_data
 from pyro import plate, poutine
 
 from pyrodyn import data
-from pyrodyn.infer import fisher_scoring, path_pool, scoring
+from pyrodyn.infer import fisher_scoring, path_pool
+from pyrodyn.infer.importance import fisher_scoring as scoring
 from pyrodyn.models import LFADS, NodeSAE
 
 NUM_BINS = 8
@@ -47,7 +48,7 @@ def drawn_for(recorded):
 
 def on_a_grid(model, batch):
     """z0, and log p(x_n, z0) of every trial there: all of both that counts."""
-    spread = model.start().stddev.item()
+    spread = model.initial_condition().stddev.item()
     grid = torch.linspace(-7 * spread, 7 * spread, 400, dtype=torch.float64)
     z0 = model.start_mean.item() + grid[:, None, None].expand(-1, batch.num_trials, 1)
     program = plate("grid", len(grid), dim=-2)(poutine.condition(model.model, {"z0": z0}))

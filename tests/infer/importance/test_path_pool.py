@@ -10,7 +10,8 @@ from linear_gaussian import data as linear_data
 from pyro import plate, poutine
 
 from pyrodyn import data, predict
-from pyrodyn.infer import importance_sample, particle_filter, path_pool, pool
+from pyrodyn.infer import importance_sample, particle_filter, path_pool
+from pyrodyn.infer.importance import path_pool as pool
 from pyrodyn.models import LFADS, OBSERVATIONS, NodeSAE
 from pyrodyn.models.state_space import Bootstrap
 

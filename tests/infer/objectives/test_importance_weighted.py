@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer import ELBO, IWELBO, RWS
 from pyrodyn.models import NodeSAE
-from pyrodyn.models.rollout_cache import HandedOn
+from pyrodyn.models.rollout_cache import RolloutCache
 
 NUM_TRIALS, NOISE = 100, 1.0
 GRADIENTS = ("iwae", "stl", "dreg")
@@ -393,6 +393,6 @@ def test_wake_phases_reach_dynamics_that_the_guide_has_rolled(
         return list(torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True))
 
     found = gradient()
-    monkeypatch.setattr(HandedOn, "take", lambda *_: None)
+    monkeypatch.setattr(RolloutCache, "take", lambda *_: None)
     for one, anew in zip(found, gradient(), strict=True):
         torch.testing.assert_close(one, anew, rtol=1e-4, atol=1e-4)

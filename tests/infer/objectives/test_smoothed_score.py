@@ -94,7 +94,7 @@ def test_the_proposal_climbs_the_density_of_the_exact_posterior():
     exact, num_draws = exact_of(model, batch), 20_000
     paths = np.stack([posterior_paths(exact, trial, num_draws) for trial in range(NUM_TRIALS)], 1)
     encoding = model.proposal.encode(model, batch)
-    law = ProposalPath(model, encoding, None, model.known(batch), (num_draws, NUM_TRIALS))
+    law = ProposalPath(model, encoding, None, model.known_inputs(batch), (num_draws, NUM_TRIALS))
     log_q = law.log_prob(torch.from_numpy(paths)).sum() / num_draws
     wanted = flat(list(torch.autograd.grad(log_q, own)))
     torch.manual_seed(0)

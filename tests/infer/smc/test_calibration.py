@@ -26,7 +26,7 @@ from pyrodyn.data import Trials, recording
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.teachers import teacher_network
 from pyrodyn.infer import particle_filter, particle_smoother
-from pyrodyn.infer.smc.particle_filter import Filtered
+from pyrodyn.infer.smc.particle_filter import FilterResult
 from pyrodyn.models import LowRankRNN
 
 pytestmark = pytest.mark.slow
@@ -98,7 +98,7 @@ def simulated(name: str) -> Simulated:
 
 
 @cache
-def filtered(name: str) -> Filtered:
+def filtered(name: str) -> FilterResult:
     model, batch, _ = simulated(name)
     torch.manual_seed(2)
     return particle_filter(model, batch, NUM_PARTICLES)
@@ -118,7 +118,7 @@ def functionals(
             f"last z{dim}": z[..., -1],
             f"sum of z{dim}": z.sum(-1),
         }
-    states = model.states(None, paths, model.known(batch))
+    states = model.states(None, paths, model.known_inputs(batch))
     noise = paths[..., 1:, :] - model.mean_step(states)[..., :-1, :]
     emission = model.emission(states)
     read = (batch.x - batch.x.mean((0, 1))) @ model.loading

@@ -64,8 +64,8 @@ def test_bin_by_bin_the_densities_are_those_in_one_go(setting):
             if model.inferred_input_dim
             else g0.new_zeros(3, num_bins, 0)
         )
-        log_q = model.proposal.start(model, observed.encoding).log_prob(g0)
-        log_p = model.start().log_prob(g0)
+        log_q = model.proposal.initial_condition(model, observed.encoding).log_prob(g0)
+        log_p = model.initial_condition().log_prob(g0)
         state, memory, before = None, None, g0
         for t in range(num_bins):
             i = observed.inputs[:, t]
@@ -74,7 +74,9 @@ def test_bin_by_bin_the_densities_are_those_in_one_go(setting):
             law = model.proposal.propose(prior, memory, observed.encoding, t, state is None)
             log_q = log_q + law.log_prob(u[:, t])
             state = (
-                model.enter(g0, u[:, t], i) if state is None else model.advance(state, u[:, t], i)
+                model.first_state(g0, u[:, t], i)
+                if state is None
+                else model.advance(state, u[:, t], i)
             )
             log_p = log_p + prior.log_prob(u[:, t])
             log_p = log_p + model.log_likelihood(state, observed.x[:, t], observed.scored[:, t])

@@ -26,8 +26,8 @@ from pyrodyn.infer import (
     ELBO,
     IWELBO,
     VSMC,
-    FallingNoise,
     GrowingHorizon,
+    NoiseAnnealing,
     NonFiniteLossError,
     Ramp,
     Schedule,
@@ -119,7 +119,7 @@ def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfa
             step += 1
             losses += [value.item()] * batch.num_trials
             for site in kls:
-                kl = evaluation.shown[f"kl_{site}"]
+                kl = evaluation.logged[f"kl_{site}"]
                 kls[site] += [kl.item() / 12] * batch.num_trials
         model.eval()
         torch.manual_seed(mixed(7, -1))
@@ -339,11 +339,11 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert best[0] and same(*best)
 
 
-@pytest.mark.parametrize("is_averaged", [False, True])
+@pytest.mark.parametrize("average_weights", [False, True])
 def test_a_finished_run_goes_on_as_if_it_had_never_ended(
-    train, valid, make_lfads, tmp_path, is_averaged
+    train, valid, make_lfads, tmp_path, average_weights
 ):
-    schedule = dataclasses.replace(RESUMABLE["schedule"], is_averaged=is_averaged)
+    schedule = dataclasses.replace(RESUMABLE["schedule"], average_weights=average_weights)
     ends = []
 
     def run(out: str, epochs: int, resume: bool = False) -> None:
@@ -367,7 +367,9 @@ def test_a_finished_run_goes_on_as_if_it_had_never_ended(
 def test_falling_rates_and_averaged_weights_are_those_of_a_plain_loop(
     train, valid, make_lfads, is_validated
 ):
-    schedule = Schedule(learning_rate=2e-2, last_rate=1e-3, is_averaged=True, stop_patience=0)
+    schedule = Schedule(
+        learning_rate=2e-2, final_learning_rate=1e-3, average_weights=True, stop_patience=0
+    )
     fitted = fit(
         make_lfads(train),
         train,
@@ -426,9 +428,11 @@ def averaged(path: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def test_what_is_no_rate_is_refused():
-    for last_rate in (0.0, -1e-3, 5e-3, float("nan")):
-        with pytest.raises(ValueError, match=rf"last_rate={last_rate} must be positive and at"):
-            Schedule(learning_rate=4e-3, last_rate=last_rate)
+    for final_learning_rate in (0.0, -1e-3, 5e-3, float("nan")):
+        with pytest.raises(
+            ValueError, match=rf"final_learning_rate={final_learning_rate} must be positive and at"
+        ):
+            Schedule(learning_rate=4e-3, final_learning_rate=final_learning_rate)
 
 
 def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
@@ -485,14 +489,14 @@ def noisy_node(recording: xr.Dataset) -> NodeSAE:
 
 def test_noise_is_free_then_held_to_a_falling_limit(train):
     model = noisy_node(train)
-    falling = FallingNoise(first_step=2, num_steps=4, factor=0.25)
-    falling.press(model, 0)
+    falling = NoiseAnnealing(first_step=2, num_steps=4, factor=0.25)
+    falling.apply(model, 0)
     assert torch.isinf(model.log_noise_limit).all()
     with torch.no_grad():
         model.log_noise.copy_(torch.tensor([1.0, -3.0]))
     start = model.log_noise.detach().clone()
     for step in range(2, 10):
-        falling.press(model, step)
+        falling.apply(model, step)
         share = 0.25 ** min((step - 2) / 4, 1)
         torch.testing.assert_close(model.log_noise_limit, start + np.log(share))
         torch.testing.assert_close(model.log_noise.detach(), model.log_noise_limit)
@@ -501,12 +505,12 @@ def test_noise_is_free_then_held_to_a_falling_limit(train):
     with torch.no_grad():
         model.log_noise -= 5.0
     kept = model.log_noise.detach().clone()
-    falling.press(model, 10)
+    falling.apply(model, 10)
     assert torch.equal(model.log_noise, kept)
 
 
 def test_a_resumed_fit_presses_noise_on_from_where_it_was(train, valid, tmp_path):
-    falling = Schedule(stop_patience=100, noise=FallingNoise(first_step=3, num_steps=12))
+    falling = Schedule(stop_patience=100, noise=NoiseAnnealing(first_step=3, num_steps=12))
     options = {"batch_size": 5, "schedule": falling, "checkpoint_seconds": 0.0, **QUIET}
     whole = fit(noisy_node(train), train, valid, max_epochs=6, **options)
     assert (whole.model.noise_scales()[1] < 0.1).all()
@@ -518,14 +522,14 @@ def test_a_resumed_fit_presses_noise_on_from_where_it_was(train, valid, tmp_path
 
 
 def test_falling_noise_refuses_what_it_cannot_press(train, make_lfads):
-    schedule = Schedule(noise=FallingNoise(0, 10))
+    schedule = Schedule(noise=NoiseAnnealing(0, 10))
     for model in (make_lfads(train), NodeSAE.for_recording(train, latent_dim=2)):
         with pytest.raises(ValueError, match="built with process_noise=True; for this"):
             fit(model, train, max_epochs=1, schedule=schedule, **QUIET)
     with pytest.raises(ValueError, match="num_steps=0"):
-        FallingNoise(0, 0)
+        NoiseAnnealing(0, 0)
     with pytest.raises(ValueError, match="factor=1"):
-        FallingNoise(0, 10, factor=1.0)
+        NoiseAnnealing(0, 10, factor=1.0)
 
 
 def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, valid, make_lfads):
@@ -600,7 +604,7 @@ def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, c
 
 
 def test_a_path_that_an_adaptive_solver_gives_up_on_ends_training_too(train):
-    model = NodeSAE.for_recording(train, solver="dopri5", is_linear_plus=True)
+    model = NodeSAE.for_recording(train, solver="dopri5", linear_term=True)
 
     def made_to_run_off(batch):
         with torch.no_grad():
@@ -617,7 +621,7 @@ def test_a_path_that_an_adaptive_solver_gives_up_on_ends_training_too(train):
     ("process_noise", "what"), [(False, "the path"), (True, "the guide's draw")]
 )
 def test_a_path_that_runs_off_is_named_by_trial_and_bin(train, process_noise, what):
-    model = NodeSAE.for_recording(train, process_noise=process_noise, is_linear_plus=True)
+    model = NodeSAE.for_recording(train, process_noise=process_noise, linear_term=True)
     with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
         model.phi.field.linear.copy_(1e6 * torch.eye(3))
     with (
@@ -754,9 +758,9 @@ def test_a_resumed_run_keeps_the_logs_of_the_first(train, make_lfads, tmp_path):
 # ------------------------------------------------------------------ a user's guide
 
 
-@pytest.mark.parametrize("is_averaged", [False, True])
+@pytest.mark.parametrize("average_weights", [False, True])
 @pytest.mark.parametrize("auto", [AutoNormal, AutoLowRankMultivariateNormal])
-def test_a_users_guide_is_trained(train, make_lfads, auto, is_averaged):
+def test_a_users_guide_is_trained(train, make_lfads, auto, average_weights):
     model = make_lfads(train, inferred_input_dim=1)
     guide = auto(model)
     fitted = fit(
@@ -765,7 +769,7 @@ def test_a_users_guide_is_trained(train, make_lfads, auto, is_averaged):
         guide=guide,
         max_epochs=40,
         batch_size=12,
-        schedule=Schedule(learning_rate=1e-2, is_averaged=is_averaged),
+        schedule=Schedule(learning_rate=1e-2, average_weights=average_weights),
         **QUIET,
     )
     losses = fitted.history["train_loss"].values
@@ -779,9 +783,9 @@ def test_a_users_guide_is_trained(train, make_lfads, auto, is_averaged):
     assert set(fitted.history) == {"train_loss", "kl_latents", "learning_rate"}
 
 
-@pytest.mark.parametrize("is_averaged", [False, True])
-def test_a_plain_function_is_a_guide(train, valid, make_lfads, is_averaged):
-    options = {"max_epochs": 3, "schedule": Schedule(is_averaged=is_averaged), **QUIET}
+@pytest.mark.parametrize("average_weights", [False, True])
+def test_a_plain_function_is_a_guide(train, valid, make_lfads, average_weights):
+    options = {"max_epochs": 3, "schedule": Schedule(average_weights=average_weights), **QUIET}
     own = fit(make_lfads(train), train, valid, **options)
     other = make_lfads(train)
     by_function = fit(other, train, valid, guide=lambda batch: other.guide(batch), **options)
@@ -865,7 +869,7 @@ def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
         ("seed", "is of another run: seed was 0 and is 1 now"),
         ("batch_size", "is of another run: batch_size was 4 and is 6 now"),
         ("transforms", "is of another run: transforms was .* and is .*CoordinatedDropout"),
-        ("schedule", "is of another run: is_averaged was False and is True now"),
+        ("schedule", "is of another run: average_weights was False and is True now"),
         ("objective", "is of another run: objective was .*ELBO.* and is .*IWELBO"),
         ("train", "is of another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
         ("valid", "is of another run: valid was .* and is None now"),
@@ -887,7 +891,7 @@ def test_a_run_goes_on_as_itself_alone(
         "batch_size": {"batch_size": 6},
         "transforms": {"transforms": [CoordinatedDropout(0.3)]},
         "objective": {"objective": IWELBO(3)},
-        "schedule": {"schedule": Schedule(is_averaged=True)},
+        "schedule": {"schedule": Schedule(average_weights=True)},
     }
     with pytest.raises(ValueError, match=sentence):
         fit(
