@@ -5,11 +5,18 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from torch import nn
 
 from pyrodyn.data.batch import Batch
 
 Program = Callable[[Batch], Any]
 """A model or a guide."""
+
+
+def module_of(program: Program) -> nn.Module | None:
+    """The module whose parameters a program has: itself, or the one that it is a method of."""
+    owner = getattr(program, "__self__", program)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def paired_traces(

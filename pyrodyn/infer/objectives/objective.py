@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.traces import Program
+from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.models.state_space import StateSpaceModel
 
 
@@ -89,13 +89,19 @@ class Objective:
 
 
 class Loss(nn.Module):
-    """Abstract loss of a model and a guide, a module of their parameters."""
+    """Abstract loss of a model and a guide, a module of their parameters.
+
+    A guide that is a method of a module brings the parameters of that module.
+    """
 
     objective: Objective
 
     def __init__(self, model: Program, guide: Program) -> None:
         super().__init__()
         self.model, self.guide = model, guide
+        owner = module_of(guide)
+        if owner is not guide and owner is not model:
+            self.guide_owner = owner  # of a method, so that its parameters are trained
 
     @abstractmethod
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:

@@ -1,6 +1,5 @@
 """Fitting: an objective, a recording and a Lightning Trainer."""
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,30 +13,13 @@ from pyrodyn.data.batch import Transform
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import Program
+from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.infer.training.allocator import keep_freed_memory
 from pyrodyn.infer.training.checkpoint import CHECKPOINT, check_resumable, identity
+from pyrodyn.infer.training.fitted import Fit, guide_name
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.saving import save
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit[Model: LatentDynamics]:
-    """What a fit yields.
-
-    Attributes:
-        model: the fitted model, holding the weights of the best validation epoch (the last weights
-            where there was no validation), in evaluation mode.
-        history: losses and KLs per epoch, in nats per trial, as a dataset along ``epoch``.
-        best_epoch: epoch of the kept weights.
-        num_steps: training steps taken.
-    """
-
-    model: Model
-    history: xr.Dataset
-    best_epoch: int
-    num_steps: int
 
 
 def fit[Model: LatentDynamics](
@@ -92,7 +74,7 @@ def fit[Model: LatentDynamics](
         progress: show a progress bar.
 
     Returns:
-        The fitted model with its history.
+        The fitted model with its guide and history.
 
     Raises:
         ValueError: for arguments that do not fit together, recordings that do not fit the model,
@@ -115,7 +97,9 @@ def fit[Model: LatentDynamics](
     from pyrodyn.infer.training.module import Training
     from pyrodyn.infer.training.trainer import run, trainer_with
 
-    loss = objective(model, guide or model.guide)
+    guide = model.guide if guide is None else guide
+    own_module = module_of(guide)
+    loss = objective(model, guide)
     best = KeepBest()
     trainer = trainer_with(
         best,
@@ -161,6 +145,8 @@ def fit[Model: LatentDynamics](
         if resumed is not None and training.identity is not None:
             check_resumable(resumed, training.state_dict(), training.identity, max_epochs)
         model.train()
+        if own_module is not None:
+            own_module.train()
         try:
             run(trainer, training, resumed)
         finally:
@@ -169,10 +155,13 @@ def fit[Model: LatentDynamics](
                 training.load_state_dict(best.best_weights)
             training.take_average()
             model.eval()
+            if own_module is not None:
+                own_module.eval()
             model.record = {
                 "data": _schema(train),
                 "training": {
                     "objective": objective.describe(),
+                    "guide": guide_name(model, guide),
                     "transforms": [repr(transform) for transform in transforms],
                     "is_bound": objective.is_bound and not transforms and not factors,
                     "seed": seed,
@@ -184,7 +173,7 @@ def fit[Model: LatentDynamics](
                 save(model, folder / "model")
     for doubt in model.diagnose(model.trials_of(train).batch(slice(0, batch_size))):
         warnings.warn(doubt, stacklevel=2)
-    return Fit(model, _history(best.history), best.kept_epoch, trainer.global_step)
+    return Fit(model, guide, _history(best.history), best.kept_epoch, trainer.global_step)
 
 
 def _validated(recording: xr.Dataset) -> xr.Dataset:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -35,6 +37,7 @@ from pyrodyn.infer import (
 )
 from pyrodyn.infer.training.batches import ShuffledBatches, mixed
 from pyrodyn.infer.training.checkpoint import CHECKPOINT
+from pyrodyn.infer.training.fitted import model_and_guide
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import NodeSAE
 from pyrodyn.models.saving import load, read_card, save
@@ -791,6 +794,46 @@ def test_a_plain_function_is_a_guide(train, valid, make_lfads, average_weights):
     by_function = fit(other, train, valid, guide=lambda batch: other.guide(batch), **options)
     assert same(weights(own.model), weights(by_function.model))
     xr.testing.assert_identical(own.history, by_function.history)
+
+
+class Amortised(nn.Module):
+    """A guide of LFADS' initial condition with dropout, which can be called or used by a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.head, self.dropout = nn.Linear(5, 8), nn.Dropout(0.5)
+
+    def guide(self, batch: Batch) -> None:
+        mean, log_scale = self.head(self.dropout(batch.seen.mean(1))).chunk(2, -1)
+        with pyro.plate("trials", batch.num_trials, dim=-1):
+            pyro.sample("g0", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+    forward = guide
+
+
+def test_a_guide_is_part_of_the_fit(train, make_lfads):
+    ends = []
+    for as_method in (False, True):
+        owner = Amortised()
+        before, guide = weights(owner), owner.guide if as_method else owner
+        fitted = fit(make_lfads(train), train, guide=guide, max_epochs=2, batch_size=6, **QUIET)
+        assert fitted.guide is guide or fitted.guide == owner.guide
+        assert model_and_guide(fitted) == (fitted.model, fitted.guide)
+        name = "Amortised.guide" if as_method else "Amortised"
+        assert fitted.model.record["training"]["guide"] == name
+        assert not owner.training
+        assert not any(torch.equal(before[name], value) for name, value in weights(owner).items())
+        ends.append(weights(owner))
+    assert same(*ends)
+
+
+def test_the_models_own_guide_is_recorded_as_none(train, make_lfads):
+    fitted = fit(make_lfads(train), train, max_epochs=1, **QUIET)
+    assert fitted.guide == fitted.model.guide
+    assert fitted.model.record["training"]["guide"] is None
+    assert model_and_guide(fitted.model) == (fitted.model, None)
 
 
 # ------------------------------------------------------------------ bad arguments

@@ -1,0 +1,57 @@
+"""What a fit yields: a model together with the guide that was trained with it."""
+
+import dataclasses
+
+import xarray as xr
+from torch import nn
+
+from pyrodyn.infer.traces import Program
+from pyrodyn.models.latent_dynamics import LatentDynamics
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit[Model: LatentDynamics]:
+    """A fitted model with its guide and its history.
+
+    Attributes:
+        model: the fitted model, with the weights of the best validation epoch (the last weights
+            without validation), in evaluation mode.
+        guide: the guide that was trained with it: ``model.guide``, or the one passed to `fit`,
+            with the weights of the same epoch and in evaluation mode.
+        history: losses and KLs per epoch, in nats per trial, as a dataset along ``epoch``.
+        best_epoch: epoch of the kept weights.
+        num_steps: training steps taken.
+    """
+
+    model: Model
+    guide: Program
+    history: xr.Dataset
+    best_epoch: int
+    num_steps: int
+
+
+def model_and_guide[Model: LatentDynamics](
+    fitted: Model | Fit[Model],
+) -> tuple[Model, Program | None]:
+    """The model of a `Fit` and the guide trained with it; a model alone comes with None.
+
+    With None, ``model.guide`` may be used only if ``model.record["training"]`` names no other
+    guide, see `guide_name`.
+    """
+    if isinstance(fitted, Fit):
+        return fitted.model, fitted.guide
+    return fitted, None
+
+
+def guide_name(model: LatentDynamics, guide: Program) -> str | None:
+    """The name under which ``model.record["training"]["guide"]`` records a guide.
+
+    Returns:
+        None for ``model.guide`` itself; otherwise the class of a module, or the qualified name of
+        a function or method.
+    """
+    if getattr(guide, "__self__", None) is model:
+        return None
+    if isinstance(guide, nn.Module) or not hasattr(guide, "__qualname__"):
+        return type(guide).__name__
+    return str(guide.__qualname__)
