@@ -34,6 +34,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+import results
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -174,6 +175,14 @@ def show_all(name: str, rows: list[list[float]]) -> None:
     show("", "sd", np.std(rows, 0, ddof=1) if len(rows) > 1 else np.full(len(rows[0]), np.nan))
 
 
+def summary(name: str, rows: list[list[float]]) -> dict[str, float | str | None]:
+    """Means over seeds by column; None for what a generator has no score of."""
+    means = [None if np.isnan(mean) else float(mean) for mean in np.mean(rows, 0)]
+    parts = ("in sample", "held out", "whole")
+    columns = [f"{distance} {part}" for part in parts for distance in ("D_H", "D_stsp")]
+    return {"generator": name, **dict(zip(columns, means, strict=True))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -198,8 +207,10 @@ def main() -> None:
     for seed in arguments.seeds:
         for name, series in analysis.attractor_baselines(train, len(eeg), seed=seed).items():
             baselines.setdefault(name, []).append(scored(eeg, series, num_train))
+    table = [summary("earlier data", [[np.nan] * 2 + distances(held_out, earlier) + [np.nan] * 2])]
     for name, rows in baselines.items():
         show_all(name, rows)
+        table.append(summary(name, rows))
 
     networks: dict[str, list[list[float]]] = {"last": [], "averaged": []}
     for seed in arguments.seeds:
@@ -212,6 +223,8 @@ def main() -> None:
             show(f"{which}, seed {seed}", f"{elapsed:.0f} s", networks[which][-1])
     for which, rows in networks.items():
         show_all(f"rank {RANK}, {which}", rows)
+        table.append(summary(f"rank {RANK}, {which}", rows))
+    results.save("eeg", table, arguments.threads)
 
 
 if __name__ == "__main__":

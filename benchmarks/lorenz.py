@@ -12,6 +12,7 @@ trials.
 import argparse
 import time
 
+import results
 import torch
 
 from pyrodyn import analysis, data, fit, models, predict
@@ -65,11 +66,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for position, seed in enumerate(arguments.seeds):
+    rows = []
+    for seed in arguments.seeds:
         row = run(seed, arguments.minutes)
-        if position == 0:
+        if not rows:
             print("  ".join(f"{name:>14}" for name in row))
+        rows.append(row)
         print("  ".join(f"{value:>14.4g}" for value in row.values()), flush=True)
+    results.save("lorenz", rows, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+import results
 import torch
 import xarray as xr
 
@@ -118,11 +119,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*never fire")
-    for position, fold in enumerate(arguments.folds):
+    rows = []
+    for fold in arguments.folds:
         row = run(arguments.model, fold, arguments.minutes)
-        if position == 0:
+        if not rows:
             print("  ".join(f"{name:>12}" for name in row))
+        rows.append(row)
         print("  ".join(f"{value:>12.4g}" for value in row.values()), flush=True)
+    results.save(f"maze_{arguments.model}", rows, arguments.threads)
 
 
 if __name__ == "__main__":

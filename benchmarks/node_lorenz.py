@@ -27,6 +27,7 @@ import argparse
 import time
 from pathlib import Path
 
+import results
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -213,11 +214,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to keep the fitted models in")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for position, seed in enumerate(arguments.seeds):
+    rows = []
+    for seed in arguments.seeds:
         row = run(seed, arguments.steps, arguments.out)
-        if position == 0:
+        if not rows:
             print("  ".join(f"{name:>12}" for name in row))
+        rows.append(row)
         print("  ".join(f"{value:>12.4g}" for value in row.values()), flush=True)
+    results.save("node_lorenz", rows, arguments.threads)
 
 
 if __name__ == "__main__":

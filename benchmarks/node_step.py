@@ -1,18 +1,19 @@
-"""Time of a neural ODE's roll, forward and back: hand-written steps beside torchdiffeq's.
+"""Time of rolling out a neural ODE, forward and backward: the hand-written kernel beside
+torchdiffeq and beside a plain loop under autograd.
 
 70 bins, 3 latents, a tanh perceptron of 128 units, one step per bin; the same field, method and
-grid for both in the same run, and the same gradient (checked).
+grid for all in the same run, timed in turns, and the same gradient (checked).
 
     uv run python benchmarks/node_step.py                  CPU, one thread
     uv run python benchmarks/node_step.py --device cuda
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
+import results
 import torch
+from timing import compare, print_row
 from torch import Tensor
 from torchdiffeq import odeint
 
@@ -24,7 +25,7 @@ NUM_BINS, LATENT_DIM = 70, 3
 
 
 def rolls(method: str, batch: int, device: str) -> tuple[Callable[[], Tensor], ...]:
-    """Ours and theirs; each returns the gradient of one weight."""
+    """Ours, torchdiffeq's and a plain loop; each returns the gradient of one weight."""
     torch.manual_seed(0)
     flow = Flow(MLPField(LATENT_DIM), method).to(device)
     start = torch.randn(batch, LATENT_DIM, device=device)
@@ -46,38 +47,44 @@ def rolls(method: str, batch: int, device: str) -> tuple[Callable[[], Tensor], .
         path = odeint(lambda _, z: field(z, inputs[:, 0]), start, times, method=method)
         return gradient(path[1:].transpose(0, 1))
 
-    return ours, theirs
+    def loop() -> Tensor:
+        field, z, path = flow.field, start, []
+        u = inputs[:, 0]
+        for _ in range(NUM_BINS):
+            k1 = field(z, u)
+            k2 = field(z + 0.5 * k1, u)
+            if method == "midpoint":
+                z = z + k2
+            else:  # the classical fourth-order rule
+                k3 = field(z + 0.5 * k2, u)
+                z = z + (k1 + 2 * k2 + 2 * k3 + field(z + k3, u)) / 6
+            path.append(z)
+        return gradient(torch.stack(path, 1))
 
-
-def median_ms(work: Callable[[], Tensor], repeats: int, device: str) -> float:
-    times = []
-    for repeat in range(repeats + 2):
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if repeat >= 2:
-            times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
+    return ours, theirs, loop
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 650])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as `fit` does
-    columns = ("method", "trials", "pyrodyn ms", "torchdiffeq", "faster by")
-    print("".join(f"{column:>13}" for column in columns))
+    rows = []
+    print_row("method, trials, beside")
     for method in ("midpoint", "rk4"):
         for batch in arguments.batches:
-            ours, theirs = rolls(method, batch, arguments.device)
+            ours, theirs, loop = rolls(method, batch, arguments.device)
             torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-5)
-            fast, slow = (median_ms(w, arguments.repeats, arguments.device) for w in (ours, theirs))
-            row = f"{fast:>13.1f}{slow:>13.1f}{slow / fast:>13.2f}"
-            print(f"{method:>13}{batch:>13}" + row, flush=True)
+            torch.testing.assert_close(ours(), loop(), rtol=1e-3, atol=1e-5)
+            for beside, other in (("torchdiffeq", theirs), ("plain loop", loop)):
+                compared = compare(ours, other, arguments.pairs, arguments.device)
+                print_row(f"{method}, {batch}, {beside}", compared)
+                about = {"method": method, "trials": batch, "beside": beside}
+                rows.append({**about, **compared._asdict()})
+    results.save("node_step" if arguments.device == "cpu" else "node_step_cuda", rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the KL of the inferred inputs per trial when there are no pulses, where it shoul
 import argparse
 
 import numpy as np
+import results
 import torch
 
 from pyrodyn import analysis, data, fit, models, predict
@@ -77,14 +78,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    header = True
+    rows: list[dict[str, float]] = []
     for seed in arguments.seeds:
         for pulsed in map(bool, arguments.pulsed):
             row = run(seed, arguments.epochs, pulsed, arguments.pulse_size, arguments.prior)
-            if header:
+            if not rows:
                 print("  ".join(f"{name:>14}" for name in row))
-                header = False
+            rows.append(row)
             print("  ".join(f"{value:>14.4g}" for value in row.values()), flush=True)
+    results.save("pulses", rows, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
 """Time of one LFADS training step (coordinated dropout, ELBO, gradient, Adam) at three sizes.
 
-Printed beside one forward and backward pass of a `torch.nn.GRU` of the generator's size over the
-same trials, timed in the same run and with the same memory settings, and beside what lfads-torch
-needed per step on this class of machine (one thread): 190, 350 and 820 ms.
+The named alternative is one forward and backward pass of a `torch.nn.GRU` of the generator's size
+over the same trials, timed in turns with the step and with the same memory settings: a training
+step rolls five such networks (two encoders in both directions, and the generator).
 
     uv run python benchmarks/step.py              CPU, one thread
     uv run python benchmarks/step.py --device cuda
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import results
 import torch
+from timing import compare, print_row
 
 from pyrodyn import data, models
 from pyrodyn.infer import ELBO
@@ -31,7 +31,6 @@ class Size(NamedTuple):
     neurons: int
     held_out: int
     sizes: dict[str, int]
-    lfads_torch_ms: float
 
 
 LORENZ = {"generator_dim": 64, "factor_dim": 3, "encoder_dim": 64, "controller_encoder_dim": 64}
@@ -44,22 +43,10 @@ MAZE = {
     "initial_condition_dim": 64,
 }
 SIZES = {
-    "lorenz co_dim 0": Size(64, 100, 0, 30, 0, {**LORENZ, "inferred_input_dim": 0}, 190),
-    "lorenz co_dim 1": Size(64, 100, 0, 30, 0, {**LORENZ, "inferred_input_dim": 1}, 350),
-    "maze": Size(256, 45, 10, 182, 45, {**MAZE, "inferred_input_dim": 4}, 820),
+    "Lorenz, no inferred input": Size(64, 100, 0, 30, 0, {**LORENZ, "inferred_input_dim": 0}),
+    "Lorenz, one inferred input": Size(64, 100, 0, 30, 0, {**LORENZ, "inferred_input_dim": 1}),
+    "maze, four inferred inputs": Size(256, 45, 10, 182, 45, {**MAZE, "inferred_input_dim": 4}),
 }
-
-
-def median_ms(work: Callable[[], None], repeats: int, device: str) -> float:
-    times = []
-    for repeat in range(repeats + 3):
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if repeat >= 3:
-            times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
 
 
 def training_step(size: Size, device: str) -> Callable[[], None]:
@@ -96,19 +83,22 @@ def plain_gru(size: Size, device: str) -> Callable[[], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as `fit` does
-    device = arguments.device
-    columns = ("size", "step ms", "steps/s", "nn.GRU ms", "x GRU", "x lfads-torch")
-    print("".join(f"{column:>16}" for column in columns))
+    rows = []
+    print_row("size")
     for name, size in SIZES.items():
-        step = median_ms(training_step(size, device), arguments.repeats, device)
-        gru = median_ms(plain_gru(size, device), arguments.repeats, device)
-        peer = step / size.lfads_torch_ms if device == "cpu" else float("nan")
-        row = (step, 1e3 / step, gru, step / gru, peer)
-        print(f"{name:>16}" + "".join(f"{value:>16.2f}" for value in row), flush=True)
+        compared = compare(
+            training_step(size, arguments.device),
+            plain_gru(size, arguments.device),
+            arguments.pairs,
+            arguments.device,
+        )
+        print_row(name, compared)
+        rows.append({"size": name, **compared._asdict()})
+    results.save("step" if arguments.device == "cpu" else "step_cuda", rows)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import results
 import torch
 import xarray as xr
 
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("study"))
+    parser.add_argument("--results", default="study", help="name of the file of results")
     parser.add_argument("--figure", type=Path, help="where to draw R2 by the number of latents")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -223,6 +225,7 @@ def main() -> None:
                         sep="\n",
                         flush=True,
                     )
+    results.save(arguments.results, rows, arguments.threads)
     if arguments.figure:
         figure(rows, arguments.figure)
 

@@ -37,6 +37,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import results
 import torch
 import xarray as xr
 from known_teacher import teacher_as_model
@@ -304,12 +305,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     names = arguments.students or list(STUDENTS[arguments.task])
-    for position, (name, seed) in enumerate((n, s) for n in names for s in arguments.seeds):
+    rows = []
+    for name, seed in ((n, s) for n in names for s in arguments.seeds):
         row = run(arguments.task, name, seed, arguments.minutes, arguments.decay)
-        if position == 0:
+        if not rows:
             print("  ".join(f"{column:>12}" for column in row))
+        rows.append(row)
         cells = (value if isinstance(value, str) else f"{value:.4g}" for value in row.values())
         print("  ".join(f"{cell:>12}" for cell in cells), flush=True)
+    results.save(f"teacher_student_{arguments.task}", rows, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_bound_and_gradients_are_those_of_the_recorded_run(
         gradients = torch.autograd.grad(
             evaluation.loss, list(model.parameters()), materialize_grads=True
         )
-        found.append((evaluation.loss, evaluation.shown["ess"], *gradients))
+        found.append((evaluation.loss, evaluation.logged["ess"], *gradients))
     for by_hand, recorded in zip(*found, strict=True):
         scale = float(recorded.detach().abs().max()) if recorded.numel() else 1.0
         torch.testing.assert_close(by_hand, recorded, rtol=0, atol=1e-9 * scale + 1e-12)
