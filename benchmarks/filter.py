@@ -40,7 +40,7 @@ class Bootstrap(particles.FeynmanKac):
         super().__init__(T=NUM_BINS)
         self.signal = recording["signal"].values[trial].astype(float)
         self.loading, self.bias = (recording[f"teacher_{n}"].values for n in ("loading", "bias"))
-        self.start_noise, self.rng = recording.attrs["start_noise"], rng
+        self.start_noise, self.rng = recording.attrs["initial_sd"], rng
         self.network = teacher_network("limit_cycle", NUM_UNITS)
         self.constant = -0.5 * NUM_UNITS * np.log(2 * np.pi * OBSERVATION_NOISE**2)
 

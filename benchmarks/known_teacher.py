@@ -28,7 +28,7 @@ def teacher_as_model(recording: xr.Dataset) -> models.LowRankRNN:
         "threshold": recording["teacher_threshold"].values,
         "log_rate": np.log(-np.log([about["decay"]])),
         "raw_noise": np.log([about["process_noise"] - NOISE_FLOOR]),
-        "raw_start_noise": np.log([about["start_noise"] - NOISE_FLOOR]),
+        "raw_start_noise": np.log([about["initial_sd"] - NOISE_FLOOR]),
         "loading": recording["teacher_loading"].values,
         "bias": recording["teacher_bias"].values,
     }

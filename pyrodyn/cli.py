@@ -1,6 +1,6 @@
-"""The command `pyrodyn`: a thin face over the public API.
+"""The command `pyrodyn`, an interface to the public API.
 
-Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint and exits with 130.
+Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint and exits with code 130.
 """
 
 import shlex
@@ -21,16 +21,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Latent neural dynamics: fit a recording, draw its posterior, look at both.",
+    help="Latent neural dynamics: fit a recording, sample its posterior, analyse the dynamics.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Named recordings.")
 app.add_typer(data_app, name="data")
 
 LEARNING_RATES = {"low-rank-rnn": 2e-3}
-"""Where .01 is too much: weights of many units move a few latents, all of them at once."""
+"""Models for which 0.01 is too large: the weights of many units change a few latents at once."""
 
 GENERATED = (64, 200)
-"""Trials and bins that a model generates where it is given no recording to begin a search at."""
+"""Trials and bins that a model generates to start a search from, if no recording is given."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -43,9 +43,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
-        said = error.format_message()
-        is_help = "\n" in said  # of a command that was given nothing
-        typer.echo(said if is_help else f"pyrodyn: {said}", err=True)
+        message = error.format_message()
+        if message:  # empty after the help of a command without arguments
+            typer.echo(message if "\n" in message else f"pyrodyn: {message}", err=True)
         sys.exit(2)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         typer.echo(f"pyrodyn: {error}", err=True)
@@ -61,8 +61,8 @@ def demo(
     minutes: Annotated[float, typer.Option(help="Minutes of training.")] = 2.2,
     seed: Seed = 0,
 ) -> None:
-    """Simulate a chaotic network kicked by pulses, fit LFADS, score it against the truth, draw
-    figures.
+    """Simulate a chaotic network with input pulses, fit LFADS, score it against the truth and
+    draw figures.
     """
     from pyrodyn.demo import run
 
@@ -78,7 +78,9 @@ def simulate(
     trials: int = 400,
     bins: int = 100,
     neurons: int = 50,
-    channels: Annotated[int, typer.Option(help="Of a signal observed beside the spikes.")] = 0,
+    channels: Annotated[
+        int, typer.Option(help="Channels of a signal in addition to the spikes.")
+    ] = 0,
     bin_width: Annotated[float, typer.Option(help="Seconds per bin.")] = 0.01,
     mean_rate: Annotated[float, typer.Option(help="Spikes per second.")] = 20.0,
     seed: Seed = 0,
@@ -122,33 +124,37 @@ def fit(
     observation: Annotated[
         str | None,
         typer.Option(
-            help="Observation model; by the kind of data if left out. Of counts and a signal two,"
-            " such as poisson,gaussian."
+            help="Observation model; by default poisson for counts and gaussian for a signal. For a"
+            " recording of both two names, such as poisson,gaussian."
         ),
     ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option(help="Share hidden by coordinated dropout; 0.3 for lfads, else 0."),
+        typer.Option(
+            help="Fraction hidden by coordinated dropout; by default 0.3 for lfads, otherwise 0."
+        ),
     ] = None,
-    valid_share: Annotated[
+    valid_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of trials drawn for validation; if left out, the file's own parts where it"
-            " has them, else 0.2."
+            help="Fraction of trials drawn for validation; by default the file's own parts, if any,"
+            " otherwise 0.2."
         ),
     ] = None,
     bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
+        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
     ] = None,
     max_epochs: int = 1000,
     max_minutes: float | None = None,
     batch_size: int = 64,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Adam's step size at first; by default .01, for low-rank-rnn .002."),
+        typer.Option(
+            help="Initial learning rate of Adam; by default 0.01, for low-rank-rnn 0.002."
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
+        bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")
     ] = False,
     seed: Seed = 0,
 ) -> None:
@@ -175,7 +181,7 @@ def fit(
         "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}, VSMC(16)),
     }
     if model.lower() not in zoo:
-        raise ValueError(f"--model {model} is unknown; the zoo has: {', '.join(zoo)}")
+        raise ValueError(f"--model {model} is unknown; the models are {', '.join(zoo)}")
     kind, sizes, objective = zoo[model.lower()]
     if observation:
         names = observation.split(",")
@@ -185,14 +191,14 @@ def fit(
     data = _recording(recording, bin_width)
     parts = ("train", "valid")
     has_parts = "split" in data.coords and set(parts) <= set(data["split"].values)
-    if valid_share is None and has_parts:
+    if valid_fraction is None and has_parts:
         train, valid = (data.isel(trial=data["split"].values == part) for part in parts)
     else:
-        share = 0.2 if valid_share is None else valid_share
-        if not 0 < share < 1:
-            raise ValueError(f"--valid-share {share:g} must lie between 0 and 1")
-        train, valid = split(data, (1 - share, share), seed=seed)
-    share_hidden = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout
+        fraction = 0.2 if valid_fraction is None else valid_fraction
+        if not 0 < fraction < 1:
+            raise ValueError(f"--valid-fraction {fraction:g} must lie between 0 and 1")
+        train, valid = split(data, (1 - fraction, fraction), seed=seed)
+    dropout_rate = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout
     torch.manual_seed(seed)
     sized = kind.for_recording(train, **sizes)
     try:
@@ -201,7 +207,7 @@ def fit(
             train,
             valid,
             objective=objective,
-            transforms=[CoordinatedDropout(share_hidden)] if share_hidden else [],
+            transforms=[CoordinatedDropout(dropout_rate)] if dropout_rate else [],
             max_epochs=max_epochs,
             max_minutes=max_minutes,
             batch_size=batch_size,
@@ -214,13 +220,13 @@ def fit(
         if (out / CHECKPOINT).exists():
             again = [argument for argument in sys.argv[1:] if argument != "--resume"]
             typer.echo(
-                "\npyrodyn: interrupted; the last checkpoint is kept, go on with: "
+                "\npyrodyn: interrupted; the last checkpoint is kept, continue with: "
                 f"{shlex.join(['pyrodyn', *again, '--resume'])}",
                 err=True,
             )
         else:
             typer.echo(
-                "\npyrodyn: interrupted before the first epoch had ended; start it anew", err=True
+                "\npyrodyn: interrupted before the end of the first epoch; start again", err=True
             )
         sys.exit(INTERRUPTED)
     loss = float(fitted.history["valid_loss"][fitted.best_epoch])
@@ -237,13 +243,13 @@ def posterior(
     out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
     draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
     method: Annotated[str, typer.Option(help="guide, importance or smoother.")] = "guide",
-    particles: Annotated[int, typer.Option(help="Particles of the last two methods.")] = 256,
+    particles: Annotated[int, typer.Option(help="Particles of importance and smoother.")] = 256,
     bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
+        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw the posterior of a recording into an ArviZ DataTree on disk."""
+    """Sample the posterior of a recording into an ArviZ DataTree on disk."""
     import pyrodyn
 
     fitted = _fitted(folder)
@@ -267,18 +273,18 @@ def fixed_points(
     recording: Annotated[
         str | None,
         typer.Argument(
-            help="A file, or the name of a recording, whose states a search begins at. Without one"
-            " it begins at states that the model generates by itself."
+            help="A file, or the name of a recording, whose states start the search. Without one"
+            " it starts from states that the model generates."
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Path of the .nc and .png to write, without ending; DIR/fixed_points by default."
+            help="Path of the .nc and .png to write, no suffix; FOLDER/fixed_points by default."
         ),
     ] = None,
     bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not say it.")
+        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -294,15 +300,15 @@ def fixed_points(
             run = free_run(fitted, num_trials, num_bins, inputs=undriven, seed=seed)
         except ArithmeticError as problem:
             raise typer.BadParameter(
-                f"{problem}. Left alone this model runs off: name a recording after the folder,"
-                " whose states the search then begins at"
+                f"{problem}. The model diverges without inputs: name a recording after the folder,"
+                " whose states the search then starts from"
             ) from None
         states = run["states"].values
     else:
         states = visited_states(fitted, _recording(recording, bin_width), seed=seed).cpu().numpy()
     points = found_points(fitted, starts=states, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # netCDF knows no complex numbers.
+    # netCDF has no complex numbers.
     parts = {
         f"{name}_{part}": getattr(points[name], part)
         for name in points
@@ -319,14 +325,14 @@ def fixed_points(
         typer.echo(f"{points.sizes['slow_point']} slow points, the slowest of speed {slowest:.1e}")
     typer.echo(
         f"{points.sizes['fixed_point']} fixed points,"
-        f" {'all there are' if points.attrs['complete'] else 'those that were found'};"
+        f" {'the complete set' if points.attrs['complete'] else 'possibly not all'};"
         f" wrote {out.with_suffix('.nc')} and {out.with_suffix('.png')}"
     )
 
 
 @data_app.command("list")
 def list_data() -> None:
-    """Named recordings: what they are, licence, size, and whether they are here."""
+    """List the named recordings: description, licence, size, and whether they are present."""
     from pyrodyn.data import catalog
 
     rows = catalog()
@@ -342,8 +348,8 @@ def list_data() -> None:
 
 
 def _table(points: "xr.Dataset") -> str:
-    """Fixed points, one per line: stability, how many modes grow, the fastest of them, residual,
-    place.
+    """Fixed points, one per line: stability, number of growing modes, eigenvalue of the fastest,
+    residual and position.
     """
     is_flow = points.attrs["kind"] == "flow"
     per = "per second" if is_flow else "per bin"
@@ -360,21 +366,21 @@ def _table(points: "xr.Dataset") -> str:
 
 
 def _fitted(folder: Path) -> "LatentDynamics":
-    """The model of a fit, or one that was saved on its own."""
+    """The model of a fit, or a model saved by itself."""
     import pyrodyn
 
     return pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
 
 
 def _recording(name: str, bin_width: float | None) -> "xr.Dataset":
-    """A file where there is one of that name, else a named recording."""
+    """The file of that name, if any, otherwise the named recording."""
     from pyrodyn.data import load, read
 
     if Path(name).exists() or Path(name).suffix:
         return read(name) if bin_width is None else read(name, bin_width=bin_width)
     if bin_width is not None:
         raise ValueError(
-            f"--bin-width {bin_width:g} is for files that do not say it; {name} is a named"
+            f"--bin-width {bin_width:g} is for files that do not state it; {name} is a named"
             " recording, which does"
         )
     return load(name)

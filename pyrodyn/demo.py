@@ -1,8 +1,7 @@
-"""The demo: from a simulated recording to posterior, scores and pictures.
+"""The demo: a simulated recording, its posterior, scores and figures.
 
-A chaotic rate network is kicked by one pulse per trial at a random time. LFADS sees the spikes of
-50 neurons, never the pulses; its inferred inputs should point to them, and its rates should follow
-the truth.
+A chaotic rate network receives one input pulse per trial at a random time. LFADS sees the spikes of
+50 neurons but not the pulses; its inferred inputs should recover them, and its rates the true ones.
 """
 
 from pathlib import Path
@@ -76,5 +75,5 @@ def _scores(train: xr.Dataset, valid: xr.Dataset, predicted: xr.Dataset) -> dict
     return {
         "rate R2 against the truth, pooled": r2.pooled,
         "  the same for spikes smoothed by a 50 ms Gaussian": baseline.pooled,
-        "share of trials with largest inferred input <= 3 bins away": float((error <= 3).mean()),
+        "fraction of trials with largest inferred input <= 3 bins away": float((error <= 3).mean()),
     }

@@ -111,7 +111,7 @@ def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, mod
     assert len(re.findall(r"^ *\d+  \w+ +\d+ ", printed, re.MULTILINE)) == found
     assert "eigenvalues_imag" in points
     assert out.with_suffix(".png").stat().st_size > 10_000
-    assert ("all there are" in printed) == bool(points.attrs["complete"])
+    assert ("the complete set" in printed) == bool(points.attrs["complete"])
 
 
 @pytest.mark.parametrize("model", ["lfads", "rnn-sae"])
@@ -199,7 +199,7 @@ def test_data_list(command):
         (("fit", "FILE", "--out", "run", "--model", "hmm"), r"--model hmm is unknown"),
         (("fit", "FILE", "--out", "run", "--observation", "normal"), r"observation.*normal"),
         (("fit", "FILE", "--out", "run", "--dropout", "1.5"), r"rate=1.5 is a share"),
-        (("fit", "FILE", "--out", "run", "--valid-share", "0.99"), r"."),
+        (("fit", "FILE", "--out", "run", "--valid-fraction", "0.99"), r"."),
         (("fit", "FILE", "--out", "run", "--max-epochs", "0"), r"max_epochs=0"),
         (("fit", "FILE", "--out", "run", "--resume"), r"holds no last.ckpt to resume from"),
         (("posterior", "nowhere", "FILE", "--out", "t.zarr"), r"nowhere holds no saved model"),
@@ -257,7 +257,10 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_so(counts_file, tmp_path):
         (("nope",), "No such command 'nope'"),
         (("fit", "FILE", "--out", "run", "--bin-width", "0"), "says its own bin width"),
         (("fit", "lorenz_lfads_truth", "--out", "run", "--bin-width", "0.5"), "--bin-width 0.5"),
-        (("fit", "FILE", "--out", "run", "--valid-share", "0"), "--valid-share 0 must lie between"),
+        (
+            ("fit", "FILE", "--out", "run", "--valid-fraction", "0"),
+            "--valid-fraction 0 must lie between",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_too(
@@ -290,7 +293,7 @@ def test_a_files_own_parts_are_taken(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pyrodyn.fit", stop)
     assert command("fit", path, "--out", tmp_path / "run")[0] == 2
-    assert command("fit", path, "--out", tmp_path / "run", "--valid-share", 0.5)[0] == 2
+    assert command("fit", path, "--out", tmp_path / "run", "--valid-fraction", 0.5)[0] == 2
     assert given[0] == (7, [7, 8, 9])
     assert given[1][0] == 5
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrodyn.analysis.dynamics import refuse_divergence, state_space
 from pyrodyn.data.arguments import check_integer
-from pyrodyn.data.schema import Block, side_by_side
+from pyrodyn.data.schema import Block, blocks_of
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint, Observation
 from pyrodyn.models.state_space import State, StateSpaceModel
@@ -99,7 +99,7 @@ def _blocks(observation: Observation) -> tuple[Block, ...]:
     """What a model observes; without a recording all that is alike counts as neurons."""
     if isinstance(observation, Joint):
         return observation.blocks
-    return side_by_side({"counts": observation.num_neurons})
+    return blocks_of({"counts": observation.num_neurons})
 
 
 def _checked(given: Tensor, drawn: Tensor) -> Tensor:

@@ -1,4 +1,28 @@
-"""A recording in (xarray), batches out: container, masks, readers, named recordings, simulators."""
+"""Recordings: containers, readers, transforms, named data sets and simulators.
+
+A recording is an `xarray.Dataset` with the schema of `pyrodyn.data.schema`. Its trials become
+batches of tensors (`Batch`), which models and guides receive.
+
+==================  ===============================================================================
+``schema``          variables, dims and units of a recording; `validate`
+``recording``       `recording` from arrays; `held_out` neurons, channels and bins
+``readers``         `read` and `write` files; ``nwb`` and ``lfads_hdf5`` are special formats
+``catalog``         `load` public recordings by name; ``sources`` converts them
+``split``           training, validation and test trials; cross-validation folds
+``batch``           `Trials` and `Batch`: the tensors of a recording
+``transforms``      masking, held-out data and augmentation of batches
+``simulate``        recordings of dynamical systems (``systems``) with known truth
+``teachers``        recordings of low-rank networks that perform a task, with known parameters
+==================  ===============================================================================
+
+>>> import numpy as np
+>>> from pyrodyn.data import Trials, recording, split
+>>> counts = np.random.default_rng(0).poisson(0.3, size=(12, 50, 20))  # trials, bins, neurons
+>>> data = recording(counts, bin_width=0.01, condition=["left", "right"] * 6)
+>>> train, valid = split(data, (0.75, 0.25), seed=0)
+>>> Trials(train).batch().x.shape
+torch.Size([9, 50, 20])
+"""
 
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.catalog import catalog, load

@@ -1,18 +1,18 @@
-"""Arguments that count something: trials, bins, draws, particles."""
+"""Checks of integer arguments: numbers of trials, bins, draws, particles."""
 
 from numbers import Integral
 
 
 def check_integer(least: int, **numbers: object) -> None:
-    """Refuse what is no whole number, or too small.
+    """Raise an error unless every argument is an integer and large enough.
 
     Args:
-        least: what each must be at least.
-        numbers: by the names of the arguments that gave them.
+        least: smallest value allowed.
+        numbers: the values by argument name.
 
     Raises:
-        ValueError: naming the first that is refused, and it alone.
+        ValueError: naming the first argument that is not accepted.
     """
     for name, number in numbers.items():
         if not isinstance(number, Integral) or isinstance(number, bool) or int(number) < least:
-            raise ValueError(f"{name}={number!r} must be a whole number of at least {least}")
+            raise ValueError(f"{name}={number!r} must be an integer of at least {least}")

@@ -1,8 +1,8 @@
-"""Batches: what the programs of a model see of a recording.
+"""Batches: the tensors of some trials, as models and guides receive them.
 
-Every trick by which this field trains or evaluates is a choice of two masks: what the encoder may
-see (``visible``) and what the likelihood counts (``scored``). `masking` holds the transforms that
-set them.
+Each training or evaluation technique of this field is a choice of two masks: which entries the
+encoder may use (``visible``) and which entries enter the likelihood (``scored``). The transforms in
+`pyrodyn.data.transforms` set them.
 """
 
 import dataclasses
@@ -22,21 +22,22 @@ class Batch:
     """Some trials of a recording.
 
     Attributes:
-        x: observations ``(trial, time, neuron)``, those of neurons and then those of channels where
-            both were recorded; 0 where nothing was measured. None asks a model
-            to draw them (predictive use).
-        seen: the encoder's view of ``x``: 0 where hidden, the rest rescaled where a trick asks for
-            it.
+        x: observations ``(trial, time, neuron)``, first the neurons and then the channels if both
+            were recorded; 0 where nothing was measured. None asks the model to sample them
+            (predictive use).
+        seen: the encoder's view of ``x``: 0 where hidden, the rest rescaled if a transform does so.
         visible: which entries of ``seen`` are measurements that the encoder may use.
-        scored: which entries the likelihood counts.
-        inputs: known external inputs ``(trial, time, input)``, no columns where there are none.
+        scored: which entries enter the likelihood.
+        inputs: known external inputs ``(trial, time, input)``; the last dim is empty if there are
+            none.
         trial: positions of these trials in their recording.
         horizon: number of leading bins that the encoder may see; later bins are forecast.
-        gain: what the visible entries of ``seen`` are multiplied by to make up for the hidden ones.
-        weight: how many trials of the recording each trial of this batch stands for (N/B): the
+        gain: factor by which the visible entries of ``seen`` were multiplied to compensate for the
+            hidden ones.
+        weight: how many trials of the recording each trial of this batch represents (N/B): the
             scale that makes a minibatch's log density an unbiased estimate of the recording's.
-        scored_weight: how many measured entries each scored one stands for, where a trick scores a
-            random share of them: the scale that keeps the likelihood in proportion to the KLs.
+        scored_weight: how many measured entries each scored one represents if a transform scores a
+            random fraction of them: the scale that keeps the likelihood in proportion to the KLs.
     """
 
     x: Float[Tensor, "trial time neuron"] | None
@@ -76,27 +77,28 @@ class Batch:
         )
 
     def as_seen(self) -> "Batch":
-        """The same trials with only the encoder's view scored: what a posterior is conditioned on.
-        Held-out neurons and forecast bins, which are scored too, would else tell of themselves.
+        """The same trials with only the visible entries scored: the data that a posterior is
+        conditioned on. Held-out neurons and forecast bins, which are scored as well, would
+        otherwise inform their own prediction.
         """
         return self.replace(scored=self.visible, scored_weight=1.0)
 
     def unobserved(self) -> "Batch":
-        """The same trials with ``x`` left for the model to draw; the encoder's view stays."""
+        """The same trials without ``x``, which the model then samples; ``seen`` is kept."""
         return self.replace(x=None)
 
 
 Transform = Callable[[Batch], Batch]
-"""A training or evaluation trick; `masking` holds them."""
+"""A training or evaluation transform, see `pyrodyn.data.transforms`."""
 
 
 class Trials:
-    """A recording as tensors on one device, from which batches are cut by whole-tensor indexing.
+    """A recording as tensors on one device, from which batches are taken by indexing.
 
     Args:
         recording: a validated recording; its ``held_out`` neurons and ``forecast`` bins are hidden
             from the encoder in every batch.
-        device: where the tensors live.
+        device: device of the tensors.
         dtype: of the observations and inputs.
     """
 
@@ -138,7 +140,7 @@ class Trials:
         return self._everything.num_trials
 
     def batch(self, positions: Int[Tensor, " trial"] | slice | None = None) -> Batch:
-        """The trials at ``positions`` (by default all), weighted to stand for the recording."""
+        """The trials at ``positions`` (by default all), weighted to represent the recording."""
         everything = self._everything
         if positions is None:
             return everything

@@ -1,14 +1,14 @@
-"""Named recordings: public data sets that tutorials, benchmarks and tests share.
+"""Named recordings: public data sets used by tutorials, benchmarks and tests.
 
-`load` looks for NAME in three places, in this order:
+`load` searches for NAME in this order:
 
-1. ``$PYRODYN_DATA/NAME/NAME.npz``, the source's own arrays;
-2. the user's cache, where an earlier download left the finished recording;
-3. the public source. Its files are pinned by address and SHA-256; whatever has other contents is
-   thrown away. What was downloaded is converted once and kept in the cache.
+1. ``$PYRODYN_DATA/NAME/NAME.npz``, the source's arrays;
+2. the user's cache, which holds the recordings downloaded before;
+3. the public source. Its files are pinned by address and SHA-256, and files of other contents are
+   discarded. A downloaded recording is converted once and kept in the cache.
 
-Two recordings are public only as pickles, which can run any code when opened and which pyrodyn
-therefore never opens; for these `load` names the archive that has the full data as NWB files.
+Two recordings are public only as pickles. Opening a pickle can execute any code, so pyrodyn never
+does; for these `load` names the archive that holds the full data as NWB files.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ class Source(NamedTuple):
     """One public file."""
 
     url: str
-    """Where it is; the address names one commit or release."""
+    """Its address, which names one commit or release."""
     sha256: str
     """Hash of its contents."""
 
@@ -40,9 +40,9 @@ class Entry(NamedTuple):
     """One named recording."""
 
     name: str
-    """What `load` calls it."""
+    """The argument of `load`."""
     what: str
-    """What was recorded, in one line."""
+    """Description in one line."""
     shape: str
     """Trials x bins x neurons | channels."""
     size: str
@@ -50,13 +50,13 @@ class Entry(NamedTuple):
     licence: str
     """Of the data."""
     citation: str
-    """To cite where it is used."""
+    """To be cited where it is used."""
     build: Callable[[Arrays], xr.Dataset]
-    """From the source's arrays to a recording."""
+    """Makes a recording of the source's arrays."""
     sources: tuple[Source, ...] = ()
-    """The public files; none where there are only pickles."""
+    """The public files; empty if there are only pickles."""
     convert: Callable[[Sequence[Path]], Arrays] | None = None
-    """From those files to the source's arrays."""
+    """Reads the source's arrays from those files."""
     extra: tuple[str, str] | None = None
     """A package that the conversion needs, and the extra of pyrodyn that installs it."""
     dandiset: str = ""
@@ -69,7 +69,7 @@ class Row(NamedTuple):
     entry: Entry
     """The recording."""
     path: Path | None
-    """Where it lies on this machine; None where it would have to be downloaded."""
+    """Its file on this machine; None if it would have to be downloaded."""
 
 
 def load(name: str) -> xr.Dataset:
@@ -84,22 +84,22 @@ def load(name: str) -> xr.Dataset:
     Raises:
         ValueError: for an unknown name, a broken file, or a download whose contents are not those
             pinned.
-        FileNotFoundError: where the recording is not here and has no source that can be opened.
-        ConnectionError: where the source cannot be reached.
-        ImportError: where the conversion needs a package that is not installed.
+        FileNotFoundError: if the recording is not present and has no source that can be opened.
+        ConnectionError: if the source cannot be reached.
+        ImportError: if the conversion needs a package that is not installed.
     """
     if name not in CATALOG:
         raise ValueError(f"no recording is named {name!r}; there are {', '.join(CATALOG)}")
     entry = CATALOG[name]
-    given, cached = _given(name), _cached(name)
-    if given is not None:
-        return _built(entry, npz_arrays(given), given)
+    local, cached = _local(name), _cached(name)
+    if local is not None:
+        return _built(entry, npz_arrays(local), local)
     if cached.exists():
         return read(cached)
     if not entry.sources or entry.convert is None:
         raise FileNotFoundError(
             f"{name} is not in PYRODYN_DATA ({os.environ.get('PYRODYN_DATA', 'not set')}) and"
-            " public only as a pickle, which pyrodyn never opens; the full data are"
+            " is public only as a pickle, which pyrodyn never opens; the full data are"
             f" DANDI:{entry.dandiset}: fetch them with `dandi download DANDI:{entry.dandiset}` and"
             " bin them with pyrodyn.data.nwb.read_nwb"
         )
@@ -118,22 +118,22 @@ def load(name: str) -> xr.Dataset:
 
 
 def catalog() -> list[Row]:
-    """The named recordings and where each lies on this machine, if it does."""
+    """The named recordings, each with its file on this machine, if any."""
     rows = []
     for entry in CATALOG.values():
         cached = _cached(entry.name)
-        rows.append(Row(entry, _given(entry.name) or (cached if cached.exists() else None)))
+        rows.append(Row(entry, _local(entry.name) or (cached if cached.exists() else None)))
     return rows
 
 
-def _given(name: str) -> Path | None:
-    """The recording's file in the folder that ``PYRODYN_DATA`` names, if it is there."""
+def _local(name: str) -> Path | None:
+    """The recording's file in the folder ``PYRODYN_DATA``, if any."""
     folder = os.environ.get("PYRODYN_DATA")
     if not folder:
         return None
     if not Path(folder).is_dir():
         raise ValueError(
-            f"the environment variable PYRODYN_DATA names {folder}, which is no folder"
+            f"the environment variable PYRODYN_DATA names {folder}, which is not a folder"
         )
     path = Path(folder) / name / f"{name}.npz"
     return path if path.exists() else None
@@ -165,7 +165,7 @@ def _downloaded(name: str, source: Source, folder: Path) -> Path:
             f"{source.url} does not have the contents pinned for {name} (SHA-256 {source.sha256});"
             " nothing was kept"
         ) from None
-    except OSError as error:  # the network's errors, too, are OSErrors
+    except OSError as error:  # includes network errors
         reason = textwrap.shorten(str(error), 120)
         raise ConnectionError(
             f"{name} could not be downloaded from {source.url} ({reason}); to use a copy, set"

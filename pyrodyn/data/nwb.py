@@ -52,7 +52,7 @@ def read_nwb(
         bin_width: seconds per bin.
         align_to: column of the trials table with the time of the event that becomes time 0.
         window: first and last edge of the bins in seconds relative to the event, such as
-            ``(-0.25, 0.45)``, a whole number of bins. Without it every trial is binned from the
+            ``(-0.25, 0.45)``, an integer number of bins. Without it every trial is binned from the
             event to its ``stop_time``, so trials may differ in length.
         condition: column of the trials table that becomes ``condition``.
         behavior: names of time series to average in the same bins; a bin without a sample is NaN.
@@ -78,7 +78,7 @@ def read_nwb(
         span = (window[1] - window[0]) / bin_width
         if not (span > 0.5 and abs(span - round(span)) < EDGE):
             raise ValueError(
-                f"window {tuple(window)} must run from its first to its last edge in a whole number"
+                f"window {tuple(window)} must run from its first to its last edge in an integer number"
                 f" of bins of {bin_width:g} s"
             )
     if not path.exists():

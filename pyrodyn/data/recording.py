@@ -257,15 +257,15 @@ def _marked(
     if isinstance(wanted, float):
         if not 0 < wanted < 1:
             raise ValueError(
-                f"{name}={wanted} holds out a share of the {unit}s; it must lie between 0 and 1"
+                f"{name}={wanted} holds out a fraction of the {unit}s; it must lie between 0 and 1"
             )
         mask[rng.permutation(num_units)[: max(1, round(wanted * num_units))]] = True
         return mask
     positions = np.asarray(wanted)
     if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
         raise ValueError(
-            f"{name}={wanted!r} is neither a share (a float between 0 and 1) nor a list of"
-            f" whole-number positions of {unit}s"
+            f"{name}={wanted!r} is neither a fraction (a float between 0 and 1) nor a list of"
+            f" integer positions of {unit}s"
         )
     positions = positions.astype(int)
     wrong = positions[(positions < 0) | (positions >= num_units)]

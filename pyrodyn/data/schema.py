@@ -1,21 +1,21 @@
-"""A recording: trials of one population, as an `xarray.Dataset` with one agreed schema.
+"""The schema of a recording: trials of one population, as an `xarray.Dataset`.
 
-Dims ``trial, time`` and ``neuron`` (spike counts), ``channel`` (a real-valued signal) or both.
-Coordinates are in seconds and names. Variables:
+Its dims are ``trial, time`` and ``neuron`` (spike counts), ``channel`` (a real-valued signal) or
+both. Times are in seconds; the other coordinates are labels. Variables:
 
 ==============  ===================================  ==============================================
 ``counts``      ``(trial, time, neuron)`` int        spikes per bin; or
 ``signal``      ``(trial, time, channel)`` float     a field potential, calcium trace, ...; or both
 ``inputs``      ``(trial, time, input)``             known external inputs (optional)
-``behavior``    ``(trial, time, quantity)``          what the animal did, to be decoded (optional)
+``behavior``    ``(trial, time, quantity)``          behaviour of the animal (optional)
 ``condition``   ``(trial,)``                         the trial's experimental condition (optional)
 ``valid``       ``(trial, time[, neuron])`` bool     false where nothing was measured (optional)
 ``rates``       as the observed variable             true expected counts per bin (simulations)
 ``latents``     ``(trial, time, latent)``            true latent state (simulations)
 ==============  ===================================  ==============================================
 
-Where both are observed, ``rates`` are those of the counts, ``valid`` is about the bins of both or
-along ``neuron`` about the counts alone, and the signal has two more:
+If both are observed, ``rates`` refers to the counts, ``valid`` without the dim ``neuron`` to the
+bins of both and with it to the counts alone, and the signal has two variables of its own:
 
 ================  =================================  ==============================================
 ``signal_mean``   ``(trial, time, channel)``         true mean of the signal (simulations)
@@ -23,14 +23,14 @@ along ``neuron`` about the counts alone, and the signal has two more:
 ================  =================================  ==============================================
 
 Two boolean coordinates mark what an encoder must not see: ``held_out`` on neurons (co-smoothing)
-and ``forecast`` on time (the last bins); beside counts ``signal_held_out`` marks channels.
-`recording.held_out` sets them; batches obey them. Any other coordinate is kept as it is, such as
-``split`` on trials.
+and ``forecast`` on time (the last bins); in a recording of both, ``signal_held_out`` marks
+channels. `recording.held_out` sets them, and batches respect them. Any other coordinate is kept,
+such as ``split`` on trials.
 
-To a model the observed variables are one array: the columns of the counts, then those of the
-signal, which `blocks` tells apart.
+A model receives the observed variables as one array, the columns of the counts followed by those of
+the signal; `blocks` gives the columns of each.
 
-`validate` is the only door: everything behind it trusts the schema and checks nothing twice.
+`validate` checks a dataset once; all other code relies on the schema and checks nothing again.
 """
 
 import warnings
@@ -54,14 +54,14 @@ OPTIONAL = {
 
 
 class Block(NamedTuple):
-    """The columns of one observed variable, and what belongs to it.
+    """The columns of one observed variable, and the names of what belongs to it.
 
     Attributes:
         observed: the variable, ``"counts"`` or ``"signal"``.
-        columns: which columns of a batch are its.
-        x: name of what is observed and predicted in a `DataTree`.
+        columns: its columns in a batch.
+        x: name of the observed and predicted variable in a `DataTree`.
         rates: name of its expected values, true or inferred.
-        valid: name of the variable that says where it was measured.
+        valid: name of the variable that marks where it was measured.
         held_out: name of the coordinate that marks what an encoder must not see.
     """
 
@@ -91,11 +91,11 @@ class Block(NamedTuple):
 
 def blocks(data: xr.Dataset) -> tuple[Block, ...]:
     """The observed variables of a recording: one, or counts and then a signal."""
-    return side_by_side({name: data.sizes[OBSERVED[name]] for name in OBSERVED if name in data})
+    return blocks_of({name: data.sizes[OBSERVED[name]] for name in OBSERVED if name in data})
 
 
-def side_by_side(sizes: Mapping[str, int]) -> tuple[Block, ...]:
-    """Blocks of these sizes, by observed variable."""
+def blocks_of(sizes: Mapping[str, int]) -> tuple[Block, ...]:
+    """The blocks of observed variables of these numbers of columns."""
     if len(sizes) == 1:
         ((observed, size),) = sizes.items()
         return (Block(observed, slice(0, size)),)
@@ -125,7 +125,7 @@ def validate(data: xr.Dataset) -> xr.Dataset:
     attrs, text labels as fixed-width text.
 
     Raises:
-        ValueError: with one sentence naming the variable, the fault and the first index where it
+        ValueError: one sentence naming the variable, the fault and the first index at which it
             occurs.
     """
     _check_dims(data)
@@ -149,16 +149,16 @@ def validate(data: xr.Dataset) -> xr.Dataset:
         data["signal_valid"] = data["signal_valid"].broadcast_like(data["signal"])
 
     where = [measured(data, block) for block in observed]
-    for block, its in zip(observed, where, strict=True):
+    for block, mask in zip(observed, where, strict=True):
         for name in (block.observed, block.rates):
             if name in data:
-                data[name] = _observed(data[name], its, block)
+                data[name] = _observed(data[name], mask, block)
     # One unmeasured neuron does not make the trial's latents unknown in that bin.
     known = where[0].any(units[0])
-    for its, unit in zip(where[1:], units[1:], strict=True):
-        known = known | its.any(unit)
+    for mask, unit in zip(where[1:], units[1:], strict=True):
+        known = known | mask.any(unit)
     if "inputs" in data:
-        # What was put in is known at bins in which nothing was measured, too.
+        # Inputs may be known in bins in which nothing was measured.
         _check_numeric(data["inputs"])
         data["inputs"] = _as_float32(_known(data["inputs"], known | np.isfinite(data["inputs"])))
     if "latents" in data:
@@ -178,7 +178,7 @@ def validate(data: xr.Dataset) -> xr.Dataset:
 
 
 def observed_name(data: xr.Dataset) -> str:
-    """Name of the observed variable, ``"counts"`` or ``"signal"``; of both the former."""
+    """Name of the observed variable, ``"counts"`` or ``"signal"``; if both, ``"counts"``."""
     return "counts" if "counts" in data else "signal"
 
 
@@ -193,16 +193,16 @@ def is_number(value: object) -> bool:
 
 
 def wrong_dims(name: str, ndim: int, wanted: tuple[str, ...]) -> str:
-    """The sentence for an array with the wrong number of dims."""
+    """Error message for an array with the wrong number of dims."""
     return f"{name} has {ndim} dims; it must have dims ({', '.join(wanted)})"
 
 
 def _labels(values: NDArray, name: str) -> NDArray:
-    """Labels that came as bytes or Python objects (files of text do), as text or numbers."""
+    """Labels stored as bytes or Python objects, as text or numbers."""
     given = [x.decode() if isinstance(x, bytes) else x for x in values.ravel().tolist()]
     for i, label in enumerate(given):
         if not isinstance(label, str | int | float) or label != label:
-            raise ValueError(f"{name} is {label!r} at position {i}; labels are texts or numbers")
+            raise ValueError(f"{name} is {label!r} at position {i}; labels are text or numbers")
     if any(isinstance(label, str) for label in given):
         given = [str(label) for label in given]
     return np.array(given).reshape(values.shape)
@@ -221,12 +221,12 @@ def _check_dims(data: xr.Dataset) -> None:
             "a recording holds counts, a signal or both; this dataset holds neither (its"
             f" variables: {', '.join(sorted(map(str, data.data_vars))) or 'none'})"
         )
-    whole = ("trial", "time")
+    per_bin = ("trial", "time")
     allowed = {name: [dims] for name, dims in OPTIONAL.items()}
-    # Sizes are asked for once the dims are known to be there.
-    for block in side_by_side(dict.fromkeys(present, 0)):
+    # The sizes are not known before the dims have been checked.
+    for block in blocks_of(dict.fromkeys(present, 0)):
         allowed |= {block.observed: [block.dims], block.rates: [block.dims]}
-        allowed[block.valid] = [whole, block.dims]
+        allowed[block.valid] = [per_bin, block.dims]
     for name in map(str, data.data_vars):
         if name not in allowed:
             raise ValueError(
@@ -237,7 +237,7 @@ def _check_dims(data: xr.Dataset) -> None:
             wanted_dims = " or ".join(f"({', '.join(wanted)})" for wanted in allowed[name])
             raise ValueError(f"{name} has dims ({', '.join(found)}); it must have {wanted_dims}")
     for name in present:
-        for dim in (*whole, OBSERVED[name]):
+        for dim in (*per_bin, OBSERVED[name]):
             if data.sizes[dim] == 0:
                 raise ValueError(f"{name} is empty along {dim}")
     if data.sizes["time"] < 2:
@@ -245,7 +245,7 @@ def _check_dims(data: xr.Dataset) -> None:
 
 
 def _check_marks(data: xr.Dataset, observed: tuple[Block, ...]) -> None:
-    """The coordinates that `held_out` sets, where there are any."""
+    """Check the coordinates that `held_out` sets."""
     marks = [(block.held_out, block.unit) for block in observed]
     for name, dim in (*marks, ("forecast", "time")):
         if name not in data.coords:
@@ -267,7 +267,7 @@ def _check_marks(data: xr.Dataset, observed: tuple[Block, ...]) -> None:
 
 
 def _check_valid(data: xr.Dataset, observed: tuple[Block, ...]) -> None:
-    """The variables that say what was measured, where there are any."""
+    """Check the variables that mark what was measured."""
     for name in {"valid", *(block.valid for block in observed)} & set(data.data_vars):
         if data[name].dtype != bool:
             raise ValueError(f"{name} has dtype {data[name].dtype}; it must be bool")
@@ -286,7 +286,7 @@ def _observed(values: xr.DataArray, where: xr.DataArray, block: Block) -> xr.Dat
         _refuse(values, values < 0, "is negative", "counts and their expectations are >= 0")
     if values.name != "counts":
         return _as_float32(values)
-    remedy = "give whole spike counts, or real values as signal="
+    remedy = "give integer spike counts, or real values as signal="
     _refuse(values, values.astype(np.float64) % 1 != 0, "is fractional", remedy)
     _refuse(values, values > np.iinfo(np.int32).max, "is beyond 2**31 - 1", remedy)
     return values.astype(np.int32)
@@ -335,7 +335,7 @@ def _as_float32(values: xr.DataArray) -> xr.DataArray:
 
 
 def _refuse(values: xr.DataArray, wrong: xr.DataArray | NDArray, fault: str, remedy: str) -> None:
-    """Raise one sentence naming the first entry where ``wrong`` is true."""
+    """Raise an error that names the first entry at which ``wrong`` is true."""
     if not bool(wrong.any()):
         return
     index = tuple(int(i) for i in np.argwhere(np.asarray(wrong))[0])

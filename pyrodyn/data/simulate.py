@@ -5,24 +5,24 @@
     rates = c link(gain a_t)                  expected counts per bin; c sets the mean rate
     x_t   ~ Poisson(rates)                    or negative binomial, or Normal(gain a_t, noise_sd)
 
-and where there are channels beside the neurons, a field potential that sees the same state through
-a readout of its own::
+and, if channels are simulated in addition to neurons, a field potential that depends on the same
+state through a readout of its own::
 
     y_t   ~ Normal(b_t, noise_sd),            b_t = zscore(D zscore(z_t)),  D as C
 
-Every trial starts from its own random state and runs until it lies on the attractor before its
-first bin is recorded. Trials are therefore independent: a random split into training and test
-trials leaks nothing, which neighbouring segments of one long path would. The state in a bin is that
-at its left edge.
+Every trial starts from a random state of its own and is run onto the attractor (burn-in) before its
+first bin is recorded. Trials are therefore independent, and a random split into training and test
+trials leaks no information, unlike neighbouring segments of one long trajectory. The state of a bin
+is that at its left edge.
 
-Time has two units. ``bin_width`` is the recording's, in seconds, and enters only the counts, since
-``mean_rate`` is in spikes per second; ``time_per_bin`` says how far the system moves in one bin, in
-its own unit of time.
+There are two units of time. ``bin_width`` is in seconds and affects only the counts, because
+``mean_rate`` is in spikes per second; ``time_per_bin`` is the time that passes in one bin in the
+system's own unit.
 
-The readout follows Sedler, Versteeg & Pandarinath (2023, arXiv 2212.03771), the pulses Sussillo et
-al. (2016, arXiv 1608.06315, section 4). Paths are integrated by the classical Runge-Kutta method of
-fourth order, for all trials at once; a delayed state comes from cubic Hermite interpolation of the
-path, which keeps the order.
+The readout follows Sedler, Versteeg & Pandarinath (2023, arXiv 2212.03771), the pulses follow
+Sussillo et al. (2016, arXiv 1608.06315, section 4). Trajectories are integrated by the classical
+fourth-order Runge-Kutta method, for all trials at once; delayed states are obtained by cubic
+Hermite interpolation, which preserves the order.
 """
 
 import math
@@ -62,7 +62,7 @@ def simulate(
     pulse_probability: float = 1.0,
     pulse_size: float = 0.5,
 ) -> xr.Dataset:
-    """Simulate a recording of a dynamical system and keep the truth.
+    """Simulate a recording of a dynamical system together with its true rates and latents.
 
     Args:
         system: a name in `SYSTEMS`, or a `System`.
@@ -71,7 +71,7 @@ def simulate(
         num_neurons: number of neurons (channels of a gaussian signal).
         bin_width: seconds per bin.
         mean_rate: spikes per second, averaged over neurons, trials and time. Unused for a signal.
-        seed: seeds initial states, pulses, readout and observations, each with a stream of its own.
+        seed: seeds initial states, pulses, readout and observations, each by a separate stream.
         time_per_bin: system time per bin; the system's default where None.
         observation: "poisson", "negative_binomial" (counts with variance ``rates + dispersion
             rates^2``) or "gaussian" (a signal with mean ``rates``).
@@ -80,21 +80,21 @@ def simulate(
             and time, one number or one per neuron.
         dispersion: of the negative binomial; 0 would be Poisson.
         noise_sd: standard deviation of the gaussian observations around their mean.
-        num_channels: channels of a signal observed beside counts.
-        pulse_probability: share of trials that receive their pulse, for a system that takes pulses.
-            At 0 the other random numbers stay as they are: the unpulsed twin of the same seed.
+        num_channels: channels of a signal observed in addition to counts.
+        pulse_probability: fraction of trials that receive a pulse, for systems with a pulse. The
+            other random numbers do not depend on it: 0 gives the same recording without pulses.
         pulse_size: the pulse adds ``pulse_size`` times the system's pulse direction to the state.
 
     Returns:
         A recording with ``counts``, ``signal`` or both, ``rates`` (expected counts per bin, or the
         signal's mean; beside counts that is ``signal_mean``), ``latents`` (the system's state, not
-        rescaled; for a delay system the present and the delayed state), and what was simulated in
-        attrs. If the system takes pulses, the coordinate ``pulse_bin`` on trials holds the bin at
-        whose left edge the pulse arrived, -1 for none, and ``pulse_size`` is in attrs. It lies in
-        the middle half of the trial. Models are not given it.
+        rescaled; for a delay system the present and the delayed state), and the simulation's
+        settings in attrs. If the system has a pulse, the coordinate ``pulse_bin`` on trials holds
+        the bin at whose left edge the pulse arrived (in the middle half of the trial), -1 for none,
+        and ``pulse_size`` is in attrs. Models do not receive it.
 
     Raises:
-        ValueError: if an argument is out of range, or the system runs to infinity.
+        ValueError: if an argument is out of range, or the system diverges.
     """
     system = _system(system)
     if time_per_bin is None:
@@ -120,8 +120,8 @@ def simulate(
         )
     if num_channels and observation == "gaussian":
         raise ValueError(
-            f"num_channels is {num_channels}; it is a number of channels beside counts (of a"
-            " gaussian signal alone, num_neurons)"
+            f"num_channels is {num_channels}, the number of channels in addition to counts; for a"
+            " gaussian signal alone give num_neurons"
         )
     if not noise_sd >= 0:
         raise ValueError(f"noise_sd is {noise_sd}; it must not be negative")
@@ -160,12 +160,12 @@ def simulate(
             # A Poisson variable whose rate is gamma distributed with this mean and shape.
             intensity = observation_rng.gamma(1.0 / dispersion, dispersion * rates)
         counts = observation_rng.poisson(intensity)
-        beside: dict[str, Any] = {}
+        of_channels: dict[str, Any] = {}
         if num_channels:
             mean = _readout(latents, num_channels, channel_rng)
             signal = mean + noise_sd * noise_rng.standard_normal(mean.shape)
-            beside = {"signal": signal, "signal_mean": mean}
-        data = recording(counts, bin_width=bin_width, rates=rates, latents=latents, **beside)
+            of_channels = {"signal": signal, "signal_mean": mean}
+        data = recording(counts, bin_width=bin_width, rates=rates, latents=latents, **of_channels)
     if system.pulse is not None:
         data = data.assign_coords(pulse_bin=("trial", pulse_bin)).assign_attrs(
             pulse_size=pulse_size
@@ -176,14 +176,14 @@ def simulate(
 
 
 def trajectory(system: str | System, num_steps: int, step: float, seed: int = 0) -> Array:
-    """One long path on a system's attractor, for long-run statistics and Lyapunov exponents.
+    """One long trajectory on a system's attractor, for long-run statistics and Lyapunov exponents.
 
     Args:
         system: a name in `SYSTEMS`, or a `System`.
         num_steps: number of states to return.
         step: system time between them, which is also the Runge-Kutta step: at most ``max_step`` of
-            the system for an accurate path.
-        seed: seeds the initial state, which is followed for the system's burn-in first.
+            the system for an accurate trajectory.
+        seed: seeds the initial state, from which the burn-in starts.
 
     Returns:
         ``(num_steps, dim)`` states.
@@ -231,10 +231,9 @@ def _flow(
     kick: Array | None = None,
     kick_step: NDArray[np.int64] | None = None,
 ) -> Iterator[Array]:
-    """Yield the ``(trials, dim)`` states of all trials, step after step, for ever.
+    """Yield the ``(trials, dim)`` states of all trials, one step after another, without end.
 
-    Where ``kick_step`` of a trial equals the step's number, ``kick`` is added to the trial's state
-    just before that state is yielded.
+    At step ``kick_step`` of a trial, ``kick`` is added to its state before the state is yielded.
     """
     if system.delay:
         yield from _delayed_flow(system, state, step)
@@ -248,8 +247,8 @@ def _flow(
 def _delayed_flow(system: System, state: Array, step: float) -> Iterator[Array]:
     """`_flow` of a delay system from a constant history; yields (x(t), x(t - delay)).
 
-    The path's past lives in two queues, values and slopes at the steps, just long enough that the
-    delayed times of one Runge-Kutta step fall inside.
+    Two queues hold the past values and slopes, just long enough to contain the delayed times of
+    one Runge-Kutta step.
     """
     lag = system.delay / step
     if lag < 1:
@@ -304,7 +303,7 @@ def _initial_states(system: System, num_trials: int, rng: np.random.Generator) -
 def _pulse_bins(
     num_trials: int, num_bins: int, probability: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Bin of each trial's pulse, uniform over the trial's middle half; -1 where none comes."""
+    """Bin of each trial's pulse, uniform over the trial's middle half; -1 for no pulse."""
     margin = num_bins // 4
     bins = rng.integers(margin, num_bins - margin, num_trials)
     return np.where(rng.random(num_trials) < probability, bins, -1)
@@ -317,7 +316,7 @@ def _readout(latents: Array, num_neurons: int, rng: np.random.Generator) -> Arra
 
 
 def _standardised(values: Array) -> Array:
-    """Mean 0 and standard deviation 1 over trials and time; what never moves becomes 0."""
+    """Mean 0 and standard deviation 1 over trials and time; constant columns become 0."""
     centred = values - values.mean((0, 1))
     scale = centred.std((0, 1))
     return centred / np.where(scale > 0, scale, 1.0)
@@ -326,6 +325,6 @@ def _standardised(values: Array) -> Array:
 def _refuse_divergence(states: Array, system: System) -> None:
     if not np.isfinite(states).all():
         raise ValueError(
-            f"{system.name} ran to infinity; start it closer to its attractor (initial_low, "
+            f"{system.name} diverged; start it closer to its attractor (initial_low, "
             "initial_high) or lower its max_step"
         )

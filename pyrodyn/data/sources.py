@@ -1,8 +1,8 @@
-"""How the arrays of each named recording's source become a recording.
+"""Conversion of the named recordings' sources.
 
-A source's arrays are those of its ``NAME.npz``, or the same arrays taken from the files that are
-public: HDF5, NumPy's ``.npy`` and EDF. The functions ending in ``_arrays`` do the latter, the
-others the former. Nothing is rescaled, dropped or cut beyond what their docstrings say.
+A source's arrays are read from its ``NAME.npz``, or from the public files (HDF5, NumPy's ``.npy``,
+EDF) by the functions ending in ``_arrays``. The other functions make recordings of these arrays.
+Nothing is rescaled or dropped except where a docstring states it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ IMAGERY_CODES = ["T0", "T1", "T2"]
 
 
 def lorenz(arrays: Arrays) -> xr.Dataset:
-    """Its true rates are in Hz and its bins 10 ms; trials number the initial conditions in turn."""
+    """The true rates are in Hz, the bins 10 ms; consecutive trials share an initial condition."""
     data = lfads_recording(arrays, bin_width=0.01, truth_unit="hz")
     per_condition = int(arrays["n_trials_per_init_cond"].item())
     return data.assign(condition=("trial", data["trial"].values // per_condition))
 
 
 def mc_maze(arrays: Arrays) -> xr.Dataset:
-    """Time 0 is the first bin: the source does not say which event its trials are aligned to."""
+    """Time 0 is the first bin: the source does not state the event that trials are aligned to."""
     data = recording(
         arrays["spikes"],
         bin_width=float(arrays["bin_ms"]) / 1000,
@@ -46,7 +46,7 @@ def mc_maze(arrays: Arrays) -> xr.Dataset:
 
 
 def chewie(arrays: Arrays) -> xr.Dataset:
-    """Trials lie end to end in the arrays; the source does not state the units of behaviour."""
+    """The arrays concatenate the trials; the source does not state the units of behaviour."""
     cuts = arrays["offsets"][1:-1]
     kinds = {"pos": "hand", "vel": "hand velocity", "acc": "hand acceleration", "force": "force"}
     behavior = np.concatenate([arrays[key] for key in kinds], axis=-1)
@@ -60,15 +60,15 @@ def chewie(arrays: Arrays) -> xr.Dataset:
 
 
 def smoothed_eeg(arrays: Arrays) -> xr.Dataset:
-    """One continuous stretch of standardised signal is one trial."""
+    """The continuous standardised signal is one trial."""
     return recording(signal=arrays["eeg"][None], bin_width=1 / float(arrays["fs"]))
 
 
 def imagery_eeg(arrays: Arrays) -> xr.Dataset:
-    """Each run is one continuous trial, in microvolts; ``behavior`` says what was asked when.
+    """Each run is one continuous trial, in microvolts; ``behavior`` holds the task of each bin.
 
-    The files end in half a second of zeros in all channels, which pad them to whole records: these
-    bins are marked in ``valid``.
+    The files end with half a second of zeros in all channels, padding of the last record: these
+    bins are marked as unmeasured in ``valid``.
     """
     rate = float(arrays["fs"])
     signal = np.stack([arrays[run] * arrays["gain_uV"] for run in IMAGERY_RUNS])
@@ -98,7 +98,7 @@ def hdf5_arrays(files: Sequence[Path]) -> Arrays:
 
 
 def npy_arrays(files: Sequence[Path]) -> Arrays:
-    """The smoothed EEG, whose file holds no sampling rate; the papers say 160 Hz."""
+    """The smoothed EEG; the papers give its sampling rate, 160 Hz."""
     return {"eeg": np.load(files[0], allow_pickle=False), "fs": np.array(160.0)}
 
 

@@ -1,10 +1,10 @@
-"""Parts of a recording, by trials: training and test sets, and folds.
+"""Training, validation and test trials, and cross-validation folds.
 
-N trials in fractions f_p of parts p are given out by the method of largest remainders: part p gets
-floor(N f_p), and the trials left over go to the parts with the largest N f_p - floor(N f_p). Where
-trials have conditions, every condition c is shared out alike: it gives part p either floor(n_c f_p)
-or one more, and the extra ones go where n_c f_p has the largest remainders, such that the overall
-sizes are still those above.
+N trials are divided in fractions f_p by the method of largest remainders: part p gets floor(N f_p)
+trials, and the remaining trials go to the parts with the largest N f_p - floor(N f_p). If trials
+have conditions the split is stratified: condition c gives part p floor(n_c f_p) trials or one more,
+where the extra ones go to the largest remainders of n_c f_p such that the sizes of the parts are
+those above.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from pyrodyn.data.arguments import check_integer
 
 
 def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[xr.Dataset, ...]:
-    """Share a recording's trials out at random, in proportion within each condition.
+    """Split a recording's trials at random, stratified by condition.
 
-    A ``split`` coordinate that the recording brings along plays no part.
+    A ``split`` coordinate of the recording is not used.
 
     Args:
         data: a recording.
@@ -32,18 +32,18 @@ def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[
         exactly one.
 
     Raises:
-        ValueError: where the fractions do not sum to 1 or a part would be empty.
+        ValueError: if the fractions do not sum to 1 or a part would be empty.
     """
     if isinstance(fractions, str) or not isinstance(fractions, Sequence) or len(fractions) < 2:
         raise ValueError(f"fractions={fractions!r} must be a sequence of two or more numbers")
-    shares = np.asarray(fractions, float)
-    if not (shares > 0).all() or not np.isclose(shares.sum(), 1, rtol=0, atol=1e-6):
+    values = np.asarray(fractions, float)
+    if not (values > 0).all() or not np.isclose(values.sum(), 1, rtol=0, atol=1e-6):
         raise ValueError(f"fractions={tuple(fractions)} must be positive and sum to 1")
-    return tuple(data.isel(trial=trials) for trials in _parts(data, shares / shares.sum(), seed))
+    return tuple(data.isel(trial=trials) for trials in _parts(data, values / values.sum(), seed))
 
 
 def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Dataset, xr.Dataset]]:
-    """Training and test parts for cross-validation: every trial is tested exactly once.
+    """Training and test parts for cross-validation: every trial is in exactly one test part.
 
     Args:
         data: a recording.
@@ -51,7 +51,7 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
         seed: seeds the draw of trials.
 
     Returns:
-        ``(train, test)`` per fold, shared out within each condition as `split` does.
+        ``(train, test)`` per fold, stratified by condition as in `split`.
 
     Raises:
         ValueError: for fewer than two folds, or more folds than trials.
@@ -64,14 +64,14 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
     ]
 
 
-def _parts(data: xr.Dataset, shares: NDArray, seed: int) -> list[NDArray]:
+def _parts(data: xr.Dataset, fractions: NDArray, seed: int) -> list[NDArray]:
     """Sorted positions of the trials of each part."""
     check_integer(0, seed=seed)
     num_trials = data.sizes["trial"]
-    sizes = _largest_remainder(num_trials * shares, num_trials)
+    sizes = _largest_remainder(num_trials * fractions, num_trials)
     if (sizes == 0).any():
         raise ValueError(
-            f"part {int(np.argmin(sizes))} of {len(shares)} would be empty with {num_trials}"
+            f"part {int(np.argmin(sizes))} of {len(fractions)} would be empty with {num_trials}"
             " trial(s); use fewer parts or larger fractions"
         )
     if "condition" in data:
@@ -79,18 +79,18 @@ def _parts(data: xr.Dataset, shares: NDArray, seed: int) -> list[NDArray]:
     else:
         condition = np.zeros(num_trials, int)
     rng = np.random.default_rng(seed)
-    table = _shared_out(np.bincount(condition), shares, sizes, rng)
+    table = _stratified_sizes(np.bincount(condition), fractions, sizes, rng)
     part_of_trial = np.empty(num_trials, int)
     for number, row in enumerate(table):
         trials = rng.permutation(np.flatnonzero(condition == number))
-        part_of_trial[trials] = np.repeat(np.arange(len(shares)), row)
-    return [np.flatnonzero(part_of_trial == part) for part in range(len(shares))]
+        part_of_trial[trials] = np.repeat(np.arange(len(fractions)), row)
+    return [np.flatnonzero(part_of_trial == part) for part in range(len(fractions))]
 
 
 def _floors(quotas: NDArray) -> tuple[NDArray, NDArray]:
-    """Whole parts and remainders, where a quota that is whole but for rounding counts as whole."""
-    whole = np.floor(quotas + 1e-9).astype(int)
-    return whole, np.round(np.maximum(quotas - whole, 0), 9)
+    """Integer parts and remainders; a quota within rounding of an integer has remainder 0."""
+    floors = np.floor(quotas + 1e-9).astype(int)
+    return floors, np.round(np.maximum(quotas - floors, 0), 9)
 
 
 def _largest_remainder(quotas: NDArray, total: int) -> NDArray:
@@ -100,36 +100,38 @@ def _largest_remainder(quotas: NDArray, total: int) -> NDArray:
     return sizes
 
 
-def _shared_out(
-    trials_per_condition: NDArray, shares: NDArray, sizes: NDArray, rng: np.random.Generator
+def _stratified_sizes(
+    trials_per_condition: NDArray, fractions: NDArray, sizes: NDArray, rng: np.random.Generator
 ) -> NDArray:
     """Trials ``(condition, part)``: rows sum to the conditions' trials, columns to ``sizes``.
 
-    Of all such tables it takes the one that gives its extra trials to the largest remainders, which
-    is a transport problem: its linear programme has whole solutions. Conditions with equally many
-    trials share one row of it.
+    Of all such tables this is the one that gives its extra trials to the largest remainders. It
+    solves a transport problem, whose linear programme has integer solutions. Conditions with the
+    same number of trials are one row of the programme.
     """
     kinds, kind = np.unique(trials_per_condition, return_inverse=True)
-    alike = np.bincount(kind)[:, None]
-    whole, remainders = _floors(kinds[:, None] * shares)
-    left_over = kinds - whole.sum(axis=1)
-    num_kinds, num_parts = whole.shape
+    num_conditions = np.bincount(kind)[:, None]
+    floors, remainders = _floors(kinds[:, None] * fractions)
+    num_extra = kinds - floors.sum(axis=1)
+    num_kinds, num_parts = floors.shape
     rows = np.kron(np.identity(num_kinds), np.ones(num_parts))
     columns = np.kron(np.ones(num_kinds), np.identity(num_parts))
-    for most in (alike * (remainders > 0), np.full(whole.shape, np.inf)):
+    row_sums = num_conditions[:, 0] * num_extra
+    column_sums = sizes - (num_conditions * floors).sum(axis=0)
+    for upper in (num_conditions * (remainders > 0), np.full(floors.shape, np.inf)):
         solution = linprog(
             -remainders.ravel(),
             A_eq=np.concatenate([rows, columns]),
-            b_eq=np.concatenate([alike[:, 0] * left_over, sizes - (alike * whole).sum(axis=0)]),
-            bounds=np.stack([np.zeros(whole.size), most.ravel()], axis=1),
+            b_eq=np.concatenate([row_sums, column_sums]),
+            bounds=np.stack([np.zeros(floors.size), upper.ravel()], axis=1),
             method="highs-ds",
         )
         if solution.success:
             break
-    extra = np.rint(solution.x).astype(int).reshape(whole.shape)
-    table = whole[kind]
+    extra = np.rint(solution.x).astype(int).reshape(floors.shape)
+    table = floors[kind]
     for number in range(num_kinds):
-        # Dealing each part's extra trials out in turn gives no condition two of the same part.
+        # Assigning each part's extra trials in turn gives no condition two of the same part.
         conditions = rng.permutation(np.flatnonzero(kind == number))
         parts = np.repeat(np.arange(num_parts), extra[number])
         np.add.at(table, (np.resize(conditions, parts.size), parts), 1)

@@ -16,11 +16,12 @@ Versteeg & Pandarinath (2023, arXiv 2212.03771); Thomas (1999) with the constant
 and Time-Series Analysis" (2003); Lorenz (1996); Mackey & Glass (1977); the rate networks are those
 of Sussillo et al. (2016, arXiv 1608.06315, section 4).
 
-Fields are written for numpy arrays and for torch tensors alike, so that a simulation reads them
-quickly and analysis can take their derivatives forward.
+Fields accept numpy arrays, for fast simulation, and torch tensors, for forward-mode derivatives in
+analysis.
 
-A system is data: `_replace` makes a variant. ``SYSTEMS["mackey_glass"]._replace(delay=17.0)`` is
-one to know: at a delay of 16 the attractor is still a periodic orbit, chaos sets in near 16.8.
+A system is a named tuple, of which `_replace` makes variants:
+``SYSTEMS["mackey_glass"]._replace(delay=17.0)`` is chaotic, while at the delay of 16 the attractor
+is a periodic orbit (chaos begins near 16.8).
 """
 
 from collections.abc import Callable
@@ -39,14 +40,14 @@ class System(NamedTuple):
     """An autonomous system of differential equations, with or without one delay.
 
     Attributes:
-        name: how it is called in `SYSTEMS` and in a recording's attrs.
+        name: its name in `SYSTEMS` and in a recording's attrs.
         field: ``(..., dim)`` state to ``(..., dim)`` time derivative, of arrays and, for analysis,
             of tensors. With a delay the state is ``(x(t), x(t - delay))``, so that ``dim`` is even,
             and the derivative is that of ``x(t)``, ``(..., dim / 2)``.
-        dim: number of state variables that a recording shows as latents.
-        time_per_bin: how much system time one bin covers by default.
-        max_step: longest Runge-Kutta step, in system time, that keeps the path accurate.
-        burn_in: system time after which a path started in the box below lies on the attractor.
+        dim: number of state variables, which a recording stores as latents.
+        time_per_bin: system time covered by one bin by default.
+        max_step: longest Runge-Kutta step, in system time, that is accurate.
+        burn_in: system time after which a trajectory from the box below is on the attractor.
         initial_low: lower corner of the box from which initial states are drawn uniformly; with a
             delay, the constant history before time zero.
         initial_high: upper corner of that box.
@@ -54,7 +55,7 @@ class System(NamedTuple):
             delay.
         lyapunov: Lyapunov exponents per unit of system time, largest first, as far as known.
         delay: system time by which the delayed half of the state lags; 0 for none.
-        pulse: ``(dim,)`` direction of an input pulse; None where the system takes none.
+        pulse: ``(dim,)`` direction of an input pulse; None for a system without pulses.
     """
 
     name: str
@@ -150,8 +151,9 @@ def rate_network(
 ) -> System:
     """A random rate network, ``time_constant y' = -y + W tanh(y)``.
 
-    At 50 units most draws of W end in a cycle or a fixed point, at gain 1.5 nearly all: the default
-    seed is one whose network is chaotic from every start that was tried. For gain 2.5, seed 34 is.
+    At 50 units most draws of W converge to a limit cycle or a fixed point, at gain 1.5 nearly all.
+    The default seed gives a network that is chaotic from all initial states tested; for gain 2.5,
+    seed 34 does.
 
     Args:
         num_units: number of units.
@@ -193,7 +195,7 @@ def _rate_jacobian(weights: Array, time_constant: float, state: Array) -> Array:
 
 
 def _library(state: Array | Tensor) -> Any:
-    """Whose functions suit a state; those used here have one meaning in both."""
+    """The library of a state's type; the functions used here are the same in both."""
     return torch if isinstance(state, Tensor) else np
 
 
@@ -237,7 +239,7 @@ SYSTEMS: dict[str, System] = {
             time_per_bin=0.1688,
             max_step=0.05,
             burn_in=120.0,
-            # Paths from far outside escape to infinity: this box lies inside the basin.
+            # Trajectories from far outside diverge: this box lies inside the basin of attraction.
             initial_low=np.array([-6.0, -6.0, 0.0]),
             initial_high=np.array([6.0, 6.0, 0.1]),
             lyapunov=(0.071, 0.0, -5.4),
@@ -250,10 +252,10 @@ SYSTEMS: dict[str, System] = {
             time_per_bin=0.0904,
             max_step=0.05,
             burn_in=75.0,
-            # Paths from far outside escape to infinity: this box lies inside the basin.
+            # Trajectories from far outside diverge: this box lies inside the basin of attraction.
             initial_low=np.full(3, -2.0),
             initial_high=np.full(3, 2.0),
-            # Tables print 0.24 for the first; but the three must add up to the trace, -1.
+            # Published tables give 0.24 for the first; but the three must sum to the trace, -1.
             lyapunov=(0.203, 0.0, -1.203),
         ),
         System(

@@ -1,15 +1,16 @@
-"""The training tricks of this field, each a map from batch to batch.
+"""Transforms of batches: masking, held-out data and augmentation.
 
-A transform sets what the encoder may see (``seen``, ``visible``) or what the likelihood counts
-(``scored``), or moves the observations in time (augmentation). Because the masks live in the batch,
-every model gets every trick, and tricks compose:
+A transform is a function from `Batch` to `Batch`. It sets which entries the encoder may use
+(``seen``, ``visible``) or which enter the likelihood (``scored``), or moves the observations in
+time (augmentation). Because the masks are part of the batch, each transform works with every model,
+and transforms can be combined:
 
-* an entry hidden for any reason stays hidden, and one that was never measured is never scored;
-* a trick that scores a random share of the entries weights them to stand for all;
+* an entry hidden by any transform stays hidden, and an entry that was not measured is never scored;
+* a transform that scores a random fraction of the entries weights them to represent all;
 * an augmentation moves ``x`` and the encoder's view of it by the same draw.
 
-Their order: first `SampleValidation`, so that what is set aside never mixes with the rest; then
-augmentations; then the tricks that hide a fresh draw of entries from the encoder.
+Apply `SampleValidation` first, so that its validation entries never mix with the training entries;
+then augmentations; then the transforms that hide a fresh draw of entries from the encoder.
 
 Random transforms draw from torch's global generator, which `fit` seeds at every step.
 """
@@ -28,9 +29,9 @@ from pyrodyn.data.batch import Batch
 NOTHING_SCORED = "rate=0 hides nothing, so nothing would be scored; leave the transform out instead"
 
 
-def _share(value: float, name: str) -> None:
+def _check_fraction(value: float, name: str) -> None:
     if not 0 <= value < 1:
-        raise ValueError(f"{name}={value} is a share of entries; it must lie in [0, 1)")
+        raise ValueError(f"{name}={value} is a fraction of entries; it must lie in [0, 1)")
 
 
 def _hide(batch: Batch, hidden: Bool[Tensor, "trial time neuron"]) -> Batch:
@@ -39,57 +40,58 @@ def _hide(batch: Batch, hidden: Bool[Tensor, "trial time neuron"]) -> Batch:
     return batch.replace(seen=batch.seen * shown, visible=batch.visible & shown)
 
 
-def _amplify(batch: Batch, hidden_share: float) -> Batch:
-    """Make what the encoder sees stand for the share of entries that is hidden from it."""
-    gain = 1 / (1 - hidden_share)
+def _rescale(batch: Batch, hidden_fraction: float) -> Batch:
+    """Rescale the visible entries so that the expected sum over all entries is unchanged."""
+    gain = 1 / (1 - hidden_fraction)
     return batch.replace(seen=batch.seen * gain, gain=batch.gain * gain)
 
 
 @dataclasses.dataclass(frozen=True)
 class CoordinatedDropout:
-    """Hide random entries from the encoder, rescale the rest, and score only what is hidden.
+    """Hide random entries from the encoder, rescale the others, and score only the hidden ones.
 
-    The autoencoder can then not pass an entry's own noise through (Keshtkaran & Pandarinath,
-    NeurIPS 2019). The scored entries are weighted to stand for all, so that the KLs keep their
-    proportion; the training loss is no bound on the evidence while this is on. Entries hidden
-    before (held-out neurons, forecast bins) are scored in the same share.
+    The autoencoder then cannot reproduce an entry's own noise (Keshtkaran & Pandarinath, NeurIPS
+    2019). The scored entries are weighted to represent all, which keeps the likelihood in
+    proportion to the KLs; the training loss is not a bound on the evidence while this transform is
+    used. Entries hidden before (held-out neurons, forecast bins) are scored at the same rate.
 
     Args:
-        rate: share of entries hidden.
-        pass_rate: share of the visible entries that are scored all the same.
+        rate: fraction of entries hidden.
+        pass_rate: fraction of the visible entries that are scored as well.
     """
 
     rate: float = 0.3
     pass_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        _share(self.rate, "rate")
-        _share(self.pass_rate, "pass_rate")
+        _check_fraction(self.rate, "rate")
+        _check_fraction(self.pass_rate, "pass_rate")
         if self.rate == 0:
             raise ValueError(NOTHING_SCORED)
 
     def __call__(self, batch: Batch) -> Batch:
-        """Draw one mask; hide its entries from the encoder and score them alone."""
+        """Draw one mask; hide its entries from the encoder and score only these."""
         hidden = torch.rand_like(batch.seen) < self.rate
         counted = hidden
         if self.pass_rate > 0:
             counted = hidden | (torch.rand_like(batch.seen) < self.pass_rate)
-        share = self.rate + (1 - self.rate) * self.pass_rate
-        return _amplify(_hide(batch, hidden), self.rate).replace(
-            scored=batch.scored & counted, scored_weight=batch.scored_weight / share
+        fraction = self.rate + (1 - self.rate) * self.pass_rate
+        return _rescale(_hide(batch, hidden), self.rate).replace(
+            scored=batch.scored & counted, scored_weight=batch.scored_weight / fraction
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedModelling:
-    """Mask spans of bins and score only the masked entries (Ye & Pandarinath 2021, the NDT's law).
+    """Mask spans of bins and score only the masked entries, as the Neural Data Transformer does
+    (Ye & Pandarinath 2021).
 
-    The scored entries are weighted to stand for all, as under `CoordinatedDropout`.
+    The scored entries are weighted to represent all, as in `CoordinatedDropout`.
 
     Args:
-        rate: expected share of bins masked.
-        span: length in bins of each masked stretch; stretches may overlap.
-        zeroed: of the masked bins, the share shown as 0; the rest are shown unchanged but scored.
+        rate: expected fraction of bins masked.
+        span: length in bins of each masked span; spans may overlap.
+        zeroed: fraction of the masked bins shown as 0; the others are shown unchanged but scored.
     """
 
     rate: float = 0.25
@@ -97,13 +99,13 @@ class MaskedModelling:
     zeroed: float = 1.0
 
     def __post_init__(self) -> None:
-        _share(self.rate, "rate")
+        _check_fraction(self.rate, "rate")
         if self.rate == 0:
             raise ValueError(NOTHING_SCORED)
         check_integer(1, span=self.span)
         if not 0 <= self.zeroed <= 1:
             raise ValueError(
-                f"zeroed={self.zeroed} is a share of the masked bins; it must lie in [0, 1]"
+                f"zeroed={self.zeroed} is a fraction of the masked bins; it must lie in [0, 1]"
             )
 
     def __call__(self, batch: Batch) -> Batch:
@@ -127,7 +129,7 @@ class MaskedModelling:
 
 @dataclasses.dataclass(frozen=True)
 class HoldOutNeurons:
-    """Hide whole neurons from the encoder; they stay scored (co-smoothing).
+    """Hide neurons from the encoder in all bins; they stay scored (co-smoothing).
 
     Args:
         neurons: positions of the hidden neurons.
@@ -138,10 +140,10 @@ class HoldOutNeurons:
     def __call__(self, batch: Batch) -> Batch:
         """Hide the neurons."""
         num_neurons = batch.seen.shape[-1]
-        beyond = [neuron for neuron in self.neurons if not 0 <= neuron < num_neurons]
-        if beyond:
+        outside = [neuron for neuron in self.neurons if not 0 <= neuron < num_neurons]
+        if outside:
             raise ValueError(
-                f"HoldOutNeurons names neuron {beyond[0]}; there are {num_neurons}, counted from 0"
+                f"HoldOutNeurons names neuron {outside[0]}; there are {num_neurons}, counted from 0"
             )
         hidden = torch.zeros_like(batch.visible)
         hidden[:, :, list(self.neurons)] = True
@@ -159,7 +161,7 @@ class Forecast:
     num_bins: int
 
     def __call__(self, batch: Batch) -> Batch:
-        """Hide the bins and move the horizon before them."""
+        """Hide the bins and end the horizon before them."""
         horizon = batch.num_bins - self.num_bins
         if not 1 <= horizon <= batch.num_bins:
             raise ValueError(
@@ -173,38 +175,40 @@ class Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class SampleValidation:
-    """Set a fixed random share of entries aside: training neither sees nor scores them.
+    """Reserve a fixed random fraction of entries for validation: training neither sees nor scores
+    them.
 
-    The draw depends on ``seed`` and the trials' positions alone, so an entry set aside stays so for
-    the whole fit. It comes before augmentations, which move spikes only among the entries kept.
-    `complement` scores the entries set aside and nothing else.
+    The draw depends on ``seed`` and the trials' positions alone, so that an entry is reserved
+    throughout a fit. Apply it before augmentations, which then move spikes only among the training
+    entries. The visible entries are rescaled to keep their expected sum. `complement` scores the
+    reserved entries and no others.
 
     Args:
-        rate: share of entries set aside.
+        rate: fraction of entries reserved.
         seed: seeds the draw.
-        scores_set_aside: score the set-aside entries instead of the others.
+        scores_reserved: score the reserved entries instead of the others.
     """
 
     rate: float = 0.2
     seed: int = 0
-    scores_set_aside: bool = False
+    scores_reserved: bool = False
 
     def __post_init__(self) -> None:
-        _share(self.rate, "rate")
+        _check_fraction(self.rate, "rate")
 
     def complement(self) -> "SampleValidation":
-        """The transform that evaluates on the entries which this one sets aside."""
-        return dataclasses.replace(self, scores_set_aside=not self.scores_set_aside)
+        """The transform that scores the entries which this one reserves."""
+        return dataclasses.replace(self, scores_reserved=not self.scores_reserved)
 
     def __call__(self, batch: Batch) -> Batch:
-        """Hide the set-aside entries; score the others, or in the complement only them."""
-        aside = self._aside(batch)
-        counted = aside if self.scores_set_aside else ~aside
-        return _amplify(_hide(batch, aside), self.rate).replace(scored=batch.scored & counted)
+        """Hide the reserved entries; score the others, or in the complement only these."""
+        reserved = self._reserved(batch)
+        counted = reserved if self.scores_reserved else ~reserved
+        return _rescale(_hide(batch, reserved), self.rate).replace(scored=batch.scored & counted)
 
-    def _aside(self, batch: Batch) -> Bool[Tensor, "trial time neuron"]:
-        # A hash of (trial, bin, neuron) rather than a stored draw: the same entry gets the same
-        # answer in whatever batch it comes. The constants are those of the splitmix64 finaliser.
+    def _reserved(self, batch: Batch) -> Bool[Tensor, "trial time neuron"]:
+        # A hash of (trial, bin, neuron) needs no stored mask and gives an entry the same result in
+        # every batch. The constants are those of the splitmix64 finaliser.
         _, num_bins, num_neurons = batch.seen.shape
         device = batch.seen.device
         size = num_bins * num_neurons
@@ -227,7 +231,7 @@ class TemporalShift:
     """Move every trial by a random number of bins: augmentation.
 
     Observations, masks and inputs move together; bins that enter from outside the trial are neither
-    seen nor scored.
+    visible nor scored.
 
     Args:
         max_bins: largest shift in either direction.
@@ -247,17 +251,17 @@ class TemporalShift:
         inside = (source >= 0) & (source < num_bins)
         source = source.clamp(0, num_bins - 1)
 
-        def moved(field: Tensor) -> Tensor:
+        def shifted(field: Tensor) -> Tensor:
             return torch.gather(field, 1, source.expand(-1, -1, field.shape[-1])) * inside
 
-        visible = moved(batch.visible)
+        visible = shifted(batch.visible)
         visible[:, batch.horizon :] = False
         return batch.replace(
-            x=None if batch.x is None else moved(batch.x),
-            seen=moved(batch.seen) * visible,
+            x=None if batch.x is None else shifted(batch.x),
+            seen=shifted(batch.seen) * visible,
             visible=visible,
-            scored=moved(batch.scored),
-            inputs=moved(batch.inputs),
+            scored=shifted(batch.scored),
+            inputs=shifted(batch.inputs),
         )
 
 
@@ -265,11 +269,11 @@ class TemporalShift:
 class SpikeJitter:
     """Move every spike by a random number of bins: augmentation.
 
-    The encoder sees the jittered spikes that the likelihood scores, never another draw. Spikes that
-    are not scored, or would leave the scored entries, stay where they are.
+    The encoder sees the same jittered spikes that the likelihood scores. Spikes that are not
+    scored, or that would move to an entry that is not scored, keep their bin.
 
     Args:
-        max_bins: largest move in either direction.
+        max_bins: largest displacement in either direction.
     """
 
     max_bins: int
@@ -278,7 +282,7 @@ class SpikeJitter:
         check_integer(1, max_bins=self.max_bins)
 
     def __call__(self, batch: Batch) -> Batch:
-        """Draw one move per spike."""
+        """Draw one displacement per spike."""
         if batch.x is None:
             return batch
         jittered = self._jitter(batch.x, batch.scored)
@@ -296,8 +300,8 @@ class SpikeJitter:
         trial, time, neuron = spikes.nonzero(as_tuple=True)
         counts = spikes[trial, time, neuron].long()
         trial, time, neuron = (i.repeat_interleave(counts) for i in (trial, time, neuron))
-        moves = torch.randint(-self.max_bins, self.max_bins + 1, time.shape, device=x.device)
-        landed = (time + moves).clamp(0, x.shape[1] - 1)
-        landed = torch.where(scored[trial, landed, neuron], landed, time)
+        offset = torch.randint(-self.max_bins, self.max_bins + 1, time.shape, device=x.device)
+        target = (time + offset).clamp(0, x.shape[1] - 1)
+        target = torch.where(scored[trial, target, neuron], target, time)
         ones = torch.ones(time.shape, dtype=x.dtype, device=x.device)
-        return (x - spikes).index_put_((trial, landed, neuron), ones, accumulate=True)
+        return (x - spikes).index_put_((trial, target, neuron), ones, accumulate=True)

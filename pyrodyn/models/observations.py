@@ -40,7 +40,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodyn.data.schema import OBSERVED, Block, side_by_side
+from pyrodyn.data.schema import OBSERVED, Block, blocks_of
 from pyrodyn.distributions.concatenated import Concatenated
 from pyrodyn.distributions.counts import (
     LogPoisson,
@@ -425,7 +425,7 @@ class Joint(Observation):
         sizes = {name: part.num_neurons for name, part in parts.items()}
         super().__init__(sum(sizes.values()))
         self.parts = nn.ModuleDict(parts)
-        self.blocks: tuple[Block, ...] = side_by_side(sizes)
+        self.blocks: tuple[Block, ...] = blocks_of(sizes)
         self._sizes = list(sizes.values())
         self._predictor_dims = [part.predictor_dim for part in parts.values()]
 

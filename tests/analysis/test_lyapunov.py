@@ -126,7 +126,7 @@ def test_a_path_that_escapes_names_its_trial_and_bin():
     ("settings", "said"),
     [
         ({"start": np.zeros((2, 3))}, r"start must be states of shape \(..., 2\)"),
-        ({"num_bins": 0}, "num_bins=0 must be a whole number of at least 1"),
+        ({"num_bins": 0}, "num_bins=0 must be an integer of at least 1"),
         ({"num_exponents": 3}, "num_exponents=3; these dynamics have 2 exponents"),
         ({"inputs": [1.0]}, "inputs must be 0 finite numbers"),
         ({"inputs": np.zeros((1, 3, 0))}, r"of shape \(1, 102, 0\)"),

@@ -8,7 +8,7 @@ from pyrodyn.data.arguments import check_integer
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, "2", True, None, float("nan")])
 def test_what_counts_nothing_is_refused_by_name(number):
-    sentence = f"num_draws={number!r} must be a whole number of at least 1"
+    sentence = f"num_draws={number!r} must be an integer of at least 1"
     with pytest.raises(ValueError, match=sentence):
         check_integer(1, batch_size=4, num_draws=number)
 

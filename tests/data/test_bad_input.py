@@ -211,7 +211,7 @@ ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no condition": (
         lambda: good(condition=np.array(["a", None, "b"], object)),
-        r"condition is (None|nan) at position 1; labels are texts or numbers",
+        r"condition is (None|nan) at position 1; labels are text or numbers",
     ),
     "valid as numbers": (
         lambda: good(valid=counts(3, 4)),
@@ -302,7 +302,7 @@ DATASETS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "label of no kind": (
         lambda: validate(good().assign_coords(neuron=np.array(["a", (1, 2)], object))),
-        r"neuron is \(1, 2\) at position 1; labels are texts or numbers",
+        r"neuron is \(1, 2\) at position 1; labels are text or numbers",
     ),
     "held out as numbers": (
         lambda: validate(good().assign_coords(held_out=("neuron", [0, 1]))),
@@ -326,7 +326,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a mask for positions": (
         lambda: held_out(good(), neurons=[True, False]),
-        r"neither a share \(a float between 0 and 1\) nor a list of whole-number positions",
+        r"neither a fraction \(a float between 0 and 1\) nor a list of integer positions",
     ),
     "all neurons": (
         lambda: held_out(good(), neurons=[0, 1]),
@@ -401,7 +401,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "both for a model of counts": (
         lambda: RnnSAE.for_recording(good()).check(both()),
-        r"holds counts and signal; this model was made for one of them, .*alone takes out",
+        r"holds counts and signal; this model was made for one of them, .*select_modality takes out",
     ),
     "counts for a model of both": (
         lambda: RnnSAE.for_recording(both()).check(good()),
@@ -423,8 +423,8 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         ),
         r"link='softplus' is for observations by their log mean",
     ),
-    "one fold": (lambda: folds(good(), 1), r"num_folds=1 must be a whole number of at least 2"),
-    "seed below 0": (lambda: split(good(), (0.5, 0.5), seed=-1), r"seed=-1 must be a whole number"),
+    "one fold": (lambda: folds(good(), 1), r"num_folds=1 must be an integer of at least 2"),
+    "seed below 0": (lambda: split(good(), (0.5, 0.5), seed=-1), r"seed=-1 must be an integer"),
     "more folds than trials": (
         lambda: folds(good(), 4),
         r"part 3 of 4 would be empty with 3 trial",
@@ -667,7 +667,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "window of no whole bins": (
         lambda at: read_nwb(at / "a.nwb", bin_width=0.3, window=(0.0, 0.7)),
-        r"window \(0\.0, 0\.7\) must run .* in a whole number of bins of 0\.3 s",
+        r"window \(0\.0, 0\.7\) must run .* in an integer number of bins of 0\.3 s",
     ),
     "window run back": (
         lambda at: read_nwb(at / "a.nwb", bin_width=0.1, window=(0.5, 0.0)),

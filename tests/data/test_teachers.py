@@ -126,7 +126,7 @@ def test_student_can_be_the_teacher(task: str) -> None:
     np.testing.assert_allclose(noise, residuals(data, task, 12), atol=1e-5)
     start = student.initial(None, batch.inputs[:, 0]).mean.detach().numpy()
     first = data["latents"].values[:, 0] - start
-    sd = data.attrs["start_noise"]
+    sd = data.attrs["initial_sd"]
     assert abs(first.std() - sd) < 4 * sd / np.sqrt(2 * first.size)
 
 

@@ -1,4 +1,4 @@
-"""The training tricks, each alone and all at once."""
+"""The transforms, each alone and combined."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ from pyrodyn.infer.objectives.elbo import ELBO
 
 Transforms = Sequence[Callable[[Batch], Batch]]
 
-SET_ASIDE = SampleValidation(0.2, seed=3)
+RESERVED = SampleValidation(0.2, seed=3)
 AUGMENTED = [TemporalShift(2), SpikeJitter(2)]
 HIDDEN = [HoldOutNeurons([1]), Forecast(3)]
 
@@ -33,16 +33,16 @@ PIPELINES: dict[str, Transforms] = {
     "masked modelling": [MaskedModelling(0.3, span=2)],
     "held-out neurons": [HoldOutNeurons([1])],
     "forecast": [Forecast(3)],
-    "sample validation": [SET_ASIDE],
-    "its complement": [SET_ASIDE.complement()],
+    "sample validation": [RESERVED],
+    "its complement": [RESERVED.complement()],
     "shift": [TemporalShift(2)],
     "jitter": [SpikeJitter(2)],
-    "all": [SET_ASIDE, *AUGMENTED, *HIDDEN, CoordinatedDropout(0.3)],
-    "all, masked in spans": [SET_ASIDE, *AUGMENTED, *HIDDEN, MaskedModelling(0.3, span=2)],
-    "all, masked twice": [SET_ASIDE, *AUGMENTED, *HIDDEN, MaskedModelling(), CoordinatedDropout()],
-    "all, in a foolish order": [CoordinatedDropout(0.3), *HIDDEN, *AUGMENTED[::-1], SET_ASIDE],
+    "all": [RESERVED, *AUGMENTED, *HIDDEN, CoordinatedDropout(0.3)],
+    "all, masked in spans": [RESERVED, *AUGMENTED, *HIDDEN, MaskedModelling(0.3, span=2)],
+    "all, masked twice": [RESERVED, *AUGMENTED, *HIDDEN, MaskedModelling(), CoordinatedDropout()],
+    "all, in a foolish order": [CoordinatedDropout(0.3), *HIDDEN, *AUGMENTED[::-1], RESERVED],
 }
-"""Tricks as a user may chain them."""
+"""Transforms as a user may combine them."""
 
 SCORES_ONLY_HIDDEN = [
     "coordinated dropout",
@@ -259,33 +259,33 @@ def test_held_out_neurons_and_forecast_bins_stay_scored():
 # ------------------------------------------------------------------ sample validation
 
 
-def test_sample_validation_sets_the_same_entries_aside_in_every_batch():
+def test_sample_validation_reserves_the_same_entries_in_every_batch():
     trials = Trials(ragged_recording())
-    whole = SET_ASIDE(trials.batch())
+    whole = RESERVED(trials.batch())
     order = torch.randperm(len(trials), generator=torch.Generator().manual_seed(0))
     for positions in order.split(7):
-        part = SET_ASIDE(trials.batch(positions))
+        part = RESERVED(trials.batch(positions))
         for field in ("seen", "visible", "scored"):
             assert torch.equal(getattr(part, field), getattr(whole, field)[positions]), field
 
 
 def test_the_complement_scores_exactly_what_training_does_not():
     original = Trials(ragged_recording()).batch()
-    training, evaluation = SET_ASIDE(original), SET_ASIDE.complement()(original)
+    training, evaluation = RESERVED(original), RESERVED.complement()(original)
     assert torch.equal(training.scored ^ evaluation.scored, original.scored)
     assert not (training.scored & evaluation.scored).any()
     assert torch.equal(training.seen, evaluation.seen)
     assert torch.equal(training.visible, evaluation.visible)
     assert not (evaluation.scored & evaluation.visible).any()
-    assert SET_ASIDE.complement().complement() == SET_ASIDE
+    assert RESERVED.complement().complement() == RESERVED
 
 
-def test_sample_validation_sets_its_share_aside_independently_over_entries_and_seeds():
+def test_sample_validation_reserves_its_fraction_independently_over_entries_and_seeds():
     data = recording(np.ones((200, 30, 10), int), bin_width=0.01)
     batch = Trials(data).batch()
-    aside, other = (~SampleValidation(0.2, seed)(batch).scored for seed in (0, 1))
-    centred, centred_other = aside.double() - 0.2, other.double() - 0.2
-    assert agrees(aside.double().flatten(), 0.2)
+    reserved, other = (~SampleValidation(0.2, seed)(batch).scored for seed in (0, 1))
+    centred, centred_other = reserved.double() - 0.2, other.double() - 0.2
+    assert agrees(reserved.double().flatten(), 0.2)
     for product in (
         centred * centred_other,
         centred[:, 1:] * centred[:, :-1],
@@ -295,13 +295,23 @@ def test_sample_validation_sets_its_share_aside_independently_over_entries_and_s
         assert agrees(product.flatten(), 0.0)
 
 
+def test_sample_validation_rescales_what_the_encoder_sees():
+    """The visible entries keep the expected sum of all: each is divided by the fraction kept."""
+    original = Trials(recording(np.ones((200, 30, 10), int), bin_width=0.01)).batch()
+    for transform in (RESERVED, RESERVED.complement()):
+        batch = transform(original)
+        assert batch.gain == pytest.approx(1.25)
+        assert torch.equal(batch.seen, torch.where(batch.visible, 1.25, 0.0))
+        assert agrees(batch.seen.double().flatten(), 1.0)
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTED, ids=repr)
-def test_augmentations_mix_nothing_of_what_is_set_aside_into_training(augmentation):
+def test_augmentations_mix_no_reserved_entry_into_training(augmentation):
     batch = Trials(recording(np.ones((40, 20, 5), int), bin_width=0.01)).batch()
-    aside = ~SET_ASIDE(batch).scored
-    only_aside = batch.replace(x=batch.x * aside, seen=batch.seen * aside)
+    reserved = ~RESERVED(batch).scored
+    only_reserved = batch.replace(x=batch.x * reserved, seen=batch.seen * reserved)
     for seed in range(5):
-        after = applied([SET_ASIDE, augmentation, CoordinatedDropout()], only_aside, seed)
+        after = applied([RESERVED, augmentation, CoordinatedDropout()], only_reserved, seed)
         assert (after.x != 0).any()
         assert not after.x[after.scored].any()
         assert not after.seen.any()
@@ -378,17 +388,17 @@ def test_jitter_refuses_a_signal():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: CoordinatedDropout(1.0), r"rate=1.0 is a share of entries; .* in \[0, 1\)"),
-        (lambda: CoordinatedDropout(-0.1), r"rate=-0.1 is a share"),
+        (lambda: CoordinatedDropout(1.0), r"rate=1.0 is a fraction of entries; .* in \[0, 1\)"),
+        (lambda: CoordinatedDropout(-0.1), r"rate=-0.1 is a fraction"),
         (lambda: CoordinatedDropout(0.0), r"rate=0 hides nothing"),
-        (lambda: CoordinatedDropout(0.3, pass_rate=1.5), r"pass_rate=1.5 is a share"),
-        (lambda: MaskedModelling(1.2), r"rate=1.2 is a share"),
+        (lambda: CoordinatedDropout(0.3, pass_rate=1.5), r"pass_rate=1.5 is a fraction"),
+        (lambda: MaskedModelling(1.2), r"rate=1.2 is a fraction"),
         (lambda: MaskedModelling(0.0), r"rate=0 hides nothing"),
-        (lambda: MaskedModelling(span=0), r"span=0 must be a whole number of at least 1"),
-        (lambda: MaskedModelling(zeroed=1.5), r"zeroed=1.5 is a share of the masked bins"),
-        (lambda: SampleValidation(1.0), r"rate=1.0 is a share"),
-        (lambda: TemporalShift(0), r"max_bins=0 must be a whole number of at least 1"),
-        (lambda: SpikeJitter(-1), r"max_bins=-1 must be a whole number of at least 1"),
+        (lambda: MaskedModelling(span=0), r"span=0 must be an integer of at least 1"),
+        (lambda: MaskedModelling(zeroed=1.5), r"zeroed=1.5 is a fraction of the masked bins"),
+        (lambda: SampleValidation(1.0), r"rate=1.0 is a fraction"),
+        (lambda: TemporalShift(0), r"max_bins=0 must be an integer of at least 1"),
+        (lambda: SpikeJitter(-1), r"max_bins=-1 must be an integer of at least 1"),
     ],
 )
 def test_bad_arguments_are_named_in_one_sentence(make, sentence):

@@ -9,7 +9,7 @@ from pyrodyn.models.latent_dynamics import check_config
 @pytest.mark.parametrize("size", [3.5, "3", True])
 @pytest.mark.parametrize("name", ["latent_dim", "num_units", "initial_condition_bins", "substeps"])
 def test_sizes_that_are_no_whole_numbers_are_refused(name, size):
-    with pytest.raises(ValueError, match=f"{name}={size!r} must be a whole number"):
+    with pytest.raises(ValueError, match=f"{name}={size!r} must be an integer"):
         check_config({"dropout": 0.5, name: size}, ())
 
 

@@ -364,7 +364,7 @@ def test_a_forecast_that_leaves_only_the_initial_condition_window_is_refused():
 
 @pytest.mark.parametrize("size", ["factor_dim", "generator_dim", "controller_dim"])
 def test_sizes_below_one_are_refused(size):
-    with pytest.raises(ValueError, match=f"{size}=0 must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"{size}=0 must be an integer of at least 1"):
         build(**{size: 0})
 
 

@@ -354,7 +354,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         ({"activation": "gelu"}, "activation='gelu' is unknown; it is one of relu"),
         ({"noise": "coloured"}, "noise='coloured' is unknown"),
         ({"noise_df": 2.0}, "noise_df=2.0 must exceed 2"),
-        ({"latent_dim": 0}, "latent_dim=0 must be a whole number of at least 1"),
+        ({"latent_dim": 0}, "latent_dim=0 must be an integer of at least 1"),
         ({"latent_dim": 5}, "latent_dim=5 is the rank of 4 units"),
         ({"readout": "currents", "num_units": 5}, "but there are 5 units and 4 neurons"),
         ({"proposal": "magic"}, "proposal='magic' is unknown"),

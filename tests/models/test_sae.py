@@ -230,7 +230,7 @@ def test_a_fit_with_too_coarse_a_step_warns():
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
-        ({"latent_dim": 0}, "latent_dim=0 must be a whole number of at least 1"),
+        ({"latent_dim": 0}, "latent_dim=0 must be an integer of at least 1"),
         ({"field_depth": 0}, "field_depth=0"),
         ({"readout_width": -1}, "readout_width=-1"),
         ({"dropout": 1.0}, "dropout=1.0"),

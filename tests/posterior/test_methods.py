@@ -125,7 +125,7 @@ def test_the_replayed_rates_belong_to_the_paths(model, recorded):
 def test_requests_that_make_no_draws_are_refused(model, recorded):
     with pytest.raises(ValueError, match="method='mcmc' is unknown; it is one of guide"):
         to_datatree(model, recorded, method="mcmc")
-    with pytest.raises(ValueError, match="num_particles=1 must be a whole number of at least 2"):
+    with pytest.raises(ValueError, match="num_particles=1 must be an integer of at least 2"):
         to_datatree(model, recorded, method="smoother", num_particles=1)
     with pytest.raises(ValueError, match="num_particles=24; smoothing"):
         to_datatree(model, recorded, method="importance", num_particles=24)

@@ -221,7 +221,7 @@ def test_signals_are_predicted_as_floats_on_channels():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_draws": 0}, "num_draws=0 must be a whole number of at least 1"),
+        ({"num_draws": 0}, "num_draws=0 must be an integer of at least 1"),
         ({"path": "tree.nc"}, r"tree.nc must end in .zarr"),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_model_without_dynamics_is_refused(make_recording):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"num_bins": 0}, "num_bins=0 must be a whole number of at least 1"),
+        ({"num_bins": 0}, "num_bins=0 must be an integer of at least 1"),
         ({}, "made for 1 inputs; give inputs of shape \\(2, 3, 1\\)"),
         ({"inputs": np.zeros((2, 3, 2))}, "inputs must be of shape \\(2, 3, 1\\)"),
         ({"burn_in": 2, "inputs": np.zeros((2, 3, 1))}, "\\(2, 5, 1\\) \\(burn-in included\\)"),

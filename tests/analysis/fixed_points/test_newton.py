@@ -153,7 +153,7 @@ def test_every_model_with_dynamics_is_searched(model):
         ({"starts": np.zeros(3), "period": 2}, "period=2: cycles are enumerated for low-rank"),
         (
             {"starts": np.zeros(3), "num_starts": 0},
-            "num_starts=0 must be a whole number of",
+            "num_starts=0 must be an integer of",
         ),
         ({"region": (np.zeros(3), np.zeros(3))}, "region must be a lower and an upper corner"),
     ],

@@ -247,7 +247,7 @@ def test_what_cannot_be_compared_is_refused():
 
 
 def test_baselines_refuse_what_they_cannot_imitate():
-    with pytest.raises(ValueError, match="num_bins=0 must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="num_bins=0 must be an integer of at least 1"):
         attractor_baselines(oscillation(100, 3), 0)
     with pytest.raises(ValueError, match="train has 6 bins of 3 dims"):
         attractor_baselines(oscillation(6, 3), 10)

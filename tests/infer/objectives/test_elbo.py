@@ -432,7 +432,7 @@ def test_a_guide_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: ELBO(0), "num_particles=0 must be a whole number of at least 1"),
+        (lambda: ELBO(0), "num_particles=0 must be an integer of at least 1"),
         (lambda: ELBO(beta={"z": -1.0}), r"beta\['z'\] is .*; weights and steps must be >= 0"),
         (lambda: ELBO(beta={"z": Ramp(-5)}), r"beta\['z'\] is .*; weights and steps"),
         (lambda: ELBO(beta={"z": Ramp(5, start=-1)}), r"beta\['z'\] is .*; weights and steps"),

@@ -204,7 +204,7 @@ def test_all_weights_zero_names_trial_and_bin():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"num_particles": 0}, "num_particles=0 must be a whole number of at least 1"),
+        ({"num_particles": 0}, "num_particles=0 must be an integer of at least 1"),
         ({"resampling": "killing"}, "resampling='killing' is unknown"),
         ({"ess_threshold": 1.5}, "ess_threshold=1.5 is a share"),
     ],

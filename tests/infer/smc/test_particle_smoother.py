@@ -81,8 +81,8 @@ def test_requests_that_make_no_sense_are_refused():
     of_two = particle_filter(model, batch_of(recorded.isel(trial=slice(2))), 4)
     for settings, said in (
         ({"method": "rauch"}, "method='rauch' is unknown; it is one of ffbsi"),
-        ({"num_draws": 0}, "num_draws=0 must be a whole number of at least 1"),
-        ({"lag": 0}, "lag=0 must be a whole number of at least 1"),
+        ({"num_draws": 0}, "num_draws=0 must be an integer of at least 1"),
+        ({"lag": 0}, "lag=0 must be an integer of at least 1"),
         ({"filtered": of_two}, "filtered holds 2 trials of 6 bins, the batch 3 of 6"),
     ):
         with pytest.raises(ValueError, match=said):
