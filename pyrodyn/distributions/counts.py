@@ -28,8 +28,13 @@ from torch.distributions import Gamma, constraints
 from torch.distributions.utils import lazy_property
 from torch.nn import functional
 
+from pyrodyn.kernels.affine_poisson import ZERO_LOG_ZERO
+
 MIN_LOG_DISPERSION = -30.0
 """Below it 100 counts tell the law from a Poisson by less than 1e-9 nats; 1/phi stays finite."""
+
+NO_COUNT = 1e-20
+"""What stands for a count of 0 where its logarithm is taken."""
 
 STIRLING_FROM = 16.0
 """Where Stirling's series with the terms below errs by less than 1e-15."""
@@ -95,7 +100,8 @@ class _LogPoissonDensity(torch.autograd.Function):
 
     @staticmethod
     def forward(log_rate: Tensor, mean: Tensor, value: Tensor) -> Tensor:
-        return (value * log_rate).sub_(mean).sub_(log_factorial(value))
+        product = (value * log_rate).nan_to_num_(*ZERO_LOG_ZERO)
+        return product.sub_(mean).sub_(log_factorial(value))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -133,7 +139,15 @@ def log_factorial(count: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 class NegativeBinomialMean(TorchDistribution):
     """Negative binomial by mean m and dispersion phi: variance m + phi m^2.
 
-    With r = 1/phi, log p(x) = x log m - (x + r) log(1 + phi m) + sum_{k<x} log(1 + k phi) - log x!
+    With r = 1/phi, as for x -> 0 where x = 0::
+
+        log p(x) = (x + r) log((x + r) / (m + r)) - x log(x / m)
+                   + R(x + r) - R(r) - R(x) - log(1 + phi x) / 2 - log(2 pi x) / 2
+
+    R is `stirling_remainder`. The leading terms of the log Gammas, which cancel, do not appear
+    (Loader 2000, "Fast and accurate computation of binomial probabilities"), and the first line is
+    evaluated as n y - (x + r) log(1 + n / (x + r) (e^y - 1)) with n = min(x, r) and y = log(m / x)
+    if x < r, log(x / m) otherwise, which keeps its digits for large means and for every phi.
 
     Args:
         log_mean: log expected count per bin.
@@ -185,16 +199,22 @@ class NegativeBinomialMean(TorchDistribution):
             self._validate_sample(value)
         phi = self.dispersion
         r = phi.reciprocal()
-        # sum_{k<x} log(1 + k phi) = log Gamma(x + r) - log Gamma(r) - x log r, in which a large r
-        # cancels all digits; Stirling's leading terms are subtracted on paper instead.
-        spread = (
-            (value + r - 0.5) * torch.log1p(value * phi)
-            - value
-            + stirling_remainder(value + r)
-            - stirling_remainder(r)
-        )
-        of_counts = spread - log_factorial(value)
-        return value * self.log_mean - (value + r) * torch.log1p(self.mean * phi) + of_counts
+        x = value.clamp(min=NO_COUNT)
+        total, is_below = x + r, x < r
+        fewer = torch.where(is_below, x, r)
+        sign = torch.where(is_below, 1.0, -1.0)
+        of_counts = stirling_remainder(total) - stirling_remainder(r) - 0.5 * torch.log1p(x * phi)
+        of_factorial = stirling_remainder(x) + 0.5 * (2 * math.pi * x).log()
+        of_counts = of_counts - torch.where(value == 0, 0.0, of_factorial)
+        # From here on tensors are as large as the mean.
+        y = torch.addcmul(-sign * x.log(), sign, self.log_mean)
+        # Beyond what expm1 can represent, log(1 + w (e^y - 1)) continues with slope 1.
+        largest = 0.95 * math.log(torch.finfo(y.dtype).max)
+        near, beyond = y.clamp(max=largest), (y - largest).clamp(min=0)
+        linear = (fewer * (value != 0) * near).nan_to_num(*ZERO_LOG_ZERO)
+        curved = torch.log1p(fewer / total * near.expm1())
+        log_prob = torch.addcmul(of_counts + linear, total, curved, value=-1)
+        return torch.addcmul(log_prob, total - fewer, beyond, value=-1)
 
 
 class ZeroInflatedLogPoisson(TorchDistribution):

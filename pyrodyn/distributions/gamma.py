@@ -31,7 +31,9 @@ from pyrodyn.distributions.counts import stirling_remainder
 class MeanGamma(TorchDistribution):
     """Gamma by mean m and concentration k.
 
-    With t = log(x / m), log p(x) = k (t - e^t) + k log k - log Gamma(k) - log x.
+    With t = log(x / m), log p(x) = k (t - e^t) + k log k - log Gamma(k) - log x. Where e^t would
+    overflow (t above 71 in single precision) its tangent stands for it: value and gradient stay
+    finite and of the right sign.
 
     Args:
         log_mean: log m, any shape.
@@ -83,7 +85,10 @@ class MeanGamma(TorchDistribution):
         # k log k - k - log Gamma(k), whose digits a large k cancels, with Stirling's leading terms
         # subtracted on paper.
         normaliser = 0.5 * (k / (2 * math.pi)).log() - stirling_remainder(k)
-        return k * (t - torch.expm1(t)) + normaliser - log_value
+        # Far out e^t continues along its tangent, so that it and its gradient stay finite.
+        near = t.clamp(max=0.8 * math.log(torch.finfo(t.dtype).max))
+        beyond = near.exp() * (t - near)
+        return k * (t - near.expm1() - beyond) + normaliser - log_value
 
 
 class ZeroInflatedGamma(TorchDistribution):

@@ -11,6 +11,7 @@ value and slope d log p / d y are worked out together, while what they share is 
 and the slope alone is kept.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,11 @@ def softplus_and_log(y: Float[Tensor, "*left"]) -> tuple[Tensor, Tensor]:
     """
     mean = torch.maximum(y.clamp(-FAR, FAR).exp().log1p(), y)
     return mean, torch.minimum(mean.log(), y)
+
+
+ZERO_LOG_ZERO = (0.0, math.inf, -math.inf)
+"""For `torch.nan_to_num` of x log m: a mean of exactly 0 expects a count of 0. A NaN among the
+factors is lost there, but not in the density, which it also enters by the mean."""
 
 
 def affine_poisson_log_prob(
@@ -70,7 +76,8 @@ def recorded_log_prob(
     """`affine_poisson_log_prob` as autograd sees it."""
     y = z @ loading.mT + offset
     mean, log_mean = softplus_and_log(y) if link == "softplus" else (y.exp(), y)
-    return (weight * (x * log_mean - mean - torch.lgamma(x + 1))).sum(-1)
+    expected = (x * log_mean).nan_to_num(*ZERO_LOG_ZERO)
+    return (weight * (expected - mean - torch.lgamma(x + 1))).sum(-1)
 
 
 class AffinePoissonSteps:
@@ -119,7 +126,8 @@ class AffinePoissonSteps:
             torch.minimum(log_mean, y, out=log_mean)
         else:
             mean, log_mean = y.exp(), y
-        log_prob = log_mean.mul_(weighed).addcmul_(weight, mean, value=-1).sum(-1)
+        expected = log_mean.mul_(weighed).nan_to_num_(*ZERO_LOG_ZERO)
+        log_prob = expected.addcmul_(weight, mean, value=-1).sum(-1)
         if not keeps:
             return log_prob, None
         if self.link == "softplus":

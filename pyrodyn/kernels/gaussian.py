@@ -22,8 +22,8 @@ from pyrodyn.kernels.double_backward import recorded_gradients
 
 def times(
     vectors: Float[Tensor, "*batch dim"], matrix: Float[Tensor, "*left row dim"]
-) -> Float[Tensor, "*batch row"]:
-    """M v for every vector, M shared by all or one per batch element."""
+) -> Float[Tensor, "*all row"]:
+    """M v, M shared by all vectors or one per batch element; the batch dims broadcast."""
     if matrix.ndim == 2:
         return vectors @ _laid_out(matrix)
     extra = vectors.ndim - matrix.ndim
@@ -48,9 +48,12 @@ def half_sum(values: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
 
 
 def _outer(
-    one: Float[Tensor, "*batch row"], other: Float[Tensor, "*batch dim"], like: Tensor
+    one: Float[Tensor, "*batch row"], other: Float[Tensor, "*fewer dim"], like: Tensor
 ) -> Tensor:
-    """The sum of one other', over all vectors that meet the same matrix ``like``."""
+    """The sum of one other', over all vectors that meet the same matrix ``like``; the vectors
+    ``other`` may have fewer batch dims than the vectors ``one``.
+    """
+    other = other.expand(*one.shape[:-1], other.shape[-1])
     if like.ndim == 2:
         return one.reshape(-1, one.shape[-1]).t() @ other.reshape(-1, other.shape[-1])
     extra = one.ndim - like.ndim
@@ -91,9 +94,11 @@ class _Affine(torch.autograd.Function):
             )
         of_vectors, of_matrix, of_offset = ctx.needs_input_grad
         d_vectors = d_matrix = d_offset = None
-        d_product = d_moved.sum_to_size(*vectors.shape[:-1], d_moved.shape[-1])
+        # Only what the offset alone broadcasts over may be summed before the product.
+        left = torch.broadcast_shapes(vectors.shape[:-1], matrix.shape[:-2])
+        d_product = d_moved.sum_to_size(*left, d_moved.shape[-1])
         if of_vectors:
-            d_vectors = times(d_product, matrix.mT)
+            d_vectors = times(d_product, matrix.mT).sum_to_size(vectors.shape)
         if of_matrix:
             d_matrix = _outer(d_product, vectors, matrix)
         if of_offset:

@@ -123,6 +123,57 @@ def test_negative_binomial_keeps_its_digits_in_float32(log_dispersion):
     np.testing.assert_allclose(single.log_prob(counts).double(), exact, rtol=1e-5, atol=2e-3)
 
 
+@pytest.mark.parametrize("log_dispersion", [-20.0, -9.2, -4.0, 0.0, 2.3, 9.2])
+@pytest.mark.parametrize("mean", [3.0, 1e4])
+def test_negative_binomial_keeps_its_digits_at_large_counts(mean, log_dispersion):
+    log_mean = torch.tensor(np.log(mean), dtype=torch.float32)
+    counts = torch.tensor([0.0, 1.0, 30.0, 5e3, 9.9e3, 1e4, 1.01e4, 3e4])
+    found = NegativeBinomialMean(log_mean, torch.tensor(log_dispersion)).log_prob(counts)
+    r = np.exp(-np.float64(log_dispersion))
+    m = np.exp(log_mean.double().numpy())
+    x = counts.double().numpy()
+    exact = scipy.stats.nbinom.logpmf(x, r, r / (r + m))
+    np.testing.assert_allclose(found.double(), exact, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LAWS)
+def test_a_rate_of_zero_expects_no_count(name, dtype):
+    rate = torch.tensor([-torch.inf, -torch.inf, -torch.inf, 0.5], dtype=dtype, requires_grad=True)
+    counts = torch.tensor([0.0, 1.0, 7.0, 2.0], dtype=dtype)
+    log_prob = LAWS[name](rate).log_prob(counts)
+    silent = torch.zeros((), dtype=dtype)
+    torch.testing.assert_close(log_prob[0], silent)
+    assert (log_prob[1:3] == -torch.inf).all()
+    one = LAWS[name](rate[3:].detach()).log_prob(counts[3:])
+    torch.testing.assert_close(log_prob[3:], one)
+    # The others' gradients do not suffer.
+    (gradient,) = torch.autograd.grad(log_prob[[0, 3]].sum(), rate)
+    assert gradient[0] == 0
+    assert gradient[3].isfinite()
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_what_is_no_number_remains_none(name):
+    rate, counts = torch.tensor([torch.nan, 0.0, 0.0]), torch.tensor([0.0, torch.nan, 1.0])
+    with pyro.validation_enabled(False):
+        assert LAWS[name](rate).log_prob(counts).isnan().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("log_dispersion", [-25.0, -3.0, 0.0, 4.0])
+def test_negative_binomial_has_gradients_far_out(log_dispersion):
+    phi = torch.tensor(log_dispersion)
+    log_mean = torch.tensor([-100.0, -45.0, 30.0], requires_grad=True)
+    counts = torch.tensor([[0.0], [1.0], [1e4]])
+    log_prob = NegativeBinomialMean(log_mean, phi).log_prob(counts)
+    found = torch.stack(
+        [torch.autograd.grad(row.sum(), log_mean, retain_graph=True)[0] for row in log_prob]
+    )
+    mean = log_mean.detach().double().exp()
+    expected = (counts - mean) / (1 + phi.double().exp() * mean)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_are_those_of_the_density():
     counts = torch.tensor([[0.0], [1.0], [3.0], [40.0]], dtype=torch.float64)
     log_rate = torch.tensor([-2.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)

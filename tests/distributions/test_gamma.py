@@ -133,6 +133,21 @@ def test_values_and_gradients_stay_finite(dtype, x):
         assert torch.isfinite(each.grad).all()
 
 
+@pytest.mark.parametrize("law", [MeanGamma, ZeroInflatedGamma])
+@pytest.mark.parametrize("x", [1e4, 1e12, 1e30])
+def test_far_out_values_and_gradients_are_finite_and_point_back(law, x):
+    log_mean = tensor([-80.0, -300.0], torch.float32).requires_grad_()
+    k = tensor(2.0, torch.float32).requires_grad_()
+    value = tensor(x, torch.float32).requires_grad_()
+    rest = (tensor(0.3, torch.float32),) if law is ZeroInflatedGamma else ()
+    log_prob = law(log_mean, k, *rest).log_prob(value)
+    assert log_prob.isfinite().all()
+    assert (log_prob < -1e20).all()
+    gradients = torch.autograd.grad(log_prob.sum(), (log_mean, k, value))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0] > 1e20).all()
+
+
 @pytest.mark.parametrize("zero_inflated", [False, True])
 def test_masked_zeros_leave_no_trace(zero_inflated):
     log_mean = torch.zeros(3, requires_grad=True)

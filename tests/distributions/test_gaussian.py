@@ -1,8 +1,10 @@
 """Covariances in all the forms that densities need."""
 
+import pytest
+import scipy.stats
 import torch
 
-from pyrodyn.distributions.gaussian import Covariance
+from pyrodyn.distributions.gaussian import Covariance, SharedNormal, SharedStudentT
 
 
 def test_a_covariance_is_that_of_its_precision():
@@ -25,3 +27,19 @@ def test_a_matrix_that_is_no_precision_makes_no_numbers():
         assert not field[1:].diagonal(dim1=-2, dim2=-1).isfinite().any()
     assert found.half_log_det[0] == 0
     assert found.half_log_det[1:].isnan().all()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_densities_agree_with_scipy(dim):
+    torch.manual_seed(0)
+    factor = (torch.randn(dim, dim).tril(-1) + torch.diag(0.5 + torch.rand(dim))).double()
+    mean, value = torch.randn(dim).double(), torch.randn(4, dim).double()
+    covariance = Covariance.of_factor(factor)
+    C = (factor @ factor.mT).numpy()
+    normal = scipy.stats.multivariate_normal(mean.numpy(), C).logpdf(value.numpy())
+    found = SharedNormal(mean, covariance).log_prob(value)
+    torch.testing.assert_close(found, torch.as_tensor(normal))
+    for df in (1.5, 4.0, 30.0):
+        student = scipy.stats.multivariate_t(mean.numpy(), C, df).logpdf(value.numpy())
+        found = SharedStudentT(mean, covariance, df).log_prob(value)
+        torch.testing.assert_close(found, torch.as_tensor(student))

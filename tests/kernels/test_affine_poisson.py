@@ -65,3 +65,17 @@ def test_slopes_are_finite_far_from_zero():
         ).backward()
         expected = 3.0 if far < 0 else 3.0 / far - 1
         torch.testing.assert_close(z.grad, torch.full((1, 1), expected))
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_rate_of_zero_expects_no_count(link):
+    z, loading = torch.randn(4, 2, requires_grad=True), torch.randn(3, 2)
+    offset, weight = torch.tensor([0.3, -torch.inf, 0.1]), torch.ones(3)
+    found = affine_poisson_log_prob(z, loading, offset, torch.tensor([2.0, 0, 1]), weight, link)
+    others = (loading[::2], offset[::2], torch.tensor([2.0, 1.0]), weight[::2])
+    expected = affine_poisson_log_prob(z, *others, link)
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), z)[0])
+    one = affine_poisson_log_prob(z, loading, offset, torch.tensor([2.0, 1, 1]), weight, link)
+    assert (one == -torch.inf).all()

@@ -15,10 +15,21 @@ def wanted(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.double().requires_grad_() for tensor in tensors]
 
 
-@pytest.mark.parametrize("left", [(), (3,)])
-def test_an_affine_map_and_its_gradients(left):
+@pytest.mark.parametrize(
+    ("vectors", "left", "offset"),
+    [
+        ((4, 3), (), (3,)),
+        ((4, 3), (3,), (3,)),
+        ((), (3,), ()),
+        ((4, 1), (3,), (3,)),
+        ((1,), (4, 3), (1,)),
+        ((3,), (1,), (4, 3)),
+        ((1, 3), (4, 1), ()),
+    ],
+)
+def test_an_affine_map_and_its_gradients(vectors, left, offset):
     torch.manual_seed(0)
-    given = wanted(torch.randn(4, 3, 2), torch.randn(*left, 2, 2), torch.randn(3, 2))
+    given = wanted(torch.randn(*vectors, 2), torch.randn(*left, 2, 2), torch.randn(*offset, 2))
     v, M, b = given
     torch.testing.assert_close(affine(*given), (M @ v[..., None])[..., 0] + b)
     assert torch.autograd.gradcheck(affine, given)
