@@ -10,12 +10,33 @@ sites would cost more than the whole training step around them.
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+
+
+class LastDraw:
+    """What a distribution computed along its last draw and needs again to score that draw."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Any, bool] | None = None
+
+    def keep(self, drawn: Float[Tensor, "*all time dim"], value: Any) -> None:
+        """Keep a value for this very tensor."""
+        self._kept = drawn, value, torch.is_grad_enabled()
+
+    def recall(self, path: Float[Tensor, "*path time dim"]) -> Any:
+        """The value kept for this very tensor; None for any other, and for a draw made under
+        ``no_grad`` where a gradient is wanted now.
+        """
+        if self._kept is None:
+            return None
+        drawn, value, has_gradient = self._kept
+        return value if path is drawn and has_gradient >= torch.is_grad_enabled() else None
 
 
 class StatePath(TorchDistribution):

@@ -39,7 +39,7 @@ from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
-from pyrodyn.distributions.paths import StatePath
+from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.kernels.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.kernels.gru import GRUWeights
 from pyrodyn.models.dynamics import Dynamics
@@ -493,7 +493,7 @@ class ControllerPath(StatePath):
     ) -> None:
         self.lfads, self.encoded, self.inputs, self.g0 = lfads, encoded, inputs, g0
         self.num_bins, self.num_seen = inputs.shape[1], encoded.shape[1]
-        self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last_draw = LastDraw()
         event_shape = torch.Size((self.num_bins, lfads.inferred_input_dim))
         super().__init__(g0.shape[:-1], event_shape, validate_args=False)
 
@@ -529,7 +529,7 @@ class ControllerPath(StatePath):
             states = roll(lfads.generator, later, last_state.view(*left, -1))
             factors = torch.cat([factors, lfads.factors(states)], -2)
             u = torch.cat([u, future], -2)
-        self._drawn = (u, mean, scale)
+        self._last_draw.keep(u, (mean, scale))
         # The model meets this very tensor if Pyro replays it; the path belongs to q's own g0.
         if not sample_shape:
             lfads.keep(self.g0, u, self.inputs, factors)
@@ -539,10 +539,7 @@ class ControllerPath(StatePath):
         """Log q(u_t | u_<t): by the kept means and scales of the last draw, else by the
         teacher-forced loop.
         """
-        if self._drawn is not None and path is self._drawn[0]:
-            _, mean, scale = self._drawn
-        else:
-            mean, scale = self._teacher_forced(path)
+        mean, scale = self._last_draw.recall(path) or self._teacher_forced(path)
         seen = dist.Normal(mean, scale).log_prob(path[..., : self.num_seen, :]).sum(-1)
         if self.num_bins == self.num_seen:
             return seen

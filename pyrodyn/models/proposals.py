@@ -177,7 +177,10 @@ class Factor:
     @functools.cached_property
     def bins(self) -> tuple[Conditioned, list[Conditioned]]:
         """The first bin by itself, and each of the later ones."""
-        return self.first.bins()[0], self.later.bins()
+        # With a graph whoever asks first: a draw made under no_grad must not leave the density that
+        # is computed afterwards without its gradient.
+        with torch.enable_grad():
+            return self.first.bins()[0], self.later.bins()
 
     def at(self, t: int, is_first: bool) -> Conditioned:
         """Bin t by itself."""

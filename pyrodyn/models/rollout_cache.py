@@ -14,18 +14,21 @@ from torch import Tensor
 
 
 class WeightSnapshot:
-    """Values of weights at one moment.
+    """Values of weights at one moment, and which of them were frozen.
 
     Values, because torch's counters of changes miss fused optimisers and ``.data``.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._values = tuple(weight.detach().clone() for weight in weights)
+        self._values = tuple(
+            weight.detach().clone().requires_grad_(weight.requires_grad) for weight in weights
+        )
 
     def is_of(self, weights: Iterable[Tensor]) -> bool:
         """Whether weights have these values."""
         now = tuple(weights)
-        if [(w.dtype, w.device) for w in now] != [(v.dtype, v.device) for v in self._values]:
+        kinds = [[(w.dtype, w.device, w.requires_grad) for w in of] for of in (now, self._values)]
+        if kinds[0] != kinds[1]:
             return False
         same = [(w == v).all() for w, v in zip(now, self._values, strict=True)]
         return bool(torch.stack(same).all())  # at once: a GPU waits for every answer

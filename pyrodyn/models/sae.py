@@ -48,7 +48,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import is_number
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.kernel_density import KernelDensity
-from pyrodyn.distributions.paths import StatePath
+from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.kernels.runge_kutta import Steering
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
@@ -592,7 +592,7 @@ class SteeredPath(StatePath):
     ) -> None:
         self.model, self.pull, self.inputs = model, pull, inputs
         left = pull.gain.shape[:1] if batch_shape is None else torch.Size(batch_shape)
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._last_draw = LastDraw()
         super().__init__(left, pull.gain.shape[1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SteeredPath":
@@ -609,7 +609,7 @@ class SteeredPath(StatePath):
         later = Steering(gain[:, 1:], shift[..., 1:, :])
         reached = self.model.phi.roll(first, self.inputs[:, 1:], later)
         drawn = torch.cat([first[..., None, :], later(reached)], -2)
-        self._drawn = (drawn, self._log_density(noise))
+        self._last_draw.keep(drawn, self._log_density(noise))
         # The model meets this very tensor if Pyro replays it.
         self.model.rollout_cache.keep(reached, (drawn,), self.inputs, self.model.phi.parameters())
         return drawn
@@ -618,8 +618,9 @@ class SteeredPath(StatePath):
         self, path: Float[Tensor, "*path time latent"]
     ) -> Float[Tensor, "*all time"]:
         """Log q(z_t | z_<t), right for any path."""
-        if self._drawn is not None and path is self._drawn[0]:
-            return self._drawn[1]
+        kept: Tensor | None = self._last_draw.recall(path)
+        if kept is not None:
+            return kept
         gain, offset, scale = self.pull
         start = self.model.start_mean.expand(*path.shape[:-2], 1, -1)
         predicted = torch.cat([start, self.model.phi(path[..., :-1, :], self.inputs[:, 1:])], -2)

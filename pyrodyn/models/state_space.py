@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
-from pyrodyn.distributions.paths import StatePath
+from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Observation, observe
 
@@ -62,7 +62,7 @@ class StateSpaceModel(LatentDynamics):
 
     def __init__(self) -> None:
         super().__init__()
-        self._hoisted: dict[str, Any] | None = None
+        self._hoisted: dict[tuple[str, bool], Any] | None = None
 
     @contextlib.contextmanager
     def hoisting(self) -> Iterator[None]:
@@ -78,12 +78,16 @@ class StateSpaceModel(LatentDynamics):
             self._hoisted = outer
 
     def hoisted[T](self, name: str, work: Callable[[], T]) -> T:
-        """The result of ``work``, kept under a name while `hoisting`."""
+        """The result of ``work``, kept under a name while `hoisting`.
+
+        What was computed under ``no_grad`` is kept apart from what carries a gradient.
+        """
         if self._hoisted is None:
             return work()
-        if name not in self._hoisted:
-            self._hoisted[name] = work()
-        kept: T = self._hoisted[name]
+        key = name, torch.is_grad_enabled()
+        if key not in self._hoisted:
+            self._hoisted[key] = work()
+        kept: T = self._hoisted[key]
         return kept
 
     def initial_condition(self) -> Distribution:
@@ -416,7 +420,7 @@ class ProposalPath(_ModelPath):
     ) -> None:
         self.encoding = encoding
         super().__init__(model, start, inputs, batch_shape)
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._last_draw = LastDraw()
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ProposalPath":
         """The same law for more particles."""
@@ -433,13 +437,14 @@ class ProposalPath(_ModelPath):
             path.append(z)
             log_q.append(law.log_prob(z))
         drawn = torch.stack(path, -2)
-        self._drawn = (drawn, torch.stack(log_q, -1))
+        self._last_draw.keep(drawn, torch.stack(log_q, -1))
         return drawn
 
     def log_prob_steps(self, path: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*all time"]:
         """Log q(z_t | z_<t), right for any path."""
-        if self._drawn is not None and path is self._drawn[0]:
-            return self._drawn[1]
+        kept: Tensor | None = self._last_draw.recall(path)
+        if kept is not None:
+            return kept
         log_q = []
         for t, (law, state_of) in enumerate(self._laws()):
             z = path[..., t, :]

@@ -19,7 +19,11 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.objectives.importance_weighted import local_draws, weigh
+from pyrodyn.infer.objectives.importance_weighted import (
+    local_draws,
+    log_densities,
+    weighted_draws,
+)
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import Program, latent_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -183,9 +187,9 @@ def importance_sample(
     if isinstance(model, LatentDynamics):
         model.check_batch(batch)
     drawn = local_draws(guide, batch, num_particles)
-    weighed = weigh(model, drawn, drawn, batch, num_particles)
-    shape = weighed.log_weights.shape
-    _check_weights(weighed.log_weights, batch.trial)
+    weighted = weighted_draws(model, drawn, log_densities(drawn), batch, num_particles)
+    shape = weighted.log_weights.shape
+    _check_weights(weighted.log_weights, batch.trial)
     sites: dict[str, Any] = {}
     for name in latent_sites(drawn):
         site = drawn.nodes[name]
@@ -196,11 +200,11 @@ def importance_sample(
             )
         value = site["value"]
         sites[name] = value.expand(*shape, *value.shape[value.ndim - site["fn"].event_dim :])
-    smoothed = pareto_smoothed(weighed.log_weights)
-    evidence, error = log_evidence(weighed.log_weights)
+    smoothed = pareto_smoothed(weighted.log_weights)
+    evidence, error = log_evidence(weighted.log_weights)
     return ImportanceSample(
         sites=sites,
-        log_weights=weighed.log_weights,
+        log_weights=weighted.log_weights,
         smoothed=smoothed,
         effective_sample_size=effective_sample_size(smoothed.log_weights),
         log_evidence=evidence,

@@ -19,7 +19,7 @@ Source: Burda et al. 2016.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -96,12 +96,12 @@ class RWS(Objective):
         return RWSLoss(self, model, guide)
 
 
-class Weighed(NamedTuple):
-    """Draws of a guide, weighed.
+class WeightedDraws(NamedTuple):
+    """Densities of a guide's draws.
 
     Attributes:
-        log_p: log p(x, local latents) per draw and trial, not yet weighted by what a minibatch
-            stands for.
+        log_p: log p(x, local latents) per draw and trial, without the factor by which a minibatch
+            stands for its recording.
         log_q: log q of the local latents.
         shared: log p - log q of sites outside the plate over trials, and factors of the model.
         factors: names of those factors.
@@ -132,26 +132,28 @@ class IWELBOLoss(Loss):
         self.objective = objective
 
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
-        """Negative bound with the gradient asked for."""
+        """Negative bound whose gradient is the chosen estimator."""
         num_particles, gradient = self.objective.num_particles, self.objective.gradient
         if gradient == "iwae":
             drawn = local_draws(self.guide, batch, num_particles)
-            weighed = weigh(self.model, drawn, drawn, batch, num_particles)
-            bound = weighed.bound()
-            return _evaluation(bound, bound, weighed, batch)
+            log_q = log_densities(drawn)
+            weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
+            bound = weighted.bound()
+            return _evaluation(bound, bound, weighted, batch)
         # Draws that lead back to the guide's parameters, densities of q that do not.
         guide = FixedDropout(self.guide)
-        stuck = _Stuck(local_draws(guide, batch, num_particles))
+        copies = _CopiedDraws(local_draws(guide, batch, num_particles))
         with _without_gradient(self.guide):
             scored = poutine.trace(
-                poutine.replay(_with_particles(guide, num_particles), trace=stuck.trace)
+                poutine.replay(_with_particles(guide, num_particles), trace=copies.trace)
             ).get_trace(batch)
-        weighed = weigh(self.model, stuck.trace, scored, batch, num_particles)
-        weights = torch.softmax(weighed.log_weights, 0).detach()
+            log_q = log_densities(scored)
+        weighted = weighted_draws(self.model, copies.trace, log_q, batch, num_particles)
+        weights = torch.softmax(weighted.log_weights, 0).detach()
         if gradient == "dreg":
-            stuck.multiply_gradients(weights)
-        surrogate = (weights * weighed.log_weights).sum(0)
-        return _evaluation(weighed.bound(), surrogate, weighed, batch)
+            copies.multiply_gradients(weights)
+        surrogate = (weights * weighted.log_weights).sum(0)
+        return _evaluation(weighted.bound(), surrogate, weighted, batch)
 
 
 class RWSLoss(Loss):
@@ -168,30 +170,31 @@ class RWSLoss(Loss):
         num_particles = self.objective.num_particles
         with _DrawnWithoutGradient():
             drawn = local_draws(self.guide, batch, num_particles)
-        weighed = weigh(self.model, drawn, drawn, batch, num_particles)
-        weights = torch.softmax(weighed.log_weights, 0).detach()
-        surrogate = (weights * (weighed.log_p + weighed.log_q)).sum(0)
-        return _evaluation(weighed.bound(), surrogate, weighed, batch)
+        log_q = log_densities(drawn)
+        weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
+        weights = torch.softmax(weighted.log_weights, 0).detach()
+        surrogate = (weights * (weighted.log_p + weighted.log_q)).sum(0)
+        return _evaluation(weighted.bound(), surrogate, weighted, batch)
 
 
 def _evaluation(
     bound: Float[Tensor, " trial"],
     surrogate: Float[Tensor, " trial"],
-    weighed: Weighed,
+    weighted: WeightedDraws,
     batch: Batch,
 ) -> Evaluation:
     """The bound's value with the surrogate's gradient."""
-    total = batch.weight * surrogate.sum() + weighed.shared
-    value = batch.weight * bound.sum() + weighed.shared
+    total = batch.weight * surrogate.sum() + weighted.shared
+    value = batch.weight * bound.sum() + weighted.shared
     with torch.no_grad():
-        share = torch.softmax(weighed.log_weights, 0).square().sum(0).reciprocal()
-        shown = {"ess": batch.weight * (share / len(weighed.log_weights)).sum()}
-    return Evaluation(-(total + (value - total).detach()), shown, weighed.factors)
+        effective = torch.softmax(weighted.log_weights, 0).square().sum(0).reciprocal()
+        logged = {"ess": batch.weight * (effective / len(weighted.log_weights)).sum()}
+    return Evaluation(-(total + (value - total).detach()), logged, weighted.factors)
 
 
 def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Trace:
-    """A trace of K draws per trial of what lies inside the plate over trials, and one draw of what
-    lies outside.
+    """A trace of K draws per trial of the sites inside the plate over trials, and one draw of the
+    sites outside it.
     """
     program = _with_particles(guide, num_particles)
     drawn = poutine.trace(program).get_trace(batch)
@@ -207,24 +210,32 @@ def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Tra
 def _with_particles(program: Program, num_particles: int) -> Program:
     if num_particles == 1:
         return program
-    wrapped: Program = pyro.plate("particles", num_particles, dim=-2)(program)
-    return wrapped
+    with_plate: Program = pyro.plate("particles", num_particles, dim=-2)(program)
+    return with_plate
 
 
-def weigh(
+def log_densities(drawn: poutine.Trace) -> dict[str, Tensor]:
+    """Log q of every draw and factor of a guide's trace, neither scaled nor masked."""
+    return {
+        name: drawn.nodes[name]["fn"].log_prob(drawn.nodes[name]["value"])
+        for name in [*drawn_sites(drawn), *observed_sites(drawn)]
+    }
+
+
+def weighted_draws(
     model: Program,
     drawn: poutine.Trace,
-    scored: poutine.Trace,
+    log_q: Mapping[str, Tensor],
     batch: Batch,
     num_particles: int,
-) -> Weighed:
-    """Weigh a guide's draws.
+) -> WeightedDraws:
+    """Log p and log q of a guide's draws, per draw and trial.
 
     Args:
         model: replayed on the draws.
         drawn: the guide's trace that holds them.
-        scored: the trace whose densities are log q.
-        batch: what was seen.
+        log_q: by `log_densities`.
+        batch: the trials.
         num_particles: K.
     """
     program = _with_particles(model, num_particles)
@@ -232,19 +243,19 @@ def weigh(
     for name in latent_sites(drawn):
         if name not in model_trace:
             raise ValueError(f"the guide draws {name!r}, which is no site of this model")
+    observed = observed_sites(model_trace)
+    log_p = {
+        name: model_trace.nodes[name]["fn"].log_prob(model_trace.nodes[name]["value"])
+        for name in [*latent_sites(drawn), *observed]
+    }
     shape = (num_particles, batch.num_trials)
     zero = batch.seen.new_zeros(())
-    log_p, log_q, shared = zero.expand(shape), zero.expand(shape), zero
-    observed = observed_sites(model_trace)
-    for trace, sign, names in (
-        (model_trace, 1, [*latent_sites(drawn), *observed]),
-        (scored, -1, [*drawn_sites(scored), *observed_sites(scored)]),
-    ):
-        for name in names:
+    total_p, total_q, shared = zero.expand(shape), zero.expand(shape), zero
+    for trace, sign, log_probs in ((model_trace, 1, log_p), (drawn, -1, log_q)):
+        for name, log_prob in log_probs.items():
             site = trace.nodes[name]
-            log_prob = site["fn"].log_prob(site["value"])
             if not is_local(site):
-                # One draw, which the plate over particles has spread over all of them.
+                # One draw, which the plate over particles has repeated for all of them.
                 term = scale_and_mask(log_prob, site["scale"], site["mask"])
                 shared = shared + sign * term.sum() / _num_copies(term, num_particles)
                 continue
@@ -253,23 +264,29 @@ def weigh(
             scale = model_trace.nodes[name]["scale"] / batch.weight if is_shared else 1.0
             term = scale_and_mask(log_prob, scale, site["mask"])
             if sign > 0:
-                log_p = log_p + term
+                total_p = total_p + term
             else:
-                log_q = log_q + term
+                total_q = total_q + term
     factors = tuple(name for name in observed if name != "x")
-    return Weighed(log_p.expand(shape), log_q.expand(shape), shared, factors)
+    return WeightedDraws(total_p.expand(shape), total_q.expand(shape), shared, factors)
 
 
 def _num_copies(term: Tensor, num_particles: int) -> int:
     return num_particles if term.ndim >= 2 and term.shape[-2] == num_particles else 1
 
 
-class _Stuck:
-    """A guide's draws, each behind a copy whose gradient can be multiplied before it goes on into
-    the guide.
+class _CopiedDraws:
+    """A guide's draws, each replaced by a copy whose gradient can be multiplied before it flows on
+    into the guide.
 
-    A copy, because a draw that another draw was made from has the gradient of that path too, which
-    belongs to the guide.
+    A copy, because the gradient of a draw from which another draw was made includes that of the
+    other draw, which belongs to the guide.
+
+    Args:
+        drawn: the guide's trace.
+
+    Attributes:
+        trace: the same with the copies.
     """
 
     def __init__(self, drawn: poutine.Trace) -> None:
@@ -290,10 +307,10 @@ class _Stuck:
 
 
 class _Multiplier:
-    """What gradients of draws are multiplied by, once it is known.
+    """The factor by which gradients of draws are multiplied, once it is known.
 
-    It must not lead to the draws that it hangs on: through autograd's nodes Python's collector
-    does not see, and such a ring would keep every step's graph.
+    It must not refer to the draws whose hook it is: Python's collector does not see through
+    autograd's nodes, so that such a cycle would keep the graph of every step.
 
     Attributes:
         weights: per draw; None for 1.
@@ -302,7 +319,7 @@ class _Multiplier:
     weights: Float[Tensor, "particle trial"] | None = None
 
     def __call__(self, grad: Tensor) -> Tensor:
-        """The gradient that goes on into the guide."""
+        """The gradient that flows on into the guide."""
         if self.weights is None:
             return grad
         weights = self.weights if grad.ndim >= 2 and len(self.weights) > 1 else self.weights[0]
@@ -310,20 +327,21 @@ class _Multiplier:
 
 
 class _DrawnWithoutGradient(Messenger):
-    """Draws made inside lead nowhere; densities lead to the parameters that they are made of."""
+    """Draws made inside carry no gradient; densities keep that of their parameters."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_plate(msg) or msg["done"] or msg["is_observed"]:
             return
         with torch.no_grad():
-            # A copy: a law that recognises its own draw would hand on what has no gradient.
+            # A copy: a distribution that recognises its own draw may score it by values that it
+            # cached without a gradient.
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"]).clone()
         msg["done"] = True
 
 
 @contextlib.contextmanager
 def _without_gradient(guide: Program) -> Iterator[None]:
-    """Densities worked out inside do not lead back to the guide's parameters.
+    """Densities computed inside do not lead back to the guide's parameters.
 
     Raises:
         ValueError: for a guide that is no module's, whose parameters cannot be known.
