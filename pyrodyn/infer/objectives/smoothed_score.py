@@ -29,7 +29,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.frozen import frozen, parameters_behind
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, check_own_guide
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
-from pyrodyn.infer.smc.particle_smoother import Paths, particle_smoother
+from pyrodyn.infer.smc.particle_smoother import SmoothedPaths, particle_smoother
 from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.state_space import StateSpaceModel
@@ -124,7 +124,9 @@ class SmoothedScoreLoss(Loss):
         with frozen(of_model):
             return log_p + self._log_density(model.guide, drawn, batch)
 
-    def _log_density(self, program: Program, drawn: Paths, batch: Batch) -> Float[Tensor, ""]:
+    def _log_density(
+        self, program: Program, drawn: SmoothedPaths, batch: Batch
+    ) -> Float[Tensor, ""]:
         """Of the path, and of the data where a program has them, for the whole recording, mean over
         draws.
         """

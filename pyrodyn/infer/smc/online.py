@@ -1,17 +1,16 @@
-"""Filtering as bins arrive: online inference.
+"""Online filtering: one bin at a time, as data arrive.
 
-`filter_bin` moves particles over one new bin and hands on a `Stream`, all that is kept of the
-past. A stream has the weights, draws and evidence that `particle_filter` finds on the whole
-recording with the same noise, but neither the time nor the memory that a bin takes grows with the
-bins before it: the particles are kept, and as many bins as a causal encoder's kernels reach back.
+`filter_bin` advances particles over one new bin and returns a `Stream`, which holds all that later
+bins need of the past. With the same noise a stream has the weights, draws and evidence that
+`particle_filter` has on the whole recording, while time and memory per bin are constant: the
+particles are kept, and as many past bins as a causal encoder's kernels cover.
 
-It works with every proposal that can tell what a bin says before the next one is there:
-`Bootstrap`, `OptimalFactor` and a causal `EncoderFactor`. The guides of LFADS and of the sequential
-autoencoders read a trial from both ends and are refused; with ``model.proposal = Bootstrap()``
-those models are filtered online by their prior.
+It works with every causal proposal: `Bootstrap`, `OptimalFactor` and a causal `EncoderFactor`. The
+guides of LFADS and of the sequential autoencoders read a trial in both directions and are refused;
+with ``model.proposal = Bootstrap()`` those models are filtered online by their prior.
 
-Weights have a mean of 1 after every bin and the evidence is summed beside them in double precision
-(see `Particles`), so that a stream may run for as long as it likes.
+Weights are normalised to a mean of 1 after every bin and the evidence is summed separately in
+double precision (see `Particles`), so a stream may run for any number of bins.
 """
 
 from typing import Any, NamedTuple
@@ -33,12 +32,12 @@ from pyrodyn.models.state_space import StateSpaceModel
 
 
 class Stream(NamedTuple):
-    """What is carried from bin to bin.
+    """What is passed from bin to bin.
 
     Attributes:
         particles: after the last bin.
         past: what the proposal keeps of past bins.
-        num_bins: how many bins there have been.
+        num_bins: number of bins so far.
     """
 
     particles: Particles
@@ -51,7 +50,7 @@ class Stream(NamedTuple):
         return self.particles.log_evidence
 
     def mean(self, values: Float[Tensor, "particle trial entry"]) -> Float[Tensor, "trial entry"]:
-        """Filtered mean of something that every particle has: of ``particles.state.z``, or of the
+        """Filtered mean of a quantity of every particle: of ``particles.state.z``, say, or of the
         rates ``model.emission(particles.state).mean``.
         """
         return (torch.softmax(self.particles.log_weights, 0)[..., None] * values).sum(0)
@@ -66,22 +65,21 @@ def filter_bin(
     valid: ArrayLike | Tensor | None = None,
     stream: Stream | None = None,
 ) -> tuple[Stream, StepRecord]:
-    """Move over one new bin of one or several trials that run side by side.
+    """Advance over one new bin of one or several parallel trials.
 
     Args:
         algorithm: model, number of particles and resampling.
         x: the new bin's observations, ``(trial, neuron)``.
-        inputs: its known inputs, ``(trial, input)``; may be left out by a model without inputs
-            alone.
+        inputs: its known inputs, ``(trial, input)``; required by a model with inputs.
         valid: which entries were measured, ``(trial, neuron)``; all by default.
         stream: what this function returned at the bin before; None at the first bin.
 
     Returns:
-        The stream, and what happened at this bin.
+        The stream, and the record of this bin.
 
     Raises:
-        ValueError: for a proposal that reads later bins too, a model whose trials begin before
-            their first observation, and data of a wrong shape or value.
+        ValueError: for a proposal that is not causal, a model whose first bins only set the initial
+            condition, and data of a wrong shape or value.
         ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
     """
     if not isinstance(algorithm, SequentialMonteCarlo):
@@ -99,7 +97,7 @@ def filter_bin(
             num_trials = len(stream.log_evidence)
             if batch.num_trials != num_trials:
                 raise ValueError(
-                    f"x holds {batch.num_trials} trials, but this stream follows {num_trials}"
+                    f"x has {batch.num_trials} trials, but this stream has {num_trials}"
                 )
         encoding, past = model.proposal.encode_next(model, batch, state, past)
         assert batch.x is not None
@@ -117,11 +115,11 @@ def _new_bin(
     valid: ArrayLike | Tensor | None,
     number: int,
 ) -> Batch:
-    """One bin as a batch, checked."""
+    """One validated bin as a batch."""
     if model.first_bin:
         raise ValueError(
             f"the first {model.first_bin} bins of a trial only set the initial condition of this"
-            f" {type(model).__name__}, so it cannot follow bins from the first on"
+            f" {type(model).__name__}, so it cannot be filtered online"
         )
     like = next(model.parameters())
     num_neurons, input_dim = model.observation.num_neurons, model.config["input_dim"]
@@ -140,24 +138,24 @@ def _new_bin(
     if not torch.isfinite(known).all():
         trial, position = (~torch.isfinite(known)).nonzero()[0].tolist()
         raise ValueError(f"input {position} of trial {trial} is not finite at bin {number}")
-    there = torch.ones_like(measured, dtype=torch.bool)
+    is_measured = torch.ones_like(measured, dtype=torch.bool)
     if valid is not None:
-        there = torch.as_tensor(valid, device=like.device)
-        if there.dtype != torch.bool or there.shape != measured.shape:
+        is_measured = torch.as_tensor(valid, device=like.device)
+        if is_measured.dtype != torch.bool or is_measured.shape != measured.shape:
             raise ValueError(
                 f"valid must be bool and of the shape of x, {tuple(measured.shape)}, not"
-                f" {there.dtype} of shape {tuple(there.shape)}"
+                f" {is_measured.dtype} of shape {tuple(is_measured.shape)}"
             )
-    measured = measured.where(there, 0.0)
+    measured = measured.where(is_measured, 0.0)
     try:
-        model.observation.check(measured[:, None], there[:, None])
+        model.observation.check(measured[:, None], is_measured[:, None])
     except ValueError as error:
-        raise ValueError(f"bin {number} of this stream, taken by itself: {error}") from None
+        raise ValueError(f"bin {number} of this stream, checked by itself: {error}") from None
     return Batch(
         x=measured[:, None],
         seen=measured[:, None],
-        visible=there[:, None],
-        scored=there[:, None],
+        visible=is_measured[:, None],
+        scored=is_measured[:, None],
         inputs=known[:, None],
         trial=torch.arange(len(measured), device=like.device),
         horizon=1,

@@ -2,15 +2,14 @@
 
     resample    a_k ~ weights W_{t-1} (times the lookahead, where the proposal has one)
     propose     z_t^k ~ q(z_t | state_{t-1}^{a_k}, data)
-    weigh       w_t^k = p(z_t^k | state) p(x_t | state_t^k) / q(z_t^k | state, data)
+    weight      w_t^k = p(z_t^k | state) p(x_t | state_t^k) / q(z_t^k | state, data)
 
-All trials run side by side with independent resampling; tensors are ``(particle, trial, ...)``.
-Weights carry the evidence along: their mean over particles is an unbiased estimate of p(x_{1:t})
-after every bin, for every scheme and proposal.
+All trials run in parallel with independent resampling; tensors are ``(particle, trial, ...)``. The
+product over bins of the mean weight is an unbiased estimate of the evidence p(x_{1:t}), for every
+resampling scheme and proposal.
 
-`SequentialMonteCarlo` is the algorithm: a pure `init` and `step`, from which `VSMC` makes an
-objective, `particle_filter` a filter over a whole batch, and `online` one that takes one new bin
-at a time.
+`SequentialMonteCarlo` is the algorithm, a pure `init` and `step`: `VSMC` makes an objective of it,
+`particle_filter` filters a whole batch, and `filter_bin` takes one new bin at a time.
 
 Sources: Gordon et al. 1993 (bootstrap), Pitt & Shephard 1999 (lookahead), Doucet & Johansen 2011;
 the variance of a single run: Lee & Whiteley, Biometrika 105:609 (2018).
@@ -63,18 +62,18 @@ class Observed(NamedTuple):
 
 
 class Particles(NamedTuple):
-    """Where all particles are.
+    """The state of all particles after a bin.
 
     Attributes:
-        start: values of the start site, until the first bin is entered.
+        start: values of the initial condition, until the first bin.
         state: their states; None before the first bin.
-        memory: the proposal's own memory.
-        log_weights: log of the weights, from the first bin on with a mean of 1, so that single
-            precision tells them apart after however many bins.
-        log_evidence: estimate of log p(x_{1:t}), ``(trial,)``, the sum of what was taken from the
-            weights at every bin; in double precision.
-        eve: which of the first particles each descends from.
-        num_resampled: how often each trial was resampled.
+        memory: the proposal's recurrent state, if it has one.
+        log_weights: log weights, normalised to a mean weight of 1 after every bin, so that single
+            precision suffices for any number of bins.
+        log_evidence: estimate of log p(x_{1:t}), ``(trial,)``, the sum of the normalisers of all
+            bins so far; in double precision.
+        origin: index of the particle of the first bin from which each descends.
+        num_resampled: number of times each trial was resampled.
     """
 
     start: Tensor | None
@@ -82,39 +81,39 @@ class Particles(NamedTuple):
     memory: Any
     log_weights: Float[Tensor, "particle trial"]
     log_evidence: Float[Tensor, " trial"]
-    eve: Int[Tensor, "particle trial"]
+    origin: Int[Tensor, "particle trial"]
     num_resampled: Int[Tensor, " trial"]
 
     def log_evidence_variance(self) -> Float[Tensor, " trial"]:
-        """Variance of `log_evidence` as this one run can tell it::
+        """Variance of `log_evidence`, estimated from this single run::
 
             1 - (K / (K - 1))^n (1 - sum_i S_i^2)
 
-        with n one more than the number of times a trial was resampled, and S_i the weights of all
-        descendants of the first particle i. Unbiased (relative to the squared evidence) for
-        multinomial resampling, too large for schemes that vary less; nearly 1 once few first
-        particles have descendants, which tells no more than that the estimate is poor.
+        with n one more than the number of times a trial was resampled, and S_i the total weight of
+        the descendants of particle i of the first bin. Unbiased (relative to the squared evidence)
+        for multinomial resampling and conservative for schemes of lower variance. Close to 1 when
+        only few particles of the first bin have descendants: the estimate is then unreliable.
         """
         num_particles = len(self.log_weights)
         if num_particles == 1:
             return torch.full_like(self.log_weights[0], torch.nan)
         weights = torch.softmax(self.log_weights, 0)
-        by_eve = torch.zeros_like(weights).scatter_add_(0, self.eve, weights)
+        by_origin = torch.zeros_like(weights).scatter_add_(0, self.origin, weights)
         factor = (num_particles / (num_particles - 1)) ** (self.num_resampled + 1)
-        return (1 - factor * (1 - by_eve.square().sum(0))).clamp_min(0.0)
+        return (1 - factor * (1 - by_origin.square().sum(0))).clamp_min(0.0)
 
 
 class StepRecord(NamedTuple):
-    """What happened at a bin.
+    """Record of one bin.
 
     Attributes:
-        ancestors: of every particle.
-        resampled: which trials were.
+        ancestors: index of every particle's ancestor.
+        resampled: which trials were resampled.
         effective_sample_size: of the weights before resampling.
         log_evidence: estimate of log p(x_t | x_{<t}).
         drawn: z_t.
-        ancestor_log_prob: log probability of the ancestors drawn, 0 where none were; known for
-            multinomial resampling.
+        ancestor_log_prob: log probability of the sampled ancestors, 0 where a trial was not
+            resampled; available for multinomial resampling.
     """
 
     ancestors: Int[Tensor, "particle trial"]
@@ -126,23 +125,23 @@ class StepRecord(NamedTuple):
 
 
 def check_threshold(ess_threshold: float) -> None:
-    """Refuse what is no share of the particles."""
+    """Refuse a threshold that is not a fraction of the particles."""
     if not 0 <= ess_threshold <= 1:
         raise ValueError(
-            f"ess_threshold={ess_threshold} is a share of the particles; it must lie in [0, 1]"
+            f"ess_threshold={ess_threshold} is a fraction of the particles; it must lie in [0, 1]"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class SequentialMonteCarlo:
-    """The algorithm, without memory: what a run needs it is handed, what it finds it returns.
+    """The algorithm as two pure functions, `init` and `step`.
 
     Args:
-        model: with its proposal.
+        model: a state-space model with its proposal.
         num_particles: K.
         resampling: a name in `pyrodyn.infer.smc.resampling.RESAMPLING`.
-        ess_threshold: a trial is resampled when its effective sample size is below this share of K;
-            1 resamples at every bin, 0 never.
+        ess_threshold: a trial is resampled when its effective sample size is below this fraction of
+            K; 1 resamples at every bin, 0 never.
     """
 
     model: StateSpaceModel
@@ -166,26 +165,27 @@ class SequentialMonteCarlo:
         like = observed.x
         start, log_weights = None, like.new_zeros(shape)
         if self.model.initial_condition_site:
-            law = self.model.proposal.initial_condition(self.model, observed.encoding).expand(
-                torch.Size(shape)
-            )
-            start = law.rsample()
-            log_weights = self.model.initial_condition().log_prob(start) - law.log_prob(start)
-        eve = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
+            proposed = self.model.proposal.initial_condition(self.model, observed.encoding)
+            proposed = proposed.expand(torch.Size(shape))
+            start = proposed.rsample()
+            log_weights = self.model.initial_condition().log_prob(start) - proposed.log_prob(start)
+        origin = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
         evidence = torch.zeros(shape[1], dtype=torch.float64, device=like.device)
-        return Particles(start, None, None, log_weights, evidence, eve, torch.zeros_like(eve[0]))
+        return Particles(
+            start, None, None, log_weights, evidence, origin, torch.zeros_like(origin[0])
+        )
 
     def step(
         self, particles: Particles, observed: Observed, t: int
     ) -> tuple[Particles, StepRecord]:
-        """Move over bin t of what is observed."""
+        """Advance all particles over bin t."""
         model, proposal, encoding = self.model, self.model.proposal, observed.encoding
         inputs, is_first = observed.inputs[:, t], particles.state is None
         prior, ahead = None, None
         if proposal.looks_ahead:
             prior = self._prior(particles, inputs)
             ahead = proposal.lookahead(prior, encoding, t, is_first)
-        # An exact proposal's draw changes no weight: what was ahead is all that there is to weigh.
+        # With an exact proposal the weight does not depend on the draw: it is the lookahead.
         is_exact = proposal.is_exact(encoding)
         log_weights = particles.log_weights
         if is_exact:
@@ -202,7 +202,7 @@ class SequentialMonteCarlo:
             if ahead is not None and not is_exact:
                 survivors = survivors - ahead.expand(survivors.shape).gather(0, ancestors)
             log_weights = self._where(due, survivors, log_weights)
-            # A survivor's prior is its ancestor's: its mean is picked, not worked out again.
+            # A survivor's prior is its ancestor's: index its mean instead of computing it again.
             prior = prior.picked(rows) if isinstance(prior, SharedNormal) else None
 
         if prior is None:
@@ -215,14 +215,14 @@ class SequentialMonteCarlo:
             t,
         )
         shape = log_weights.shape
-        law = proposal.propose(prior, memory, encoding, t, is_first)
+        proposed = proposal.propose(prior, memory, encoding, t, is_first)
         if is_first:
-            check_proposed(proposal, law, prior, shape)
-        law_of_draw = law if law.batch_shape == shape else law.expand(shape)
-        if is_exact or law is prior:
-            z = law_of_draw.rsample()
+            check_proposed(proposal, proposed, prior, shape)
+        expanded = proposed if proposed.batch_shape == shape else proposed.expand(shape)
+        if is_exact or proposed is prior:
+            z = expanded.rsample()
         else:
-            z, log_ratio = sample_with_log_ratio(law_of_draw, prior)
+            z, log_ratio = sample_with_log_ratio(expanded, prior)
             log_weights = log_weights + log_ratio
         if particles.state is None:
             state = model.first_state(particles.start, z, inputs)
@@ -232,7 +232,7 @@ class SequentialMonteCarlo:
             log_weights = log_weights + model.log_likelihood(
                 state, observed.x[:, t], observed.scored[:, t], observed.scored_weight
             )
-        # With a start, what it weighs is evidence of the first bin.
+        # The weight of the initial condition, if any, belongs to the first bin.
         increment = _log_mean(log_weights)
         particles = Particles(
             None,
@@ -240,14 +240,14 @@ class SequentialMonteCarlo:
             memory,
             log_weights - increment,
             particles.log_evidence + increment,
-            particles.eve,
+            particles.origin,
             particles.num_resampled + due,
         )
         return particles, StepRecord(ancestors, due, ess, increment, z, ancestor_log_prob)
 
-    def _where(self, due: Tensor, resampled: Tensor, left: Tensor) -> Tensor:
-        """Per trial, by whether it is resampled."""
-        return resampled if self.ess_threshold == 1 else torch.where(due, resampled, left)
+    def _where(self, due: Tensor, resampled: Tensor, unchanged: Tensor) -> Tensor:
+        """The first where a trial is resampled, the second elsewhere."""
+        return resampled if self.ess_threshold == 1 else torch.where(due, resampled, unchanged)
 
     def _prior(self, particles: Particles, inputs: Tensor) -> Distribution:
         if particles.state is None:
@@ -257,29 +257,29 @@ class SequentialMonteCarlo:
     def _resample(
         self, particles: Particles, ahead: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        """Which trials are due; ancestors (None where no trial is), the survivors' log weights
-        with the evidence in them, the ancestors' log probability and the effective sample size.
+        """Which trials are resampled; ancestors (None if no trial is), the survivors' log weights
+        including the mean weight, the ancestors' log probability, the effective sample size.
         """
         log_weights = particles.log_weights
         if ahead is not None:
             log_weights = log_weights + ahead
         num_trials = log_weights.shape[1]
         ess = effective_sample_size(log_weights.detach())
-        nothing = log_weights.new_zeros(num_trials)
-        all_alike = particles.state is None and particles.start is None
-        never = self.num_particles == 1 or self.ess_threshold == 0 or all_alike
+        zero = log_weights.new_zeros(num_trials)
+        are_equal = particles.state is None and particles.start is None
+        never = self.num_particles == 1 or self.ess_threshold == 0 or are_equal
         if never:
             due = torch.zeros(num_trials, dtype=torch.bool, device=ess.device)
-            return due, None, log_weights, nothing, ess
+            return due, None, log_weights, zero, ess
         if self.ess_threshold == 1:
             due = torch.ones(num_trials, dtype=torch.bool, device=ess.device)
         else:
             due = ess < self.ess_threshold * self.num_particles
         ancestors, survivors = scheme_named(self.resampling)(log_weights)
-        # Their mean is 1 but at a start, or with what is ahead.
+        # Weights have mean 1 except before the first bin, and with a lookahead.
         has_mean_1 = ahead is None and particles.state is not None
-        evidence = nothing if has_mean_1 else _log_mean(log_weights)
-        chosen = nothing
+        evidence = zero if has_mean_1 else _log_mean(log_weights)
+        chosen = zero
         if self.resampling == "multinomial":
             chosen = torch.log_softmax(log_weights, 0).gather(0, ancestors).sum(0)
         identity = torch.arange(self.num_particles, device=ess.device)[:, None]
@@ -287,28 +287,28 @@ class SequentialMonteCarlo:
             due,
             self._where(due, ancestors, identity),
             evidence + survivors.to(log_weights.dtype),
-            self._where(due, chosen, nothing),
+            self._where(due, chosen, zero),
             ess,
         )
 
 
 def _log_mean(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
-    """Log of the weights' mean over particles."""
+    """Log of the mean weight over particles."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def _selected(particles: Particles, rows: Int[Tensor, " row"]) -> Particles:
-    """Every particle's start, state, memory and eve replaced by its ancestor's."""
+    """Every particle's fields replaced by its ancestor's."""
     return particles._replace(
         start=_select(particles.start, rows),
         state=_select(particles.state, rows),
         memory=_select(particles.memory, rows),
-        eve=picked(particles.eve, rows),
+        origin=picked(particles.origin, rows),
     )
 
 
 def _select(value: Any, rows: Int[Tensor, " row"]) -> Any:
-    """Rows of tensors ``(particle, trial, dim)``; what all particles share stays as it is."""
+    """Rows of tensors ``(particle, trial, dim)``; tensors that all particles share stay as is."""
     if value is None:
         return None
     if isinstance(value, tuple):
@@ -319,15 +319,15 @@ def _select(value: Any, rows: Int[Tensor, " row"]) -> Any:
 
 
 class FilterResult(NamedTuple):
-    """A run of the particle filter over a batch; weights are normalised.
+    """The result of a particle filter over a batch, with normalised weights.
 
     Attributes:
-        starts: values of the start site, None for a model without one.
-        paths: z, ``(time, particle, trial, dim)``, each bin as it was drawn: to follow one particle
-            through time take its ``ancestors``.
+        starts: values of the initial condition, None for a model without one.
+        paths: z, ``(time, particle, trial, dim)``, each bin as it was drawn: a particle's
+            trajectory follows its ``ancestors``.
         states: the states, with the same leading dims.
-        ancestors: of the particles of every bin, among those of the bin before.
-        log_weights: log W_t, after bin t was seen.
+        ancestors: index of every particle's ancestor at the bin before.
+        log_weights: log W_t given x_{1:t}.
         effective_sample_size: ``(time, trial)``, of the weights before resampling.
         resampled: ``(time, trial)``.
         log_evidence: estimates of log p(x_t | x_{<t}), ``(time, trial)``; their sum over time is
@@ -346,7 +346,7 @@ class FilterResult(NamedTuple):
     log_evidence_variance: Float[Tensor, " trial"]
 
     def mean(self) -> Float[Tensor, "time trial dim"]:
-        """FilterResult means E[z_t | x_{1:t}]."""
+        """Filtered means E[z_t | x_{1:t}]."""
         return (self.log_weights.exp()[..., None] * self.paths).sum(1)
 
 
@@ -359,9 +359,9 @@ def particle_filter(
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
 ) -> FilterResult:
-    """Filter all trials of a batch side by side.
+    """Filter all trials of a batch in parallel.
 
-    The proposal is the model's own (``model.proposal``); `Bootstrap` is always at hand.
+    The proposal is ``model.proposal``; `Bootstrap` serves every model.
 
     Args:
         model: a state-space model.
@@ -371,7 +371,7 @@ def particle_filter(
         ess_threshold: see `SequentialMonteCarlo`.
 
     Raises:
-        ValueError: for settings that make no run, and a batch of another kind of recording.
+        ValueError: for settings out of range, and a batch that does not fit the model.
         ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
     """
     algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
@@ -385,7 +385,7 @@ def particle_filter(
         for t in range(observed.x.shape[1]):
             particles, record = algorithm.step(particles, observed, t)
             states.append(particles.state)
-            weights.append(particles.log_weights - math.log(num_particles))  # their mean is 1
+            weights.append(particles.log_weights - math.log(num_particles))  # whose mean is 1
             records.append(record)
     increments = torch.stack([record.log_evidence for record in records])
     check_alive(increments, batch.trial, model.first_bin)
@@ -395,7 +395,7 @@ def particle_filter(
         starts=starts,
         paths=paths,
         states=type(states[0])(
-            # What was drawn is most of a state, and need not be kept twice.
+            # A state often is the draw itself, which need not be stored twice.
             *(
                 paths if fields[0] is drawn[0] else torch.stack(fields)
                 for fields in zip(*states, strict=True)

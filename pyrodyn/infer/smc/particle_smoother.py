@@ -1,21 +1,21 @@
-"""Particle smoothing: paths from p(z_{1:T} | x_{1:T})::
+"""Particle smoothing: latent trajectories drawn from p(z_{1:T} | x_{1:T})::
 
     p(z_{1:T} | x) = p(z_T | x) prod_t p(z_t | z_{t+1}, x_{1:t}),
     p(z_t | z_{t+1}, x_{1:t})  ~  p(z_{t+1} | z_t) p(z_t | x_{1:t})
 
-A filter's particles tell p(z_t | x_{1:t}); running backward over them gives joint draws of whole
-paths. (A filter's own particles at bin t know nothing of the data after t, and pairing the k-th
-particle of one bin with the k-th of the next is no path at all.)
+A filter's particles approximate p(z_t | x_{1:t}); a backward pass over them gives joint draws of
+whole trajectories. (The filter's particles at bin t do not depend on data after t, and the k-th
+particle of one bin does not descend from the k-th of the bin before.)
 
 * ``"ffbsi"``: backward simulation (Godsill, Doucet & West 2004), exact as the number of particles
   grows; K weights per draw and bin.
-* ``"mcmc"``: instead of all K weights, a few Metropolis steps among the particles that start from
-  the ancestor of the last choice (Bunch & Godsill 2013). For many particles.
-* ``"ancestral"``: follow ancestors back. Needs no transition density, hence also for models whose
-  state carries a deterministic part, but all paths share their early bins.
+* ``"mcmc"``: in place of all K weights, a few Metropolis steps among the particles, started at the
+  ancestor of the particle chosen last (Bunch & Godsill 2013). For many particles.
+* ``"ancestral"``: trace ancestors back. Needs no transition density, hence also for models whose
+  state has a deterministic part, but trajectories coalesce in early bins.
 * ``"fixed_lag"``: ancestral, each bin from the particles `lag` bins later: no degeneracy, and a
-  bias that fades as the lag exceeds the memory of the process (Kitagawa & Sato 2001). Every bin is
-  drawn for itself: right bin by bin, not as paths.
+  bias that vanishes as the lag exceeds the memory of the process (Kitagawa & Sato 2001). Bins are
+  drawn independently: marginals are right, joint trajectories are not.
 """
 
 from typing import NamedTuple
@@ -30,11 +30,11 @@ from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.models.state_space import State, StateSpaceModel
 
 
-class Paths(NamedTuple):
-    """Draws of whole paths.
+class SmoothedPaths(NamedTuple):
+    """Draws of whole latent trajectories.
 
     Attributes:
-        starts: of the start site, None for a model without one.
+        starts: of the initial condition, None for a model without one.
         paths: z.
     """
 
@@ -56,38 +56,38 @@ def particle_smoother(
     num_particles: int = 256,
     num_moves: int = 10,
     lag: int = 20,
-) -> Paths:
-    """Draw whole paths given all bins.
+) -> SmoothedPaths:
+    """Draw latent trajectories given all bins.
 
     Args:
         model: a state-space model with its proposal.
         batch: trials.
-        num_draws: paths per trial.
+        num_draws: trajectories per trial.
         method: ``"ffbsi"``, ``"mcmc"``, ``"ancestral"`` or ``"fixed_lag"``, see the module.
-        filtered: a run of `particle_filter` over the same batch, if there is one.
-        num_particles: of the filter that is run otherwise.
+        filtered: the result of `particle_filter` on the same batch; None runs the filter.
+        num_particles: of that filter.
         num_moves: Metropolis steps per bin of ``"mcmc"``.
         lag: bins by which ``"fixed_lag"`` looks ahead.
 
     Raises:
         ValueError: for an unknown method or a number below 1, and for backward simulation of a
-            model whose path alone is no Markov chain.
+            model whose latent path alone is not a Markov chain.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
     check_integer(1, num_draws=num_draws, num_moves=num_moves, lag=lag)
     if method in ("ffbsi", "mcmc") and not model.path_is_markov:
         raise ValueError(
-            f"{type(model).__name__} carries a deterministic state, so that z_t+1 does not follow"
-            " from z_t alone and backward simulation is impossible; take method='ancestral'"
+            f"{type(model).__name__} has a deterministic part in its state, so z_t+1 depends on"
+            " more than z_t and backward simulation is impossible; use method='ancestral'"
         )
     if filtered is None:
         filtered = particle_filter(model, batch, num_particles)
     wanted, found = (batch.num_bins - model.first_bin, batch.num_trials), filtered.resampled.shape
     if wanted != tuple(found):
         raise ValueError(
-            f"filtered holds {found[1]} trials of {found[0]} bins, the batch {wanted[1]} of"
-            f" {wanted[0]}; filter this very batch, or leave filtered out"
+            f"filtered has {found[1]} trials of {found[0]} bins, the batch {wanted[1]} of"
+            f" {wanted[0]}; filter this batch, or omit filtered"
         )
     with model.hoisting():
         match method:
@@ -96,30 +96,30 @@ def particle_smoother(
             case "fixed_lag":
                 chosen = _fixed_lag(filtered, num_draws, lag)
             case "ffbsi":
-                return Paths(None, _backward(model, batch, filtered, num_draws, None))
+                return SmoothedPaths(None, _backward(model, batch, filtered, num_draws, None))
             case _:
-                return Paths(None, _backward(model, batch, filtered, num_draws, num_moves))
+                return SmoothedPaths(None, _backward(model, batch, filtered, num_draws, num_moves))
     paths = torch.take_along_dim(filtered.paths, chosen[..., None], 1).permute(1, 2, 0, 3)
     if filtered.starts is None:
-        return Paths(None, paths)
-    # The start may have been resampled before the first bin.
+        return SmoothedPaths(None, paths)
+    # The initial condition may have been resampled before the first bin.
     started = filtered.ancestors[0].gather(0, chosen[0])
-    return Paths(_rows(filtered.starts, started), paths)
+    return SmoothedPaths(_rows(filtered.starts, started), paths)
 
 
 def _last(filtered: FilterResult, t: int, num_draws: int) -> Int[Tensor, "draw trial"]:
-    """Particles of bin t drawn by their weights."""
+    """Particles of bin t, sampled by weight."""
     log_weights = filtered.log_weights[t]
     return _searched(log_weights.T, num_draws).T
 
 
 def _drawn(log_weights: Float[Tensor, "particle draw trial"]) -> Int[Tensor, "draw trial"]:
-    """One particle per draw and trial."""
+    """One particle per draw and trial, sampled by weight."""
     return _searched(log_weights.permute(1, 2, 0), 1)[..., 0]
 
 
 def _searched(log_weights: Float[Tensor, "*left particle"], number: int) -> Int[Tensor, "*left n"]:
-    """Particles drawn by weights that all of a row share."""
+    """Particles sampled by the weights of their row."""
     summed = torch.softmax(log_weights.double(), -1).cumsum(-1).contiguous()
     points = summed.new_empty(*summed.shape[:-1], number).uniform_()
     total = summed[..., -1:]
@@ -128,7 +128,7 @@ def _searched(log_weights: Float[Tensor, "*left particle"], number: int) -> Int[
 
 
 def _ancestral(filtered: FilterResult, num_draws: int) -> Int[Tensor, "time draw trial"]:
-    """Particles of all bins on the way back from the last."""
+    """Particles of all bins, traced back from the last."""
     num_bins = len(filtered.paths)
     chosen = [_last(filtered, num_bins - 1, num_draws)]
     for t in range(num_bins - 1, 0, -1):
@@ -137,7 +137,7 @@ def _ancestral(filtered: FilterResult, num_draws: int) -> Int[Tensor, "time draw
 
 
 def _fixed_lag(filtered: FilterResult, num_draws: int, lag: int) -> Int[Tensor, "time draw trial"]:
-    """Ancestors at every bin of particles drawn ``lag`` bins later."""
+    """Ancestors at every bin of particles sampled ``lag`` bins later."""
     num_bins, chosen = len(filtered.paths), []
     for t in range(num_bins):
         end = min(t + lag, num_bins - 1)
@@ -163,8 +163,8 @@ def _backward(
     for t in range(num_bins - 2, -1, -1):
         state = type(filtered.states)(*(field[t] for field in filtered.states))
         if num_moves is None:
-            law = model.transition(_with_axis(state), inputs[:, t + 1])
-            log_weights = law.log_prob(path[-1]) + filtered.log_weights[t][:, None]
+            transition = model.transition(_with_axis(state), inputs[:, t + 1])
+            log_weights = transition.log_prob(path[-1]) + filtered.log_weights[t][:, None]
             particle = _drawn(log_weights)
         else:
             particle = filtered.ancestors[t + 1].gather(0, particle)
@@ -190,17 +190,17 @@ def _metropolis(
     particle: Int[Tensor, "draw trial"],
     num_moves: int,
 ) -> Int[Tensor, "draw trial"]:
-    """Particles after Metropolis steps whose proposals are drawn by the filter's weights, so that
-    the transition density alone decides. None depends on the one before: all are drawn, and their
-    densities worked out, at once.
+    """Particles after Metropolis steps that propose by the filter's weights, so that the ratio of
+    transition densities is the acceptance ratio. Proposals do not depend on the current particle:
+    all are drawn, and their densities computed, at once.
     """
     num_draws, num_trials = particle.shape
     proposed = _searched(log_weights.T, num_moves * num_draws).T
     candidates = torch.cat([particle, proposed])
     of_candidates = type(state)(*(_rows(field, candidates) for field in state))
-    law = model.transition(of_candidates, inputs)
+    transition = model.transition(of_candidates, inputs)
     shape = (num_moves + 1, num_draws, num_trials)
-    density = law.log_prob(later.repeat(num_moves + 1, 1, 1)).view(shape)
+    density = transition.log_prob(later.repeat(num_moves + 1, 1, 1)).view(shape)
     candidates, log_uniforms = candidates.view(shape), torch.rand_like(density).log()
     here = density[0]
     for there, its, log_uniform in zip(candidates[1:], density[1:], log_uniforms[1:], strict=True):
@@ -210,12 +210,12 @@ def _metropolis(
 
 
 def _rows(field: Tensor, chosen: Int[Tensor, "draw trial"]) -> Tensor:
-    """Rows of ``(particle, trial, dim)``; what all particles share stays as it is."""
+    """Rows of ``(particle, trial, dim)``; a tensor shared by all particles is returned as is."""
     if field.ndim < 3:
         return field
     return torch.take_along_dim(field, chosen[..., None], 0)
 
 
 def _with_axis(state: State) -> State:
-    """States ``(particle, 1, trial, dim)``, to meet every draw."""
+    """States ``(particle, 1, trial, dim)``, which broadcast over draws."""
     return type(state)(*(field[:, None] if field.ndim == 3 else field for field in state))

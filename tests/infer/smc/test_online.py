@@ -155,7 +155,7 @@ def test_a_bin_costs_the_same_however_many_came_before():
         particles = stream.particles
         return [
             field.shape
-            for field in (*stream.past, *particles.state, particles.log_weights, particles.eve)
+            for field in (*stream.past, *particles.state, particles.log_weights, particles.origin)
         ]
 
     assert kept(streams[0]) == kept(streams[-1])
@@ -274,8 +274,8 @@ def test_bad_bins_are_refused():
         ((x,), {}, "made for 1 inputs, but those of bin 1 are missing"),
         ((x, inputs[:2]), {}, r"those of bin 1 are of shape \(2, 1\)"),
         ((x, driven), {}, "input 0 of trial 2 is not finite at bin 1"),
-        ((x[:1], inputs[:1]), {}, "x holds 1 trials, but this stream follows 3"),
-        ((hole, inputs), {}, "bin 1 of this stream, taken by itself: Gaussian .*neuron 2 is nan"),
+        ((x[:1], inputs[:1]), {}, "x has 1 trials, but this stream has 3"),
+        ((hole, inputs), {}, "bin 1 of this stream, checked by itself: Gaussian .*neuron 2 is nan"),
         ((x, inputs), {"valid": valid[:, 0]}, "valid must be bool and of the shape of x"),
         ((x, inputs), {"valid": valid.double()}, "valid must be bool and of the shape of x"),
     ):

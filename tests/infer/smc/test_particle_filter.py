@@ -206,7 +206,7 @@ def test_all_weights_zero_names_trial_and_bin():
     [
         ({"num_particles": 0}, "num_particles=0 must be an integer of at least 1"),
         ({"resampling": "killing"}, "resampling='killing' is unknown"),
-        ({"ess_threshold": 1.5}, "ess_threshold=1.5 is a share"),
+        ({"ess_threshold": 1.5}, "ess_threshold=1.5 is a fraction"),
     ],
 )
 def test_settings_that_make_no_run_are_refused(settings, said):

@@ -137,7 +137,7 @@ def test_a_step_of_training_reaches_every_parameter(setting, objective):
 
 def test_paths_are_ancestral_or_none(setting):
     model, batch = setting
-    with pytest.raises(ValueError, match="LFADS carries a deterministic state"):
+    with pytest.raises(ValueError, match="LFADS has a deterministic part in its state"):
         particle_smoother(model, batch, 3)
     starts, paths = particle_smoother(model, batch, 3, method="ancestral", num_particles=20)
     assert starts.shape == (3, 3, 4)

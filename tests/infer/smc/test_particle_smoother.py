@@ -1,10 +1,14 @@
 """The particle smoother against Rauch-Tung-Striebel."""
 
+import numpy as np
 import pytest
 import torch
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
 
-from pyrodyn.infer import particle_filter, particle_smoother
+from pyrodyn.infer import FilterResult, particle_filter, particle_smoother
+from pyrodyn.infer.smc import particle_smoother as smoother
+from pyrodyn.infer.smc.particle_smoother import _drawn, _fixed_lag
+from pyrodyn.models import NodeSAE
 from pyrodyn.models.state_space import Bootstrap
 
 
@@ -31,7 +35,7 @@ def test_moments_are_those_of_rts(method, proposal, missing):
         _check(means, torch.from_numpy(truth.mean))
         moments = [_covariances(run[:, trial], torch.from_numpy(truth.mean)) for run in runs]
         _check(torch.stack([own for own, _ in moments]), torch.from_numpy(truth.covariance))
-        if method != "fixed_lag":  # which draws every bin for itself
+        if method != "fixed_lag":  # whose bins are independent
             _check(torch.stack([lag for _, lag in moments]), torch.from_numpy(truth.lag_one))
 
 
@@ -63,6 +67,53 @@ def test_filtered_particles_paired_by_number_are_no_smoother():
     assert (mean_of_first - torch.from_numpy(truth.mean[0])).abs().max() > 0.1
 
 
+def test_fixed_lag_traces_ancestors_from_so_many_bins_later():
+    num_bins, num_particles, lag = 7, 5, 3
+    generator = torch.Generator().manual_seed(0)
+    shuffles = [torch.randperm(num_particles, generator=generator) for _ in range(num_bins)]
+    best = torch.randint(num_particles, (num_bins,), generator=generator)
+    log_weights = torch.full((num_bins, num_particles, 1), -torch.inf)
+    log_weights[torch.arange(num_bins), best] = 0.0
+    empty = torch.zeros(num_bins, 1)
+    filtered = FilterResult(
+        starts=None,
+        paths=torch.zeros(num_bins, num_particles, 1, 1),
+        states=None,
+        ancestors=torch.stack(shuffles)[..., None],
+        log_weights=log_weights,
+        effective_sample_size=empty,
+        resampled=empty > 0,
+        log_evidence=empty,
+        log_evidence_variance=empty[0],
+    )
+    for t in range(num_bins):
+        last = min(t + lag, num_bins - 1)
+        expected = int(best[last])
+        for later in range(last, t, -1):
+            expected = int(shuffles[later][expected])
+        assert (_fixed_lag(filtered, 4, lag)[t] == expected).all()
+
+
+def test_backward_simulation_moves_by_the_inputs_of_the_later_bin(make_recording, monkeypatch):
+    inputs = np.random.default_rng(1).standard_normal((3, 6, 2))
+    recorded = make_recording(3, 6, 4, inputs=inputs)
+    model = NodeSAE.for_recording(recorded, latent_dim=2, process_noise=True)
+    batch = model.trials_of(recorded).batch()
+    filtered = particle_filter(model, batch, 20)
+    weights = []
+    monkeypatch.setattr(
+        smoother, "_drawn", lambda log_weights: weights.append(log_weights) or _drawn(log_weights)
+    )
+    path = particle_smoother(model, batch, 5, filtered=filtered).paths
+    scale = model.noise_scales()[1]
+    with torch.no_grad():
+        for t in range(4, -1, -1):
+            mean = model.phi(filtered.paths[t][:, None], batch.inputs[:, t + 1])
+            log_p = torch.distributions.Normal(mean, scale).log_prob(path[:, :, t + 1]).sum(-1)
+            expected = log_p + filtered.log_weights[t][:, None]
+            torch.testing.assert_close(weights[4 - t], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_filter_already_run_is_taken():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
@@ -79,11 +130,11 @@ def test_requests_that_make_no_sense_are_refused():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
     of_two = particle_filter(model, batch_of(recorded.isel(trial=slice(2))), 4)
-    for settings, said in (
+    for settings, message in (
         ({"method": "rauch"}, "method='rauch' is unknown; it is one of ffbsi"),
         ({"num_draws": 0}, "num_draws=0 must be an integer of at least 1"),
         ({"lag": 0}, "lag=0 must be an integer of at least 1"),
-        ({"filtered": of_two}, "filtered holds 2 trials of 6 bins, the batch 3 of 6"),
+        ({"filtered": of_two}, "filtered has 2 trials of 6 bins, the batch 3 of 6"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             particle_smoother(model, batch, **settings)

@@ -1,5 +1,5 @@
-"""Resampling: unbiased counts, the spread that each scheme promises, nothing chosen that has no
-weight.
+"""Resampling: unbiased numbers of offspring, the variance that each scheme promises, and no
+offspring of particles without weight.
 """
 
 import pytest
@@ -49,10 +49,24 @@ def test_systematic_offspring_are_within_one():
     assert ((found - expected).abs() < 1).all()
 
 
+def test_strata_are_drawn_independently():
+    # The first and last of three strata hold another particle's boundary in their middle each: a
+    # shared shift chooses one of the two outer particles, independent draws both in a quarter.
+    log_weights = torch.tensor([1 / 6, 2 / 3, 1 / 6]).log()[:, None]
+    outer = counts("systematic", log_weights, 4000)[:, [0, 2]]
+    assert (outer.sum(1) == 1).all()
+    outer = counts("stratified", log_weights, 4000)[:, [0, 2]]
+    error = (0.25 * 0.75 / 4000) ** 0.5
+    for first in (0, 1):
+        for last in (0, 1):
+            frequency = (outer == torch.tensor([first, last])).all(1).float().mean()
+            assert abs(frequency - 0.25) < 4 * error
+
+
 @pytest.mark.parametrize("tighter", ["systematic", "stratified", "residual"])
 def test_every_scheme_varies_less_than_multinomial(tighter):
-    spread = counts(tighter, uneven(), 5000).var(0).sum()
-    assert spread < 0.8 * counts("multinomial", uneven(), 5000).var(0).sum()
+    variance = counts(tighter, uneven(), 5000).var(0).sum()
+    assert variance < 0.8 * counts("multinomial", uneven(), 5000).var(0).sum()
 
 
 def test_multinomial_offspring_have_the_multinomial_variance():
@@ -68,7 +82,7 @@ def test_residual_offspring_are_at_least_their_whole_part():
 
 @pytest.mark.parametrize("dead", [[0], [6], [0, 6], [0, 1, 2, 4, 5, 6]])
 @pytest.mark.parametrize("classical", CLASSICAL)
-def test_nothing_without_weight_lives_on(classical, dead):
+def test_particles_without_weight_have_no_offspring(classical, dead):
     log_weights = uneven()
     log_weights[dead] = -torch.inf
     assert (counts(classical, log_weights, 2000)[:, dead] == 0).all()
@@ -107,7 +121,7 @@ def test_only_soft_weights_carry_a_gradient(scheme):
     assert survivors.requires_grad is (scheme == "soft")
 
 
-def test_soft_weights_that_round_to_nothing_have_a_gradient():
+def test_soft_weights_that_underflow_have_a_gradient():
     log_weights = torch.tensor([[0.0], [-200.0], [-300.0], [-1.0]]).requires_grad_()
     torch.manual_seed(0)
     chosen = set()
@@ -117,7 +131,7 @@ def test_soft_weights_that_round_to_nothing_have_a_gradient():
         (gradient,) = torch.autograd.grad(survivors.sum(), log_weights)
         assert torch.isfinite(survivors).all()
         assert torch.isfinite(gradient).all()
-    assert chosen == {0, 1, 2, 3}  # those without weight too, by the uniform share
+    assert chosen == {0, 1, 2, 3}  # those without weight too, by the uniform part
 
 
 def test_effective_sample_size_of_known_weights():
