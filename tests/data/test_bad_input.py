@@ -401,7 +401,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "both for a model of counts": (
         lambda: RnnSAE.for_recording(good()).check(both()),
-        r"holds counts and signal; this model was made for one of them, .*select_modality takes out",
+        r"holds counts and signal; this model was made for one of them, .*select_modality",
     ),
     "counts for a model of both": (
         lambda: RnnSAE.for_recording(both()).check(good()),
