@@ -242,7 +242,13 @@ def posterior(
     recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
     out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
     draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
-    method: Annotated[str, typer.Option(help="guide, importance or smoother.")] = "guide",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="guide, importance, smoother or pool; if left out, the smoother for models fitted"
+            " by a particle filter and otherwise the guide."
+        ),
+    ] = None,
     particles: Annotated[int, typer.Option(help="Particles of importance and smoother.")] = 256,
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not state it.")

@@ -1,60 +1,78 @@
-"""Draws from a model's posterior and prior for some trials, every array ``(draw, trial,
-*event)``.
-"""
+"""Draws from a model's posterior and prior for the trials of a batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.data.schema import Block
 from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
 from pyrodyn.infer.importance.path_pool import path_pool
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.infer.traces import Program, drawn_sites, latent_sites, paired_traces
+from pyrodyn.infer.traces import (
+    Program,
+    drawn_sites,
+    latent_sites,
+    observed_sites,
+    paired_traces,
+)
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint
 from pyrodyn.models.state_space import StateSpaceModel
+from pyrodyn.posterior.sites import (
+    LogDensity,
+    Values,
+    deterministic_sites,
+    guide_log_density,
+    is_local,
+    local_value,
+    model_log_density,
+    other_plates,
+    values,
+)
 
 
 class Draws(NamedTuple):
     """Draws of a posterior.
 
     Attributes:
-        sites: latent and deterministic sites by name, ``(draw, trial, *event)``.
-        predictive: ``x`` drawn from the observation model.
+        sites: latent and deterministic sites, local and shared.
+        predictive: ``x`` drawn from the observation model, ``(draw, trial, time, neuron)``.
         log_likelihood: ``x``, log p(x | latents) over scored entries, ``(draw, trial)``; where
-            counts and a signal are observed, also that of either.
-        log_p: log p(x, latents), ``(draw, trial)``.
-        log_q: log q(latents | x), ``(draw, trial)``; NaN for a guide that draws all trials jointly
-            and so has no density per trial, None for draws that no guide made.
-        diagnostics: what the method tells of itself, ``(trial,)`` or ``(trial, time)``.
+            counts and a signal are observed, also that of each, and that of every observed site of
+            a user's own.
+        log_p: log p(x, latents).
+        log_q: log q(latents | x); None for draws that were not made by a guide with a density.
+        diagnostics: what the method reports about itself, ``(trial,)`` or ``(trial, time)``.
     """
 
-    sites: dict[str, Tensor]
+    sites: Values
     predictive: Tensor
     log_likelihood: dict[str, Tensor]
-    log_p: Tensor
-    log_q: Tensor | None
+    log_p: LogDensity
+    log_q: LogDensity | None
     diagnostics: dict[str, Tensor]
 
 
 METHODS = ("guide", "importance", "smoother", "pool")
 
+Sampler = Callable[[Batch, int], Draws]
+"""Makes so many draws for every trial of a batch."""
 
-def drawing_by(
-    method: str, model: LatentDynamics, guide: Program | None, num_particles: int
-) -> Callable[[Batch, int], Draws]:
-    """How draws for the trials of a batch are made, so many of each.
+
+def sampler(method: str, model: LatentDynamics, guide: Program, num_particles: int) -> Sampler:
+    """The sampler of a method.
+
+    One sampler draws for all batches of a recording, always the same number: sites that all trials
+    share are drawn with the first batch and kept for the later ones.
 
     Raises:
         ValueError: for an unknown method, or too few particles.
@@ -62,15 +80,13 @@ def drawing_by(
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
     check_integer(2, num_particles=num_particles)
+    if method == "guide":
+        return GuideSampler(model, guide)
 
     def draw(batch: Batch, num_draws: int) -> Draws:
         match method:
-            case "guide":
-                return posterior_draws(model, guide or model.guide, batch, num_draws)
             case "importance":
-                return importance_draws(
-                    model, guide or model.guide, batch, num_draws, num_particles
-                )
+                return importance_draws(model, guide, batch, num_draws, num_particles)
             case "smoother":
                 return smoother_draws(model, batch, num_draws, num_particles)
             case _:
@@ -79,53 +95,80 @@ def drawing_by(
     return draw
 
 
-@torch.no_grad()
-def posterior_draws(model: LatentDynamics, guide: Program, batch: Batch, num_draws: int) -> Draws:
-    """Draw from the guide and replay the model, all draws in one vectorised run."""
-    guide_trace, model_trace = paired_traces(model, guide, batch, num_draws)
-    shape = (num_draws, batch.num_trials)
-    return _of_trace(
-        model,
-        batch,
-        model_trace,
-        latent_sites(guide_trace),
-        shape,
-        log_q=_log_prob(guide_trace, drawn_sites(guide_trace), shape),
-    )
+class GuideSampler:
+    """Draws from a guide, replayed by the model in one vectorised run.
+
+    Args:
+        model: the model.
+        guide: the guide.
+
+    Attributes:
+        shared: the first batch's draws of sites that all trials share.
+    """
+
+    def __init__(self, model: LatentDynamics, guide: Program) -> None:
+        self.model, self.guide = model, guide
+        self.shared: poutine.Trace | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, num_draws: int) -> Draws:
+        """Draws for the trials of a batch."""
+        guide = self.guide
+        if self.shared is not None:
+            guide = poutine.replay(guide, trace=self.shared)
+        guide_trace, model_trace = paired_traces(self.model, guide, batch, num_draws)
+        if self.shared is None:
+            self.shared = _shared_part(guide_trace, other_plates(model_trace))
+        latent = latent_sites(guide_trace)
+        missing = [name for name in latent_sites(model_trace) if name not in latent]
+        if missing:
+            raise ValueError(
+                f"the guide does not draw {', '.join(map(repr, missing))} of the model, whose"
+                f" latent sites are {', '.join(map(repr, latent_sites(model_trace)))}"
+            )
+        shape = (num_draws, batch.num_trials)
+        log_q = guide_log_density(guide_trace, model_trace, shape)
+        return _draws_of(self.model, batch, model_trace, latent, shape, log_q)
 
 
 @torch.no_grad()
 def importance_draws(
     model: LatentDynamics, guide: Program, batch: Batch, num_draws: int, num_particles: int
 ) -> Draws:
-    """Draw more from the guide and keep draws by their Pareto-smoothed weights, which count what
-    the encoder may see.
+    """Draws from the guide, resampled by their Pareto-smoothed importance weights given what the
+    encoder may see.
     """
     guide_trace, model_trace = paired_traces(model, guide, batch.as_seen(), num_particles)
     shape = (num_particles, batch.num_trials)
-    _check_rates(model, _value(model_trace.nodes["rates"], shape), batch)
-    log_q = _log_prob(guide_trace, drawn_sites(guide_trace), shape)
-    if log_q.isnan().any():
-        raise ValueError(
-            "this guide draws all trials jointly, so no trial has importance weights of its own"
-        )
     latent = latent_sites(guide_trace)
-    log_weights = _log_prob(model_trace, [*latent, "x"], shape) - log_q
+    sites = values(model_trace, [*latent, "rates"], shape)
+    _check_rates(model, sites.local["rates"], batch)
+    log_q = guide_log_density(guide_trace, model_trace, shape)
+    if log_q is None:
+        raise ValueError(
+            "this guide is a point estimate: its draws have no importance weights; take"
+            " method='guide'"
+        )
+    if log_q.shared is not None or log_q.local.isnan().any():
+        raise ValueError(
+            "this guide draws all trials jointly, or a site that they share, so no trial has"
+            " importance weights of its own; take method='guide'"
+        )
+    log_weights = model_log_density(model_trace, latent, shape).local - log_q.local
     smoothed = pareto_smoothed(log_weights)
     chosen = smoothed.resampled(num_draws)
     evidence, error = log_evidence(log_weights)
-
-    def kept(values: Tensor) -> Tensor:
-        return torch.take_along_dim(
-            values, chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2)), 0
+    resampled = {
+        name: torch.take_along_dim(
+            sites.local[name], chosen.reshape(*chosen.shape, *[1] * (sites.local[name].ndim - 2)), 0
         )
-
-    return _replayed(
+        for name in latent
+    }
+    return replayed(
         model,
         batch,
-        {name: kept(_value(model_trace.nodes[name], shape)) for name in latent},
-        log_q=kept(log_q),
-        diagnostics={
+        resampled,
+        {
             "pareto_k": smoothed.pareto_k,
             "distinct_draws": torch.tensor([trial.unique().numel() for trial in chosen.T]),
             "effective_sample_size": effective_sample_size(smoothed.log_weights),
@@ -139,48 +182,46 @@ def importance_draws(
 def smoother_draws(
     model: LatentDynamics, batch: Batch, num_draws: int, num_particles: int
 ) -> Draws:
-    """Draw paths by the particle smoother, given what the encoder may see, and replay the model on
-    them.
-    """
+    """Draws of the particle smoother given what the encoder may see."""
     if not isinstance(model, StateSpaceModel):
         raise ValueError(
             f"the particle smoother needs a StateSpaceModel; {type(model).__name__} is none"
         )
+    _refuse_shared(model, batch)
     given = batch.as_seen()
     filtered = particle_filter(model, given, num_particles)
     method = "ffbsi" if model.path_is_markov else "ancestral"
-    starts, paths = particle_smoother(model, given, num_draws, method=method, filtered=filtered)
-    values = {} if starts is None else {str(model.initial_condition_site): starts}
+    initial, paths = particle_smoother(model, given, num_draws, method=method, filtered=filtered)
+    sites = {} if initial is None else {str(model.initial_condition_site): initial}
     if model.path_site and paths.shape[-1]:
-        values[model.path_site] = paths
-    eves = _eves(filtered).T
-    num_first = torch.tensor([trial.unique().numel() for trial in eves])
-    return _replayed(
+        sites[model.path_site] = paths
+    roots = _roots(filtered).T
+    return replayed(
         model,
         batch,
-        values,
-        log_q=None,
-        diagnostics={
+        sites,
+        {
             "log_evidence": filtered.log_evidence.sum(0),
             "log_evidence_error": filtered.log_evidence_variance.sqrt(),
+            "effective_sample_size": filtered.effective_sample_size.amin(0),
             "effective_sample_size_by_bin": filtered.effective_sample_size.T,
-            "first_particles_with_descendants": num_first,
+            "first_particles_with_descendants": torch.tensor(
+                [trial.unique().numel() for trial in roots]
+            ),
         },
     )
 
 
 @torch.no_grad()
 def pool_draws(model: LatentDynamics, batch: Batch, num_draws: int, num_particles: int) -> Draws:
-    """Draw paths from a pool of the model's own, given what the encoder may see, and replay the
-    model on them.
-    """
+    """Draws from a pool of the model's own trajectories given what the encoder may see."""
+    _refuse_shared(model, batch)
     pooled = path_pool(model, batch.as_seen(), num_draws, num_particles=num_particles)
-    return _replayed(
+    return replayed(
         model,
         batch,
         pooled.sites,
-        log_q=None,
-        diagnostics={
+        {
             "pareto_k": pooled.pareto_k,
             "effective_sample_size": pooled.effective_sample_size,
             "log_evidence": pooled.log_evidence,
@@ -189,74 +230,110 @@ def pool_draws(model: LatentDynamics, batch: Batch, num_draws: int, num_particle
     )
 
 
-def _replayed(
+@torch.no_grad()
+def replayed(
     model: LatentDynamics,
     batch: Batch,
-    latents: dict[str, Tensor],
-    *,
-    log_q: Tensor | None,
-    diagnostics: dict[str, Tensor],
+    sites: dict[str, Tensor],
+    diagnostics: dict[str, Tensor] | None = None,
 ) -> Draws:
-    """The model on latents ``(draw, trial, *event)`` that were drawn elsewhere."""
-    num_draws = len(next(iter(latents.values())))
-    particles = pyro.plate("particles", num_draws, dim=-2)
-    trace = poutine.trace(particles(poutine.condition(model, data=latents))).get_trace(batch)
+    """The model conditioned on latent sites that were drawn elsewhere.
+
+    Args:
+        model: the model.
+        batch: the trials.
+        sites: every latent site: a local one ``(draw, trial, *event)``, a shared one with the dims
+            ``(draw, 1, *event)`` that it has under a plate over draws at dim -2.
+        diagnostics: what the method reports about itself.
+
+    Raises:
+        ValueError: when the model has latent sites that are not given.
+    """
+    num_draws = len(next(iter(sites.values())))
     shape = (num_draws, batch.num_trials)
-    return _of_trace(model, batch, trace, list(latents), shape, log_q, diagnostics)
+    draws = pyro.plate("particles", num_draws, dim=-2)
+    trace = poutine.trace(poutine.condition(draws(model), data=sites)).get_trace(batch)
+    _refuse(latent_sites(trace))
+    return _draws_of(model, batch, trace, list(sites), shape, None, diagnostics)
 
 
-def _of_trace(
+@torch.no_grad()
+def prior_draws(
+    model: LatentDynamics, batch: Batch, num_draws: int, shared: dict[str, Tensor]
+) -> tuple[Values, Tensor]:
+    """Draws of every latent and deterministic site, and of ``x``, from the prior.
+
+    Args:
+        model: the model.
+        batch: the trials.
+        num_draws: draws per trial.
+        shared: values of the sites that all trials share, as of the first batch: read, and filled
+            when empty.
+    """
+    program = model if num_draws == 1 else pyro.plate("particles", num_draws, dim=-2)(model)
+    trace = poutine.trace(poutine.condition(program, data=shared)).get_trace(batch.unobserved())
+    given, others = list(shared), other_plates(trace)
+    for name in latent_sites(trace):
+        if not is_local(trace.nodes[name], others):
+            shared[name] = trace.nodes[name]["value"]
+    shape = (num_draws, batch.num_trials)
+    names = [*given, *latent_sites(trace), *deterministic_sites(trace)]
+    sites = values(trace, [name for name in dict.fromkeys(names) if name != "x"], shape)
+    return sites, local_value("x", trace.nodes["x"], shape)
+
+
+def _draws_of(
     model: LatentDynamics,
     batch: Batch,
     trace: poutine.Trace,
     latent: list[str],
     shape: tuple[int, int],
-    log_q: Tensor | None,
+    log_q: LogDensity | None,
     diagnostics: dict[str, Tensor] | None = None,
 ) -> Draws:
-    """What a trace of the model says of its latents."""
-    _check_rates(model, _value(trace.nodes["rates"], shape), batch)
-    log_p = _log_prob(trace, [*latent, "x"], shape)
+    """The draws that a trace of the model holds."""
+    sites = values(trace, [*latent, *deterministic_sites(trace)], shape)
+    _check_rates(model, sites.local["rates"], batch)
+    log_p = model_log_density(trace, latent, shape)
     x = trace.nodes["x"]
-    sites = [*latent, *_deterministic_sites(trace)]
     return Draws(
-        sites={name: _value(trace.nodes[name], shape) for name in sites},
+        sites=sites,
         predictive=x["fn"].sample().expand(*shape, *x["fn"].event_shape),
-        log_likelihood=_log_likelihood(model, x, shape),
+        log_likelihood=_log_likelihood(model, trace, latent, shape),
         log_p=log_p,
         log_q=log_q,
         diagnostics=diagnostics or {},
     )
 
 
-def _log_prob(trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Tensor:
-    """Of some sites together, per draw and trial; NaN where one has no density per trial."""
-    trace.compute_log_prob()
-    terms = [trace.nodes[name]["log_prob"] for name in names]
-    if any(term.shape[-1:] != shape[-1:] for term in terms):
-        return torch.full(shape, torch.nan)
-    return torch.stack([term.expand(shape) for term in terms]).sum(0)
+def _refuse_shared(model: LatentDynamics, batch: Batch) -> None:
+    """Refuse sites that all trials share, for a method that draws trial by trial."""
+    trace = poutine.trace(model).get_trace(batch.take(slice(0, 1)).unobserved())
+    others = other_plates(trace)
+    _refuse([name for name in latent_sites(trace) if not is_local(trace.nodes[name], others)])
 
 
-def by_block[Array: (Tensor, NDArray[Any])](
-    site: str, dims: tuple[str, ...], values: Array, observed: tuple[Block, ...]
-) -> Iterator[tuple[str, tuple[str, ...], Array]]:
-    """A site as the variables that a user knows it by: name, event dims and values of each.
+def _refuse(undrawn: list[str]) -> None:
+    if undrawn:
+        raise ValueError(
+            f"this method does not draw {', '.join(map(repr, undrawn))} of the model: take"
+            " method='guide', with a guide that does"
+        )
 
-    What lies along neurons is parted where counts and a signal are observed; the rest stays whole.
-    """
-    if dims[-1:] != ("neuron",):
-        yield site, dims, values
-        return
-    for block in observed:
-        name = {"x": block.x, "rates": block.rates}[site]
-        yield name, (*dims[:-1], block.unit), values[..., block.columns]
+
+def _shared_part(trace: poutine.Trace, others: set[str]) -> poutine.Trace:
+    """The sites of a guide's trace that all trials share."""
+    part = poutine.Trace()
+    for name in drawn_sites(trace):
+        if not is_local(trace.nodes[name], others):
+            part.nodes[name] = trace.nodes[name]
+    return part
 
 
 def _check_rates(
     model: LatentDynamics, rates: Float[Tensor, "draw trial time neuron"], batch: Batch
 ) -> None:
-    """Refuse paths that have run off.
+    """Refuse trajectories that diverge.
 
     Raises:
         ArithmeticError: naming the first bin where rates are not finite, and its trial.
@@ -267,54 +344,34 @@ def _check_rates(
         trial = int(batch.trial[is_off[:, t].nonzero()[0]])
         raise ArithmeticError(
             f"the rates of trial {trial} are not finite at bin {t + model.first_bin}: the dynamics"
-            " run off to infinity from where the posterior puts them (fit longer, or with a lower"
+            " diverge from where the posterior puts them (fit longer, or with a lower"
             " learning_rate; for a neural ODE also with more substeps)"
         )
 
 
 def _log_likelihood(
-    model: LatentDynamics, x: Mapping[str, Any], shape: tuple[int, int]
+    model: LatentDynamics, trace: poutine.Trace, latent: list[str], shape: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Log p(x | latents) from the site x, in all and of either where counts and a signal are
-    observed.
+    """Log p(x | latents): of all that is observed, of counts and signal where there are both, and
+    of observed sites of a user's own.
     """
-    parts = {}
+    parts, others = {}, other_plates(trace)
+    x: Mapping[str, Any] = trace.nodes["x"]
     if isinstance(model.observation, Joint):
         entries = x["fn"].base_dist.log_prob(x["value"]) * x["scale"]
         for block in model.observation.blocks:
             parts[block.x] = entries[..., block.columns].sum((-2, -1)).expand(shape)
+    for name in observed_sites(trace):
+        site = trace.nodes[name]
+        is_factor = isinstance(site["fn"], Unit)
+        if name != "x" and name not in latent and is_local(site, others) and not is_factor:
+            parts[name] = site["log_prob"].detach().expand(shape)
     return {**parts, "x": x["log_prob"].expand(shape)}
 
 
-def _eves(filtered: FilterResult) -> Tensor:
-    """Which of the first particles the last ones descend from, ``(particle, trial)``."""
-    eves = filtered.ancestors[-1]
+def _roots(filtered: FilterResult) -> Tensor:
+    """The initial particle from which each of the last ones descends, ``(particle, trial)``."""
+    roots = filtered.ancestors[-1]
     for ancestors in filtered.ancestors[:-1].flip(0):
-        eves = ancestors.gather(0, eves)
-    return eves
-
-
-@torch.no_grad()
-def prior_draws(model: LatentDynamics, batch: Batch, num_draws: int) -> dict[str, Tensor]:
-    """Draw every site of the model, ``x`` included, from the prior."""
-    particles = pyro.plate("particles", num_draws, dim=-2)
-    trace = poutine.trace(particles(model)).get_trace(batch.unobserved())
-    sites = [*latent_sites(trace), *_deterministic_sites(trace)]
-    return {name: _value(trace.nodes[name], (num_draws, batch.num_trials)) for name in sites}
-
-
-def _deterministic_sites(trace: poutine.Trace) -> list[str]:
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["infer"].get("_deterministic", False)
-    ]
-
-
-def _value(site: Mapping[str, Any], shape: tuple[int, int]) -> Tensor:
-    """A site's value with draw and trial dims made explicit: a single draw comes without the
-    former.
-    """
-    value: Tensor = site["value"]
-    event_shape = value.shape[value.ndim - site["fn"].event_dim :]
-    return value.expand(*shape, *event_shape)
+        roots = ancestors.gather(0, roots)
+    return roots

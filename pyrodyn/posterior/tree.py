@@ -1,37 +1,42 @@
 """From a model and a recording to an ArviZ `DataTree`.
 
 ==================================  ================================================================
-``posterior``                       latent sites, factors and rates, ``(chain, draw, trial, ...)``
+``posterior``                       latent sites, factors and rates, ``(chain, draw, trial, ...)``;
+                                    sites that all trials share have no dim ``trial``
 ``posterior_predictive``            ``x`` drawn from the observation model
-``log_likelihood``                  ``x``: log p(x | latents) summed within each trial, so that
-                                    `arviz_stats.loo` leaves out whole trials
-``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and ``log_q``,
-                                    log q(latents | x) (where a guide drew); and what the method
-                                    tells of itself per trial: ``log_evidence`` with its error,
-                                    ``pareto_k``, effective sample sizes, ``distinct_draws``
-``prior``, ``prior_predictive``     the same sites drawn from the prior, where asked for
+``log_likelihood``                  ``x``: log p(x | latents) summed within each trial
+``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and for draws of a
+                                    guide ``log_q``, log q(latents | x); the terms of shared sites
+                                    apart, as ``lp_shared`` and ``log_q_shared``. Per trial what the
+                                    method reports: ``log_evidence`` with its error, ``pareto_k``,
+                                    effective sample sizes, ``distinct_draws``
+``prior``, ``prior_predictive``     the same sites drawn from the prior, on request
 ``observed_data``                   ``x``
-``constant_data``                   the recording's other variables, the truth of simulations too
+``constant_data``                   the recording's other variables, the truth of simulations too,
+                                    and ``role_in_fit`` of each trial: ``"trained"``,
+                                    ``"validated"`` or ``"unseen"``
 ==================================  ================================================================
 
-One chain holds all draws, since they are independent. Rates are expected observations per bin.
-Where nothing was measured ``x`` is 0 in the observed and in the predicted data alike;
-``constant_data.valid`` says where.
+Only draws of a guide have ``log_q``: draws by weights or by a filter come from no density that is
+known, and a bound computed from the guide's would lie above the evidence.
+
+Rates are expected observations per bin. Where nothing was measured ``x`` is 0 in the observed and
+in the predicted data alike; ``constant_data.valid`` says where.
 
 Where counts and a signal are observed, ``counts`` and ``signal`` stand for ``x``, and beside
 ``rates`` (of the counts) there is ``signal_mean``. ``log_likelihood`` holds those of both and their
-sum ``x``: to leave out whole trials, ask `arviz_stats.loo` for ``var_name="x"``.
+sum ``x``.
+
+The attributes of the root name model, guide, method, seed, versions and how the model was fitted.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import arviz_base
-import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -40,25 +45,32 @@ from torch import Tensor
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.traces import Program
+from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.posterior.draws import (
-    Draws,
-    by_block,
-    drawing_by,
-    prior_draws,
-)
+from pyrodyn.posterior.draws import Draws, Sampler, prior_draws, sampler
+from pyrodyn.posterior.given import GivenDraws
+from pyrodyn.posterior.reliability import Reliability
+from pyrodyn.posterior.sites import Values, by_block, event_dims
+from pyrodyn.posterior.source import Source, source
+from pyrodyn.posterior.storage import joined, new_zarr, storable, stream
+
+LIBRARIES = ("torch", "pyro-ppl", "arviz-base", "xarray")
+"""Whose versions a tree records beside pyrodyn's."""
 
 
 def to_datatree(
-    model: LatentDynamics,
+    model: LatentDynamics | Fit[Any],
     recording: xr.Dataset,
     *,
-    num_draws: int = 100,
+    num_draws: int | None = None,
     num_prior_draws: int = 0,
+    num_chains: int = 1,
     guide: Program | None = None,
-    method: str = "guide",
+    method: str | None = None,
     num_particles: int = 1000,
+    draws: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     seed: int = 0,
     path: str | Path | None = None,
@@ -66,170 +78,246 @@ def to_datatree(
     """Draw from the posterior of every trial.
 
     Args:
-        model: a fitted model.
+        model: a fitted model, or the `Fit` that `fit` returned, which brings its guide.
         recording: the recording to explain: that of the fit, or new trials of the same neurons.
-        num_draws: draws per trial.
+        num_draws: draws per trial, 100 by default, a multiple of ``num_chains``.
         num_prior_draws: draws per trial from the prior; 0 leaves the prior's groups out.
-        guide: the guide the model was fitted with, if not its own.
-        method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws kept by
-            their Pareto-smoothed weights; ``"smoother"``, paths of the particle smoother, for
-            state-space models (by backward simulation, or along ancestors where the state has a
-            deterministic part); or ``"pool"``, paths that the model draws by itself, the same for
-            all trials and weighed for each (`path_pool`). Whichever, held-out neurons and forecast
-            bins are not conditioned on, nor are they in ``log_evidence``; ``log_likelihood`` and
-            ``lp`` count them.
-        num_particles: draws that are weighed, particles of the filter, or paths in the pool.
-        batch_size: trials drawn at once.
+        num_chains: chains among which the posterior's independent draws are divided, for plots
+            that compare chains.
+        guide: the guide to draw from; by default that of the fit, or the model's own.
+        method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws
+            resampled by their Pareto-smoothed weights; ``"smoother"``, trajectories of the particle
+            smoother, for state-space models (by backward simulation, or along ancestors where the
+            state has a deterministic part); or ``"pool"``, trajectories of the model itself, the
+            same for all trials and weighted for each (`path_pool`). None takes the smoother for
+            models fitted by `VSMC` or `SmoothedScore`, whose guide is only a proposal, and
+            otherwise the guide. Held-out neurons and forecast bins are never conditioned on, nor
+            are they in ``log_evidence``; ``log_likelihood`` and ``lp`` include them.
+        num_particles: draws that are weighted, particles of the filter, or trajectories in the
+            pool.
+        draws: draws of another sampler, such as NUTS or HMC, in place of a method's: for each
+            latent site an array ``(chain, draw, trial, *event)``, or ``(chain, draw, *event)`` for
+            one that all trials share.
+        batch_size: trials drawn at once. Sites that all trials share are drawn with the first
+            batch.
         seed: seeds the draws.
         path: a new ``.zarr`` folder to which the tree is streamed, ``batch_size`` trials at a
             time; memory then does not grow with the number of trials, and the tree returned reads
-        from the folder lazily.
+            from the folder lazily.
 
     Returns:
         The tree, see the module's docstring.
 
     Raises:
-        ValueError: when the recording does not fit the model, or ``path`` is no new ``.zarr``
+        ValueError: when the recording does not fit the model, the model was fitted with another
+            guide that is not given, ``draws`` do not fit the model, or ``path`` is no new ``.zarr``
             folder.
-        ArithmeticError: for dynamics that run off to infinity, naming trial and bin.
+        ArithmeticError: for dynamics that diverge, naming trial and bin.
+
+    Warns:
+        UserWarning: when importance weights or the filter are unreliable, naming how many trials.
     """
     recording = validate(recording)
-    model.check(recording)
-    check_integer(1, num_draws=num_draws, batch_size=batch_size)
+    model_and_guide(model)[0].check(recording)
+    check_integer(1, num_chains=num_chains, batch_size=batch_size)
     check_integer(0, num_prior_draws=num_prior_draws)
-    draw = drawing_by(method, model, guide, num_particles)
-    target = None if path is None else _new_zarr(path)
-    parts = _parts(model, draw, recording, num_draws, num_prior_draws, batch_size, seed)
-    data = _data_groups(model, recording)
-    attrs = _attrs(model)
+    draw: Sampler
+    if draws is None:
+        of = source(model, guide, method)
+        total = 100 if num_draws is None else num_draws
+        check_integer(1, num_draws=total)
+        if total % num_chains:
+            raise ValueError(f"num_draws={total} is not divisible by num_chains={num_chains}")
+        draw = sampler(of.method, of.model, of.guide, num_particles)
+        how = {**of.attrs, "seed": seed}
+        if of.method != "guide":
+            how["num_particles"] = num_particles
+    else:
+        excluded = {"guide": guide, "method": method, "num_draws": num_draws}
+        for name, value in excluded.items():
+            if value is not None:
+                raise ValueError(f"{name}={value!r} has no meaning where draws are given")
+        if num_chains != 1:
+            raise ValueError("num_chains has no meaning where draws are given: they have chains")
+        of = source(model, None, "draws")
+        draw = given = GivenDraws(of.model, recording, draws)
+        num_chains, total = given.num_chains, given.num_draws
+        how = {"model": type(of.model).__name__, "method": "draws", "seed": seed}
+    target = None if path is None else new_zarr(path)
+    reliability = Reliability()
+    parts = _parts(
+        of, draw, recording, (num_chains, total), num_prior_draws, batch_size, seed, reliability
+    )
+    data = _data_groups(of.model, recording)
+    attrs = {**_attrs(of.model, recording), **how}
     if target is not None:
-        return _stream(parts, data, attrs, target)
-    drawn = list(parts)
-    groups = {
-        name: xr.concat([part[name].to_dataset() for part in drawn], dim="trial")
-        for name in drawn[0].children
-    }
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups, **data})
+        tree = stream(parts, data, attrs, target)
+    else:
+        groups = joined(list(parts))
+        tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups, **data})
+    reliability.warn(of.method)
+    return tree
 
 
 def _parts(
-    model: LatentDynamics,
-    draw: Callable[[Batch, int], Draws],
+    of: Source,
+    draw: Sampler,
     recording: xr.Dataset,
-    num_draws: int,
+    chains_and_draws: tuple[int, int],
     num_prior_draws: int,
     batch_size: int,
     seed: int,
-) -> Iterator[xr.DataTree]:
+    reliability: Reliability,
+) -> Iterator[dict[str, xr.Dataset]]:
     """The drawn groups of some trials at a time."""
-    with model.evaluating(), torch.random.fork_rng():
+    model = of.model
+    num_chains, num_draws = chains_and_draws
+    shared_of_prior: dict[str, Tensor] = {}
+    with of.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in model.trials_of(recording).batches(batch_size):
-            draws = draw(batch, num_draws)
-            stats = {"lp": draws.log_p}
-            if draws.log_q is not None:
-                stats["log_q"] = draws.log_q
+            drawn = draw(batch, num_draws)
+            reliability.add(drawn.diagnostics)
+            build = _Builder(model, recording, batch)
             groups = {
-                "posterior": draws.sites,
-                "posterior_predictive": {"x": _measured(draws.predictive, model, batch)},
-                "log_likelihood": draws.log_likelihood,
-                "sample_stats": stats,
+                "posterior": build.sites(drawn.sites, num_chains),
+                "posterior_predictive": build.predictive(drawn.predictive, num_chains),
+                "log_likelihood": build.per_trial(drawn.log_likelihood, num_chains),
+                "sample_stats": build.sample_stats(drawn, num_chains),
             }
             if num_prior_draws:
-                prior = prior_draws(model, batch, num_prior_draws)
-                groups["prior_predictive"] = {"x": _measured(prior.pop("x"), model, batch)}
-                groups["prior"] = prior
-            yield _tree(groups, draws.diagnostics, model, recording, batch)
+                sites, x = prior_draws(model, batch, num_prior_draws, shared_of_prior)
+                groups["prior"] = build.sites(sites, 1)
+                groups["prior_predictive"] = build.predictive(x, 1)
+            yield groups
 
 
-def _measured(x: Tensor, model: LatentDynamics, batch: Batch) -> Tensor:
-    return x.masked_fill(~batch.scored[:, model.first_bin :], 0)
+class _Builder:
+    """Makes the groups of one batch.
 
+    Args:
+        model: the model.
+        recording: the whole recording.
+        batch: some of its trials.
+    """
 
-def _tree(
-    groups: dict[str, dict[str, Tensor]],
-    diagnostics: dict[str, Tensor],
-    model: LatentDynamics,
-    recording: xr.Dataset,
-    batch: Batch,
-) -> xr.DataTree:
-    observed = blocks(recording)
-    counts = [block.x for block in observed if block.observed == "counts"]
-    per_trial = ("log_likelihood", "sample_stats")
-    arrays: dict[str, dict[str, NDArray[Any]]] = {group: {} for group in groups}
-    dims: dict[str, dict[str, list[str]]] = {group: {} for group in groups}
-    for group, sites in groups.items():
-        for site, value in sites.items():
-            event_dims = () if group in per_trial else model.site_dims[site]
-            for name, own_dims, its in by_block(site, event_dims, value, observed):
-                array = its[None].cpu().numpy()
-                is_count = name in counts and group.endswith("predictive")
-                arrays[group][name] = array.astype(np.int32) if is_count else array
-                dims[group][name] = ["trial", *own_dims]
-    trials = recording["trial"].values[batch.trial.cpu().numpy()]
-    coords = {
-        "trial": trials,
-        "time": recording["time"].values[model.first_bin :],
-        **{block.unit: recording[block.unit].values for block in observed},
-    }
-    trees = {
-        group: arviz_base.from_dict({group: arrays[group]}, dims=dims[group], coords=coords)[
-            group
-        ].to_dataset()
-        for group in groups
-    }
-    for name, values in diagnostics.items():
-        dims_of = ("trial", "time")[: values.ndim]
-        if "time" in dims_of:
-            trees["sample_stats"].coords["time"] = coords["time"]
-        trees["sample_stats"][name] = (dims_of, values.cpu().numpy())
-    return xr.DataTree.from_dict(trees)
+    def __init__(self, model: LatentDynamics, recording: xr.Dataset, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        self.observed = blocks(recording)
+        self.coords = {
+            "trial": recording["trial"].values[batch.trial.cpu().numpy()],
+            "time": recording["time"].values[model.first_bin :],
+            **{block.unit: recording[block.unit].values for block in self.observed},
+        }
+
+    def sites(self, sites: Values, num_chains: int) -> xr.Dataset:
+        """Latent and deterministic sites."""
+        arrays, dims = {}, {}
+        for site, value in sites.local.items():
+            own = event_dims(self.model, site, value.ndim - 2)
+            for name, its_dims, its in by_block(site, own, value, self.observed):
+                arrays[name], dims[name] = its, ["trial", *its_dims]
+        for site, value in sites.shared.items():
+            own = event_dims(self.model, site, value.ndim - 1)
+            for name, its_dims, its in by_block(site, own, value, self.observed):
+                arrays[name], dims[name] = its, [*its_dims]
+        dataset = self._dataset("posterior", arrays, dims, num_chains)
+        for block in self.observed:
+            if block.rates in dataset:
+                what = "counts" if block.observed == "counts" else "signal"
+                dataset[block.rates].attrs["units"] = f"expected {what} per bin"
+        return dataset
+
+    def predictive(self, x: Tensor, num_chains: int) -> xr.Dataset:
+        """Drawn observations, integers for counts; 0 where nothing was measured."""
+        x = x.masked_fill(~self.batch.scored[:, self.model.first_bin :], 0)
+        arrays, dims = {}, {}
+        counts = [block.x for block in self.observed if block.observed == "counts"]
+        own = self.model.site_dims["x"]
+        for name, its_dims, its in by_block("x", own, x, self.observed):
+            arrays[name] = its.to(torch.int32) if name in counts else its
+            dims[name] = ["trial", *its_dims]
+        return self._dataset("posterior_predictive", arrays, dims, num_chains)
+
+    def per_trial(self, values: dict[str, Tensor], num_chains: int) -> xr.Dataset:
+        """One value per draw and trial."""
+        names = {name.replace("/", "_"): value for name, value in values.items()}
+        dims = {name: ["trial"] for name in names}
+        return self._dataset("log_likelihood", names, dims, num_chains, units="nats")
+
+    def sample_stats(self, drawn: Draws, num_chains: int) -> xr.Dataset:
+        """Log densities of the draws, and what the method reports."""
+        arrays: dict[str, Tensor] = {}
+        dims: dict[str, list[str]] = {}
+        for name, density in {"lp": drawn.log_p, "log_q": drawn.log_q}.items():
+            if density is not None:
+                arrays[name], dims[name] = density.local, ["trial"]
+                if density.shared is not None:
+                    arrays[f"{name}_shared"], dims[f"{name}_shared"] = density.shared, []
+        dataset = self._dataset("sample_stats", arrays, dims, num_chains, units="nats")
+        for name, values in drawn.diagnostics.items():
+            dims_of = ("trial", "time")[: values.ndim]
+            if "time" in dims_of:
+                dataset.coords["time"] = self.coords["time"]
+            dataset[name] = (dims_of, values.cpu().numpy())
+        return dataset
+
+    def _dataset(
+        self,
+        group: str,
+        arrays: dict[str, Tensor],
+        dims: dict[str, list[str]],
+        num_chains: int,
+        units: str | None = None,
+    ) -> xr.Dataset:
+        by_chain: dict[str, NDArray[Any]] = {
+            name: value.reshape(num_chains, -1, *value.shape[1:]).cpu().numpy()
+            for name, value in arrays.items()
+        }
+        tree = arviz_base.from_dict({group: by_chain}, dims=dims, coords=self.coords)
+        dataset: xr.Dataset = tree[group].to_dataset()
+        if units is not None:
+            for name in arrays:
+                dataset[name].attrs["units"] = units
+        return dataset
 
 
 def _data_groups(model: LatentDynamics, recording: xr.Dataset) -> dict[str, xr.Dataset]:
     """Observed and constant data over the bins that the model generates."""
+    role = role_in_fit(model, recording)
     generated = recording.isel(time=slice(model.first_bin, None))
     names = {block.observed: block.x for block in blocks(recording)}
+    constant = generated.drop_vars(names)
+    if role is not None:
+        constant["role_in_fit"] = ("trial", role)
     return {
-        "observed_data": generated[list(names)].rename(names),
-        "constant_data": generated.drop_vars(names),
+        "observed_data": storable(generated[list(names)].rename(names)),
+        "constant_data": storable(constant),
     }
 
 
-def _attrs(model: LatentDynamics) -> dict[str, Any]:
-    training = model.record.get("training", {})
+def role_in_fit(model: LatentDynamics, recording: xr.Dataset) -> list[str] | None:
+    """Whether the fit ``"trained"`` on each trial, ``"validated"`` by it or left it ``"unseen"``;
+    None for a model whose record does not hold its trials.
+    """
+    fitted = model.record.get("training", {}).get("trials")
+    if fitted is None:
+        return None
+    trained, validated = set(fitted["train"]), set(fitted["valid"])
+    return [
+        "trained" if of_trial in trained else "validated" if of_trial in validated else "unseen"
+        for of_trial in trial_hashes(recording)
+    ]
+
+
+def _attrs(model: LatentDynamics, recording: xr.Dataset) -> dict[str, Any]:
+    training = {k: v for k, v in model.record.get("training", {}).items() if k != "trials"}
     return {
         "inference_library": "pyrodyn",
         "inference_library_version": version("pyrodyn"),
-        "model": type(model).__name__,
+        **{f"{library.replace('-', '_')}_version": version(library) for library in LIBRARIES},
+        "bin_width": float(recording.attrs["bin_width"]),
+        "objective": json.dumps(training.get("objective")),
         "training": json.dumps(training),
         "fitted_by_a_bound": str(training.get("is_bound", "unknown")),
     }
-
-
-def _new_zarr(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix != ".zarr":
-        raise ValueError(f"{path} must end in .zarr, the format a posterior is streamed to")
-    if path.exists():
-        raise ValueError(f"{path} exists already; remove it or choose another name")
-    return path
-
-
-def _stream(
-    parts: Iterator[xr.DataTree], data: dict[str, xr.Dataset], attrs: dict[str, Any], target: Path
-) -> xr.DataTree:
-    """Append part after part along trial beside the target, then rename: the target is whole or
-    absent.
-    """
-    beside = target.with_suffix(".zarr.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    xr.Dataset(attrs=attrs).to_zarr(beside, consolidated=False)
-    for position, part in enumerate(parts):
-        for name, node in part.children.items():
-            place: dict[str, Any] = {"append_dim": "trial"} if position else {"mode": "a"}
-            node.to_dataset().to_zarr(beside, group=name, consolidated=False, **place)
-    for name, dataset in data.items():
-        dataset.to_zarr(beside, group=name, mode="a", consolidated=False)
-    beside.replace(target)
-    return xr.open_datatree(target, engine="zarr", consolidated=False)

@@ -14,7 +14,7 @@ from pyrodyn.data import held_out, recording
 from pyrodyn.infer import ELBO
 from pyrodyn.models import LFADS
 from pyrodyn.posterior import fano_factor, for_ppc, predict, to_datatree
-from pyrodyn.posterior.draws import posterior_draws
+from pyrodyn.posterior.draws import GuideSampler
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 7, 10, 4
 SIZES = {
@@ -183,8 +183,8 @@ def test_ppc_view_holds_the_measured_entries_in_order(model, counts):
 def test_prediction_is_the_mean_of_draws(model, counts):
     predicted = predict(model, counts, num_draws=400, batch_size=3)
     with torch.no_grad():
-        draws = posterior_draws(model, model.guide, model.trials_of(counts).batch(), 400)
-    rates = draws.sites["rates"]
+        draws = GuideSampler(model, model.guide)(model.trials_of(counts).batch(), 400)
+    rates = draws.sites.local["rates"]
     error = (2 * rates.var(0) / 400).sqrt().numpy()
     gap = np.abs(predicted["rates"].values - rates.mean(0).numpy())
     assert (gap < 5 * error + 1e-6).all()

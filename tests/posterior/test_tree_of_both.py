@@ -13,7 +13,7 @@ from pyrodyn.data import Trials, held_out, recording
 from pyrodyn.data.schema import blocks, measured
 from pyrodyn.models import LowRankRNN
 from pyrodyn.posterior import for_ppc, predict, to_datatree
-from pyrodyn.posterior.draws import posterior_draws
+from pyrodyn.posterior.draws import GuideSampler
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_CHANNELS = 5, 8, 3, 2
 METHODS = ("guide", "importance", "smoother")
@@ -47,6 +47,7 @@ def mask(data: xr.Dataset, observed: str) -> np.ndarray:
     return measured(data, block).values
 
 
+@pytest.mark.filterwarnings("ignore:draws by method=")
 @pytest.mark.parametrize("method", METHODS)
 def test_groups_hold_both(model, data, method):
     tree = to_datatree(
@@ -75,6 +76,7 @@ def test_groups_hold_both(model, data, method):
     assert set(tree["constant_data"].data_vars) == {"valid", "signal_valid", "signal_mean"}
 
 
+@pytest.mark.filterwarnings("ignore:draws by method=")
 @pytest.mark.parametrize("method", METHODS)
 def test_log_likelihoods_are_those_of_the_measured_entries(model, data, method):
     tree = to_datatree(model, data, num_draws=6, batch_size=2, method=method, num_particles=50)
@@ -145,7 +147,7 @@ def test_prediction_is_the_mean_of_draws(model, data):
         f"{name}{sd}" for name in ("z", "rates", "signal_mean") for sd in ("", "_sd")
     }
     torch.manual_seed(1)
-    draws = posterior_draws(model, model.guide, Trials(data).batch(), 400).sites["rates"]
+    draws = GuideSampler(model, model.guide)(Trials(data).batch(), 400).sites.local["rates"]
     error = (2 * draws.var(0) / 400).sqrt().numpy()
     for name, columns in (("rates", slice(0, NUM_NEURONS)), ("signal_mean", slice(3, None))):
         gap = np.abs(predicted[name].values - draws.mean(0)[..., columns].numpy())

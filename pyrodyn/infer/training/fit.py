@@ -11,6 +11,7 @@ import xarray as xr
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Transform
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import Program, module_of
@@ -167,6 +168,10 @@ def fit[Model: LatentDynamics](
                     "seed": seed,
                     "num_steps": trainer.global_step,
                     "best_epoch": best.kept_epoch,
+                    "trials": {
+                        "train": trial_hashes(train),
+                        "valid": [] if valid is None else trial_hashes(valid),
+                    },
                 },
             }
             if folder is not None:

@@ -1,0 +1,211 @@
+"""What traces of a model and a guide hold: values and log densities of sites, per draw and trial.
+
+A site inside the plate over trials is local, every other one is shared by all trials: the plate at
+dim -1, unless it has the name of another plate of the model. Values of
+local sites are ``(draw, trial, *event)``, those of shared sites ``(draw, *event)``, where a plate
+of the user's own counts as an event dim.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor
+
+from pyrodyn.data.schema import Block
+from pyrodyn.infer.traces import drawn_sites, observed_sites
+from pyrodyn.models.latent_dynamics import LatentDynamics
+
+
+class LogDensity(NamedTuple):
+    """Log density of some sites of a trace.
+
+    Attributes:
+        local: that of the local sites, ``(draw, trial)``.
+        shared: that of the shared sites, ``(draw,)``; None if there are none.
+    """
+
+    local: Tensor
+    shared: Tensor | None
+
+
+class Values(NamedTuple):
+    """Values of some sites of a trace by name.
+
+    Attributes:
+        local: ``(draw, trial, *event)``.
+        shared: ``(draw, *event)``.
+    """
+
+    local: dict[str, Tensor]
+    shared: dict[str, Tensor]
+
+
+PLATE = "trials"
+"""Name of the models' plate over trials."""
+
+
+def other_plates(model_trace: poutine.Trace) -> set[str]:
+    """Names of the plates of a user's own in a model."""
+    stacks = (site["cond_indep_stack"] for site in model_trace.nodes.values() if _is_sample(site))
+    return {frame.name for stack in stacks for frame in stack} - {PLATE}
+
+
+def is_local(site: Mapping[str, Any], others: set[str]) -> bool:
+    """Whether a site of a model or its guide lies in the plate over trials.
+
+    Args:
+        site: of a trace.
+        others: `other_plates` of the model.
+    """
+    return any(frame.dim == -1 and frame.name not in others for frame in site["cond_indep_stack"])
+
+
+def values(trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Values:
+    """Detached values of sites, with the dims of draws and trials made explicit.
+
+    Raises:
+        ValueError: for a deterministic site whose event dims are unknown.
+    """
+    found, others = Values({}, {}), other_plates(trace)
+    for name in names:
+        site = trace.nodes[name]
+        if is_local(site, others):
+            found.local[name] = local_value(name, site, shape)
+        else:
+            found.shared[name] = _shared_value(site, shape[0])
+    return found
+
+
+def local_value(name: str, site: Mapping[str, Any], shape: tuple[int, int]) -> Tensor:
+    """A local site's value: a single draw comes without its dim, and `pyro.deterministic` takes all
+    dims for event dims unless it is given ``event_dim``.
+    """
+    value: Tensor = site["value"].detach()
+    event_dim = site["fn"].event_dim
+    if _is_deterministic(site) and event_dim == value.ndim:
+        batch_dim = next((d for d in (2, 1) if value.shape[:d] == shape[-d:]), None)
+        if batch_dim is None:
+            raise ValueError(
+                f"the deterministic site {name!r} lies in the plate over trials and has the shape"
+                f" {tuple(value.shape)}: give pyro.deterministic its event_dim"
+            )
+        event_dim = value.ndim - batch_dim
+    return value.expand(*shape, *value.shape[value.ndim - event_dim :])
+
+
+def _shared_value(site: Mapping[str, Any], num_draws: int) -> Tensor:
+    value: Tensor = site["value"].detach()
+    event_dim = site["fn"].event_dim
+    if _is_deterministic(site) and value.shape[:2] == (num_draws, 1):
+        event_dim = min(event_dim, value.ndim - 2)
+    batch = value.shape[: value.ndim - event_dim]
+    if len(batch) == 2 and batch[1] == 1:
+        # The plate over draws at dim -2 leaves a dim of size 1 in the place of the trials.
+        value = value.squeeze(1)
+    elif len(batch) < 2:
+        value = value[None]
+    return value.expand(num_draws, *value.shape[1:])
+
+
+def model_log_density(
+    trace: poutine.Trace, latent: list[str], shape: tuple[int, int]
+) -> LogDensity:
+    """Log p(x, latents), without the factors by which a model weights its parameters."""
+    others = other_plates(trace)
+    observed = [
+        name
+        for name in observed_sites(trace)
+        if name not in latent and is_local(trace.nodes[name], others)
+    ]
+    return _log_density(trace, [*latent, *observed], shape, others)
+
+
+def guide_log_density(
+    guide_trace: poutine.Trace, model_trace: poutine.Trace, shape: tuple[int, int]
+) -> LogDensity | None:
+    """Log q(latents | x): None for a point estimate, which has no density, and NaN for a guide that
+    draws the local sites of all trials jointly, which has none per trial.
+    """
+    others = other_plates(model_trace)
+    names = drawn_sites(guide_trace)
+    stochastic = [name for name in names if not _is_point(guide_trace.nodes[name]["fn"])]
+    if not stochastic:
+        return None
+    shared = {name for name in names if not is_local(guide_trace.nodes[name], others)}
+    of_model = {
+        name for name in drawn_sites(model_trace) if not is_local(model_trace.nodes[name], others)
+    }
+    auxiliary = {n for n in shared if guide_trace.nodes[n]["infer"].get("is_auxiliary", False)}
+    has_local_density = bool(set(stochastic) - shared)
+    if shared - of_model - auxiliary or (auxiliary and not (of_model and has_local_density)):
+        return LogDensity(torch.full(shape, torch.nan), None)
+    return _log_density(guide_trace, [*names, *observed_sites(guide_trace)], shape, others)
+
+
+def _log_density(
+    trace: poutine.Trace, names: list[str], shape: tuple[int, int], others: set[str]
+) -> LogDensity:
+    trace.compute_log_prob()
+    local = torch.zeros(shape)
+    shared = None
+    for name in names:
+        term: Tensor = trace.nodes[name]["log_prob"].detach()
+        if is_local(trace.nodes[name], others):
+            local = local.to(term) + term
+        else:
+            term = term.expand(shape[0], *(term.shape[-1:] or (1,))).sum(-1)
+            shared = term if shared is None else shared + term
+    return LogDensity(local.expand(shape), shared)
+
+
+def deterministic_sites(trace: poutine.Trace) -> list[str]:
+    """Names of the deterministic sites of a trace."""
+    return [
+        name for name, site in trace.nodes.items() if _is_sample(site) and _is_deterministic(site)
+    ]
+
+
+def event_dims(model: LatentDynamics, site: str, num_dims: int) -> tuple[str, ...]:
+    """Names of a site's event dims: the model's, or ArviZ's default for sites of a user's own."""
+    dims = model.site_dims.get(site)
+    if dims is not None and len(dims) == num_dims:
+        return dims
+    return tuple(f"{variable_name(site)}_dim_{i}" for i in range(num_dims))
+
+
+def variable_name(site: str) -> str:
+    """The name of a site as a variable: a slash separates groups in a DataTree."""
+    return site.replace("/", "_")
+
+
+def by_block[Array: (Tensor, NDArray[Any])](
+    site: str, dims: tuple[str, ...], values: Array, observed: tuple[Block, ...]
+) -> Iterator[tuple[str, tuple[str, ...], Array]]:
+    """A site as the variables that a user knows it by: name, event dims and values of each.
+
+    Sites along neurons are split where counts and a signal are observed; other sites stay whole.
+    """
+    if dims[-1:] != ("neuron",) or site not in ("x", "rates"):
+        yield variable_name(site), dims, values
+        return
+    for block in observed:
+        name = {"x": block.x, "rates": block.rates}[site]
+        yield name, (*dims[:-1], block.unit), values[..., block.columns]
+
+
+def _is_sample(site: Mapping[str, Any]) -> bool:
+    return bool(site["type"] == "sample")
+
+
+def _is_deterministic(site: Mapping[str, Any]) -> bool:
+    return bool(site["infer"].get("_deterministic", False))
+
+
+def _is_point(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)

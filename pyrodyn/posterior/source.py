@@ -1,0 +1,78 @@
+"""Where draws come from: a model, its guide and a method, resolved from what a user passes."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pyrodyn.infer.traces import Program, module_of
+from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide
+from pyrodyn.models.latent_dynamics import LatentDynamics
+
+BY_FILTER = ("VSMC", "SmoothedScore")
+"""Objectives under which the guide is only the proposal of a particle filter."""
+
+
+class Source(NamedTuple):
+    """A model, the guide that is drawn from and the method.
+
+    Attributes:
+        model: the model.
+        guide: the guide.
+        method: one of `pyrodyn.posterior.draws.METHODS`.
+    """
+
+    model: LatentDynamics
+    guide: Program
+    method: str
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """The same by name, for the attributes of a tree."""
+        return {
+            "model": type(self.model).__name__,
+            "guide": guide_name(self.model, self.guide) or f"{type(self.model).__name__}.guide",
+            "method": self.method,
+        }
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, model and guide are in evaluation mode; afterwards every module is as before."""
+        guide = module_of(self.guide)
+        modules = {*self.model.modules(), *(guide.modules() if guide is not None else ())}
+        modes = {module: module.training for module in modules}
+        self.model.eval()
+        if guide is not None:
+            guide.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str | None) -> Source:
+    """The guide and method to draw by.
+
+    Args:
+        fitted: a model, or a `Fit`, which brings the guide that was trained with it.
+        guide: the guide to use; None takes that of the fit, or else the model's own.
+        method: None takes the smoother for models fitted by `VSMC` or `SmoothedScore` with their
+            own guide, and otherwise the guide.
+
+    Raises:
+        ValueError: for a model without ``guide=`` that was fitted with a guide other than its own.
+    """
+    model, trained = model_and_guide(fitted)
+    training = model.record.get("training", {})
+    fitted_with = training.get("guide")
+    chosen = trained if guide is None else guide
+    if method is None:
+        is_own = chosen is None or guide_name(model, chosen) is None
+        by_filter = training.get("objective", {}).get("name") in BY_FILTER
+        method = "smoother" if by_filter and is_own else "guide"
+    if chosen is None and fitted_with is not None and method in ("guide", "importance"):
+        raise ValueError(
+            f"this {type(model).__name__} was fitted with the guide {fitted_with}, so that its own"
+            " guide was never trained: pass guide=, or the Fit that fit(...) returned"
+        )
+    return Source(model, model.guide if chosen is None else chosen, method)
