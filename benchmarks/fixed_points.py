@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyrodyn import models
 from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics
-from pyrodyn.analysis.fixed_points.newton import Displacement, descend, displacement, merged
+from pyrodyn.analysis.fixed_points.newton import Residual, levenberg_marquardt, merged, residual_of
 from pyrodyn.data.simulate import trajectory
 from pyrodyn.infer.training.allocator import keep_freed_memory
 from pyrodyn.models import Dynamics
@@ -54,7 +54,7 @@ def generator(num_starts: int, gain: float) -> tuple[Dynamics, Tensor]:
     return dynamics, state + noise
 
 
-def adam(g: Displacement, starts: Tensor, residual: float, wanted: int, steps: int, rate: float):
+def adam(g: Residual, starts: Tensor, residual: float, wanted: int, steps: int, rate: float):
     """Descend until ``wanted`` starts are within the residual; where they end, and the steps."""
     state = starts.clone().requires_grad_()
     optimizer = torch.optim.Adam([state], lr=rate)
@@ -71,7 +71,7 @@ def adam(g: Displacement, starts: Tensor, residual: float, wanted: int, steps: i
 
 
 def is_within(value: Tensor, state: Tensor, residual: float) -> Tensor:
-    """Whether each state is a fixed point, as `descend` judges it."""
+    """Whether each state is a fixed point, as `levenberg_marquardt` judges it."""
     return value.abs().amax(-1) <= residual * (1 + state.abs().amax(-1))
 
 
@@ -84,18 +84,18 @@ def timed[Result](search: Callable[[], Result]) -> tuple[Result, float]:
 
 def compare(dynamics: Dynamics, starts: Tensor, arguments: argparse.Namespace) -> None:
     """Print a row per search."""
-    g = displacement(dynamics, torch.zeros(dynamics.input_dim, dtype=torch.float64))
+    g = residual_of(dynamics, torch.zeros(dynamics.input_dim, dtype=torch.float64))
     residual = arguments.residual
-    descend_without_gradients = torch.no_grad()(descend)
-    descend_without_gradients(g, starts[:8], residual)
+    search = torch.no_grad()(levenberg_marquardt)
+    search(g, starts[:8], residual)
     adam(g, starts[:8], residual, 9, 3, arguments.rate)
 
-    ours, before = timed(lambda: descend_without_gradients(g, starts, residual))
+    ours, before = timed(lambda: search(g, starts, residual))
     wanted = int(ours.is_fixed.sum())
     (state, steps), seconds = timed(
         lambda: adam(g, starts, residual, wanted, arguments.adam_steps, arguments.rate)
     )
-    _, after = timed(lambda: descend_without_gradients(g, starts, residual))
+    _, after = timed(lambda: search(g, starts, residual))
     our_seconds = (before + after) / 2
     theirs = state[is_within(g.value(state), state, residual)]
     print_row("search", "seconds", "steps", "arrived", "points", "ratio")

@@ -1,11 +1,11 @@
-"""Dynamics to analyse, in double precision: those that a model has learned, and known ones.
+"""Dynamics to analyse, in double precision: those that a model has learned, and known systems.
 
 A known system of differential equations z' = f(z) becomes the map over one bin of T units of its
-time, by n Runge-Kutta steps of order four, no longer than the system asks for::
+time, by n Runge-Kutta steps of order four that are no longer than the system's largest step::
 
     step(z) = (Phi_{T / n} o ... o Phi_{T / n})(z),       n = ceil(T / max_step)
 
-so that what is computed of a model can be computed of the system whose data it was fitted to.
+Every analysis of a model's dynamics therefore also applies to the system that generated its data.
 """
 
 import copy
@@ -30,8 +30,8 @@ from pyrodyn.models.state_space import StateSpaceModel
 def dynamics_of(model_or_dynamics: object) -> Dynamics:
     """The dynamics of a model in double precision on the CPU; dynamics pass through as they are.
 
-    The model itself is left alone: its copy is in evaluation mode, and no gradient is recorded
-    for its parameters.
+    The model itself is not changed: a copy of it is in evaluation mode, and no gradient is recorded
+    for the copy's parameters.
 
     Args:
         model_or_dynamics: a model of the zoo, or dynamics.
@@ -50,39 +50,39 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
 
 
 def state_space(model: LatentDynamics) -> StateSpaceModel:
-    """The model itself, where it has states that move.
+    """The model itself, if it is a state-space model.
 
     Raises:
-        ValueError: for a model without them, and for what is no model.
+        ValueError: for a model without dynamics, and for what is not a model.
     """
     if not isinstance(model, LatentDynamics):
         raise ValueError(
-            f"{type(model).__name__} does not say where paths begin and what is seen of them; give"
-            " a model of pyrodyn.models"
+            f"{type(model).__name__} has no initial-state distribution and no observation model;"
+            " give a model of pyrodyn.models"
         )
     if not isinstance(model, StateSpaceModel):
         raise ValueError(f"{type(model).__name__} has no dynamics of its own to analyse")
     return model
 
 
-def refuse_divergence(path: Float[Tensor, "trial time *dims"], first_bin: int = 0) -> None:
-    """Stop at the first bin at which a path is not finite.
+def check_finite(trajectory: Float[Tensor, "trial time *dims"], first_bin: int = 0) -> None:
+    """Raise an error that names the first bin in which a trajectory is not finite.
 
     Args:
-        path: states, or what follows from them.
-        first_bin: the number of its first bin.
+        trajectory: states, or values computed from them.
+        first_bin: index of its first bin.
 
     Raises:
         ArithmeticError: naming trial and bin.
     """
-    is_off = ~path.isfinite().flatten(2).all(-1)
+    is_off = ~trajectory.isfinite().flatten(2).all(-1)
     if is_off.any():
         t = int(is_off.any(0).nonzero()[0])
         trial = int(is_off[:, t].nonzero()[0])
         raise ArithmeticError(
-            f"the path of trial {trial} is not finite from bin {first_bin + t} on: start it inside"
-            " the basin of an attractor; of a NodeSAE, also compare its step with the exact path"
-            " by solver_check"
+            f"the trajectory of trial {trial} is not finite from bin {first_bin + t} on: start it"
+            " inside the basin of an attractor; for a NodeSAE, also compare its solver with an"
+            " exact one by solver_check"
         )
 
 
@@ -90,9 +90,9 @@ def refuse_divergence(path: Float[Tensor, "trial time *dims"], first_bin: int = 
 def visited_states(
     model: LatentDynamics, recording: xr.Dataset, *, seed: int = 0
 ) -> Float[Tensor, "trial time state"]:
-    """Where a model's dynamics are on a recording: one draw of the guide per trial.
+    """States of a model's dynamics on a recording: one draw of the guide per trial.
 
-    What a search for fixed points begins at, and a portrait shows.
+    They serve as starts of a search for fixed points and as trajectories of a phase portrait.
 
     Args:
         model: a state-space model.
@@ -101,7 +101,7 @@ def visited_states(
 
     Raises:
         ValueError: for a model without dynamics, or a recording that it cannot read.
-        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
+        ArithmeticError: for a trajectory that does not stay finite, naming its trial and bin.
     """
     model = state_space(model)
     recording = validate(recording)
@@ -117,12 +117,12 @@ def visited_states(
     else:
         path = inputs.new_zeros(*inputs.shape[:2], 0)
     states = model.dynamics_state(model.states(start, path, inputs))
-    refuse_divergence(states, model.first_bin)
+    check_finite(states, model.first_bin)
     return states
 
 
 def known_dynamics(system: str | System) -> Dynamics:
-    """The dynamics of a known system, without pulses; a unit of its time stands for a second.
+    """The dynamics of a known system, without pulses; one unit of its time counts as a second.
 
     Args:
         system: a name in `pyrodyn.data.systems.SYSTEMS`, or a system whose field also takes
@@ -132,8 +132,8 @@ def known_dynamics(system: str | System) -> Dynamics:
         Its flow over ``time_per_bin``, with ``vector_field`` per unit of system time.
 
     Raises:
-        ValueError: for names that are not known, systems with a delay (their state is a whole
-            history) and fields that torch cannot differentiate.
+        ValueError: for unknown names, systems with a delay (their state is a whole history) and
+            fields that torch cannot differentiate.
     """
     if isinstance(system, str):
         if system not in SYSTEMS:
@@ -147,8 +147,8 @@ def known_dynamics(system: str | System) -> Dynamics:
         )
     _check_field(known)
     substeps = math.ceil(known.time_per_bin / known.max_step)
-    # The bin's length goes into the scheme and leaves the field alone: in forward derivatives a
-    # product with a constant costs as much as all the rest.
+    # The tableau is scaled by the bin's length, not the field: in forward derivatives a product
+    # with a constant costs as much as all other operations together.
     reach, weight = TABLEAUX["rk4"]
     one_bin = Tableau(
         tuple(known.time_per_bin * a for a in reach), tuple(known.time_per_bin * b for b in weight)
@@ -168,55 +168,54 @@ def known_dynamics(system: str | System) -> Dynamics:
     )
 
 
-def states_for(
-    dynamics: Dynamics, states: ArrayLike | Tensor, name: str
-) -> Float[Tensor, "row state"]:
+def states_for(state_dim: int, states: ArrayLike | Tensor, name: str) -> Float[Tensor, "row state"]:
     """States in double precision, one per row; leading dims are flattened.
 
     Args:
-        dynamics: whose states they are.
+        state_dim: dimension of the dynamics.
         states: ``(..., state)``.
-        name: what the caller calls them.
+        name: the caller's name of the argument, for error messages.
 
     Raises:
-        ValueError: for no states, states of the wrong dimension and such as are not finite.
+        ValueError: for no states, states of the wrong dimension and states that are not finite.
     """
     array = _double(states)
-    if array.ndim == 0 or array.shape[-1] != dynamics.state_dim or array.size == 0:
+    if array.ndim == 0 or array.shape[-1] != state_dim or array.size == 0:
         raise ValueError(
-            f"{name} must be states of shape (..., {dynamics.state_dim}), at least one, not"
-            f" {array.shape}"
+            f"{name} must be states of shape (..., {state_dim}), at least one, not {array.shape}"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite; leave out states that hold NaN or infinity")
-    return torch.from_numpy(array.reshape(-1, dynamics.state_dim))
+    return torch.from_numpy(array.reshape(-1, state_dim))
 
 
-def held_inputs(dynamics: Dynamics, inputs: ArrayLike | Tensor | None) -> Float[Tensor, " input"]:
-    """Inputs held constant, in double precision; 0 where none are given.
+def constant_inputs(
+    dynamics: Dynamics, inputs: ArrayLike | Tensor | None
+) -> Float[Tensor, " input"]:
+    """Constant inputs in double precision; 0 if none are given.
 
     Raises:
-        ValueError: for inputs of the wrong number and such as are not finite.
+        ValueError: for the wrong number of inputs and for inputs that are not finite.
     """
     if inputs is None:
         return torch.zeros(dynamics.input_dim, dtype=torch.float64)
     array = _double(inputs)
     if array.shape != (dynamics.input_dim,) or not np.isfinite(array).all():
         raise ValueError(
-            f"inputs must be {dynamics.input_dim} finite numbers, one per input held constant, not"
+            f"inputs must be {dynamics.input_dim} finite numbers, one constant per input, not"
             f" {inputs!r}"
         )
     return torch.from_numpy(array)
 
 
 def _double(values: ArrayLike | Tensor) -> np.ndarray:
-    """Numbers of any kind as a new array of doubles."""
+    """Values of any numeric type as a new array of doubles."""
     plain = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     return np.array(plain, np.float64)
 
 
 def _check_field(system: System) -> None:
-    """Refuse a field that only numpy understands."""
+    """Raise an error for a field that torch cannot differentiate."""
     middle = torch.as_tensor(0.5 * (system.initial_low + system.initial_high)).double()
     try:
         value, _ = pushed(system.field, middle, torch.ones_like(middle))

@@ -6,7 +6,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyrodyn.analysis.dynamics import refuse_divergence, state_space
+from pyrodyn.analysis.dynamics import check_finite, state_space
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import Block, blocks_of
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -80,9 +80,9 @@ def free_run(
             *(torch.stack(field[burn_in:], 1) for field in zip(*states, strict=True))
         )
         moving = model.dynamics_state(kept)
-        refuse_divergence(moving, burn_in)
+        check_finite(moving, burn_in)
         emission = model.emission(kept)
-        refuse_divergence(emission.mean, burn_in)
+        check_finite(emission.mean, burn_in)
         x = emission.sample()
     rates = emission.mean
     run = {

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
+from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, states_for
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.models.dynamics import Dynamics, pushed
 
@@ -69,7 +69,7 @@ def lyapunov_spectrum(
         ArithmeticError: for a path that does not stay finite, naming its trial and bin.
     """
     dynamics = dynamics_of(model_or_dynamics)
-    state = states_for(dynamics, start, "start")
+    state = states_for(dynamics.state_dim, start, "start")
     num_trials, dim = state.shape
     count = dim if num_exponents is None else num_exponents
     check_integer(1, num_bins=num_bins, num_exponents=count)
@@ -133,7 +133,7 @@ def _driven(
     wanted = (num_trials, total, dynamics.input_dim)
     given = inputs if inputs is None or isinstance(inputs, Tensor) else np.asarray(inputs, float)
     if given is None or given.ndim != 3:
-        return held_inputs(dynamics, given).expand(wanted)
+        return constant_inputs(dynamics, given).expand(wanted)
     driven = torch.as_tensor(given).detach().cpu().double()
     if tuple(driven.shape) != wanted or not driven.isfinite().all():
         raise ValueError(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, known_dynamics, states_for
+from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, known_dynamics, states_for
 from pyrodyn.data.simulate import rk4_step
 from pyrodyn.data.systems import SYSTEMS, rate_network
 from pyrodyn.models import Dynamics, LowRankRNN, NodeSAE
@@ -77,16 +77,16 @@ def test_what_has_no_dynamics_is_refused():
 
 def test_states_and_inputs_are_checked():
     driven = Dynamics(lambda z, i: z, 2, input_dim=3)
-    assert states_for(driven, np.zeros((4, 5, 2)), "start").shape == (20, 2)
-    assert states_for(driven, torch.zeros(2), "start").shape == (1, 2)
+    assert states_for(2, np.zeros((4, 5, 2)), "start").shape == (20, 2)
+    assert states_for(2, torch.zeros(2), "start").shape == (1, 2)
     with pytest.raises(ValueError, match=r"start must be states of shape \(..., 2\)"):
-        states_for(driven, np.zeros((4, 3)), "start")
+        states_for(2, np.zeros((4, 3)), "start")
     with pytest.raises(ValueError, match="start must be finite"):
-        states_for(driven, [0.0, np.nan], "start")
-    np.testing.assert_array_equal(held_inputs(driven, None), np.zeros(3))
-    np.testing.assert_array_equal(held_inputs(driven, [1, 2, 3]), [1.0, 2.0, 3.0])
+        states_for(2, [0.0, np.nan], "start")
+    np.testing.assert_array_equal(constant_inputs(driven, None), np.zeros(3))
+    np.testing.assert_array_equal(constant_inputs(driven, [1, 2, 3]), [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="inputs must be 3 finite numbers"):
-        held_inputs(driven, [1.0])
+        constant_inputs(driven, [1.0])
 
 
 def test_refused_without_dynamics_of_its_own():

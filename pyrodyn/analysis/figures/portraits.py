@@ -26,8 +26,8 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
-from pyrodyn.analysis.fixed_points.newton import displacement
+from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, states_for
+from pyrodyn.analysis.fixed_points.newton import residual_of
 from pyrodyn.models.dynamics import Dynamics
 
 MARKERS = {
@@ -35,9 +35,10 @@ MARKERS = {
     "saddle": ("D", "white"),
     "unstable": ("o", "white"),
     "marginal": ("s", "0.6"),
+    "kink": ("^", "0.6"),
 }
-"""Marker and filling of fixed points of each stability."""
-COLORS = {"stable": "C0", "saddle": "C1", "unstable": "C3", "marginal": "0.5"}
+"""Marker and fill colour of fixed points of each stability."""
+COLORS = {"stable": "C0", "saddle": "C1", "unstable": "C3", "marginal": "0.5", "kink": "C4"}
 GRID = 61
 """Places per axis at which a field is evaluated."""
 MOST_PATHS = 50
@@ -98,7 +99,7 @@ def phase_portrait(
     """
     dynamics = dynamics_of(model_or_dynamics)
     dim = dynamics.state_dim
-    g = displacement(dynamics, held_inputs(dynamics, inputs))
+    g = residual_of(dynamics, constant_inputs(dynamics, inputs))
     paths = None if trajectories is None else _paths(dynamics, trajectories)
     shown = [] if paths is None else [paths.reshape(-1, dim)]
     if fixed_points is not None:
@@ -172,6 +173,7 @@ def plot_eigenvalues(fixed_points: xr.Dataset) -> Figure:
         axis.plot([-1.1, 1.1], [-1.1, 1.1], alpha=0)  # room for all of the circle
     for kind, color in COLORS.items():
         values = eigenvalues[stability == kind].ravel()
+        values = values[np.isfinite(values)]  # on kinks there may be none
         if len(values):
             axis.plot(
                 values.real, values.imag, MARKERS[kind][0], color=color, ms=5, mec="white",
@@ -182,7 +184,7 @@ def plot_eigenvalues(fixed_points: xr.Dataset) -> Figure:
     axis.set(xlabel="real part" + unit, ylabel="imaginary part" + unit)
     if not is_flow:
         axis.set_aspect("equal")
-    if len(eigenvalues):
+    if axis.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # hides no eigenvalue
     return figure
 
@@ -280,7 +282,7 @@ def _paths(
     dynamics: Dynamics, trajectories: ArrayLike | Tensor
 ) -> Float[ndarray, "trial time state"]:
     array = _array(trajectories)
-    states_for(dynamics, array, "trajectories")
+    states_for(dynamics.state_dim, array, "trajectories")
     if array.ndim not in (2, 3):
         raise ValueError(
             f"trajectories must be (time, {dynamics.state_dim}) or (trial, time,"

@@ -1,8 +1,8 @@
 """Fixed points and short cycles of the dynamics that a model has learned.
 
 For a low-rank network with piecewise-linear units the list is complete and certified, see
-`certified`: no start points, no tolerance, and a statement of what was searched. For all other
-dynamics it is what a search from many states reaches, see `fixed_point_search`.
+`certified`: it needs no starting states and no tolerance, and states which region was searched. For
+all other dynamics it contains what a search from many states reaches, see `newton`.
 """
 
 import copy
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import ArrayLike
+from scipy.spatial import KDTree
 from torch import Tensor
 
-from pyrodyn.analysis.dynamics import dynamics_of, held_inputs, states_for
+from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, states_for
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of
 from pyrodyn.analysis.fixed_points.newton import search_fixed_points
 from pyrodyn.data.arguments import check_integer
@@ -46,42 +47,47 @@ def fixed_points(
     max_seconds: float | None = 60.0,
     max_boxes: int = 1_000_000,
 ) -> xr.Dataset:
-    """Fixed points of noiseless dynamics: all of them where they can be enumerated, else those that
-    a search finds.
+    """Fixed points of noiseless dynamics: all of them if they can be enumerated, otherwise those
+    that a search finds.
 
     A low-rank network of piecewise-linear units (relu, leaky relu, clipped relu, hard tanh),
-    z = a z + n phi(m z + W_u v), is enumerated and needs no starts. Everything else is searched; to
-    search such a network too, hand over its ``dynamics()``.
+    z = a z + n phi(m z + W_u v), is enumerated and needs no starts. All other dynamics are
+    searched; to search such a network too, pass its ``dynamics()``.
 
     Args:
         model_or_dynamics: a model of the zoo, dynamics, or a network without a model, as
-            `certified.PiecewiseLinear`, constant input included.
-        inputs: held constant, ``(input,)``; 0 by default.
-        region: lower and upper corner of the box to look in, ``(state,)`` each. By default, for
-            an enumeration, a box that provably holds every fixed point, where there is one; for a
-            search, the box of all visited states widened by three times its own width to each side.
-        starts: search: visited states, ``(..., state)``, such as those of a free run or of
-            posterior draws. Half of the search begins at some of them, half around them. May be
-            left out where there is a region: the search then begins all over it.
-        num_starts: search: how many states it begins at.
-        noise: search: standard deviation of the noise of the second half, in standard deviations
-            of the visited states.
-        tolerance: search: residual of a fixed point, as part of 1 + its largest entry.
-        seed: search: draws the starts.
-        period: enumeration: 1; 2 or 3 for cycles that close after so many bins.
-        max_seconds: stop after this time with what is found by then; None for no limit.
+            `certified.PiecewiseLinear`, which contains its constant input.
+        inputs: constant inputs, ``(input,)``; 0 by default.
+        region: lower and upper corner of the box to search, ``(state,)`` each. By default, an
+            enumeration uses a box that provably contains every fixed point, if any; a search uses
+            the bounding box of all visited states, extended by three times its width on each side.
+        starts: visited states, ``(..., state)``, such as those of a free run or of posterior draws.
+            The result reports the distance of each point from them. Half of a search begins at some
+            of them, half around them; it needs them unless it has a region, all over which it
+            begins then.
+        num_starts: search: number of initial states.
+        noise: search: standard deviation of the noise added to the second half, in standard
+            deviations of the visited states.
+        tolerance: search: residual of a fixed point, relative to 1 + its largest entry.
+        seed: search: seeds the initial states.
+        period: enumeration: 1; 2 or 3 for cycles that close after that many bins.
+        max_seconds: stop after so much processor time of the calling thread, with what is found by
+            then; None for no limit.
         max_boxes: enumeration: stop after so many boxes.
 
     Returns:
-        Points, eigenvalues, stability and residuals. Of an enumeration as
-        `certified.fixed_points_of` describes them, with ``complete`` and what was searched among
-        the attributes; the coordinate ``neuron`` counts the network's units. Of a search as
-        `fixed_point_search.search_fixed_points` does, with slow points apart. The attribute
-        ``kind`` is "map" or "flow".
+        Points, eigenvalues, stability and residuals. For an enumeration as
+        `certified.fixed_points_of` describes them, with ``complete`` and the searched region in the
+        attributes; the coordinate ``neuron`` counts the network's units. For a search as
+        `newton.search_fixed_points` does, with slow points apart. Given starts,
+        ``distance_to_visited (fixed_point)`` is the Euclidean distance to the nearest visited
+        state, and the attribute ``visited_radius`` the root mean square distance of the visited
+        states from their mean, for scale: a fixed point far outside says nothing about the data.
+        The attribute ``kind`` is "map" or "flow".
 
     Raises:
-        ValueError: for a model without dynamics, inputs, starts or a region that do not fit it, and
-            a search without starts or for cycles.
+        ValueError: for a model without dynamics, for inputs, starts or a region that do not fit it,
+            and for a search without starts or for cycles.
     """
     network = model = model_or_dynamics
     if (
@@ -93,11 +99,12 @@ def fixed_points(
     elif isinstance(network, PiecewiseLinear) and inputs is not None:
         raise ValueError("a PiecewiseLinear network holds its constant input; leave inputs out")
     if isinstance(network, PiecewiseLinear):
+        visited = None if starts is None else states_for(len(network.n), starts, "starts")
         found = fixed_points_of(
             network, region=region, period=period, max_seconds=max_seconds, max_boxes=max_boxes
         )
         found.attrs["kind"] = "map"
-        return found
+        return found if visited is None else _with_distances(found, visited.numpy())
     dynamics = dynamics_of(model)
     if period != 1:
         raise ValueError(
@@ -108,25 +115,35 @@ def fixed_points(
     check_integer(0, seed=seed)
     if not noise >= 0 or not tolerance > 0:
         raise ValueError(f"noise={noise} must be at least 0 and tolerance={tolerance} above 0")
-    held = held_inputs(dynamics, inputs)
-    lower, upper, first = _starts(dynamics, starts, region, num_starts, noise, seed)
+    inputs = constant_inputs(dynamics, inputs)
+    visited = None if starts is None else states_for(dynamics.state_dim, starts, "starts")
+    lower, upper, initial = _initial_states(dynamics, visited, region, num_starts, noise, seed)
     found = search_fixed_points(
-        dynamics, first, held, lower=lower, upper=upper, tolerance=tolerance,
+        dynamics, initial, inputs, lower=lower, upper=upper, tolerance=tolerance,
         max_seconds=max_seconds,
     )  # fmt: skip
     found.attrs |= {"noise": noise, "seed": seed}
+    return found if visited is None else _with_distances(found, visited.numpy())
+
+
+def _with_distances(found: xr.Dataset, visited: np.ndarray) -> xr.Dataset:
+    """The result with each point's distance to the nearest visited state."""
+    points = found["point"]
+    distance, _ = KDTree(visited).query(points.values.reshape(-1, visited.shape[1]))
+    found["distance_to_visited"] = points.dims[:-1], distance.reshape(points.shape[:-1])
+    found.attrs["visited_radius"] = float(np.sqrt(visited.var(0).sum()))
     return found
 
 
-def _starts(
+def _initial_states(
     dynamics: Dynamics,
-    visited: ArrayLike | Tensor | None,
+    visited: Tensor | None,
     region: tuple[ArrayLike, ArrayLike] | None,
     num_starts: int,
     noise: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Corners of the box in which points count, and where the search begins."""
+    """Corners of the box in which points count, and the initial states of the search."""
     rng = np.random.default_rng(seed)
     corners = None if region is None else _corners(dynamics, region)
     if visited is None:
@@ -136,23 +153,23 @@ def _starts(
                 f" (..., {dynamics.state_dim}), or a region to search all over"
             )
         lower, upper = corners
-        first = rng.uniform(lower, upper, (num_starts, dynamics.state_dim))
-        return torch.from_numpy(lower), torch.from_numpy(upper), torch.from_numpy(first)
-    states = states_for(dynamics, visited, "starts").numpy()
+        initial = rng.uniform(lower, upper, (num_starts, dynamics.state_dim))
+        return torch.from_numpy(lower), torch.from_numpy(upper), torch.from_numpy(initial)
+    states = visited.numpy()
     low, high = states.min(0), states.max(0)
-    spread = states.std(0)
-    if not spread.any():  # one state says nothing of how far to look
-        spread = np.ones_like(spread)
+    scale = states.std(0)
+    if not scale.any():  # a single state gives no scale
+        scale = np.ones_like(scale)
         low, high = low - 1, high + 1
-    # Directions that were never visited are looked at too, if not as far.
-    spread = np.maximum(spread, 0.1 * spread.max())
+    # Directions that were never visited are searched too, if not as far.
+    scale = np.maximum(scale, 0.1 * scale.max())
     chosen = states[rng.integers(len(states), size=num_starts)]
     if len(states) >= num_starts:
         chosen = states[rng.permutation(len(states))[:num_starts]]
     num_noisy = num_starts // 2
-    chosen[:num_noisy] += noise * spread * rng.standard_normal((num_noisy, len(spread)))
+    chosen[:num_noisy] += noise * scale * rng.standard_normal((num_noisy, len(scale)))
     if corners is None:
-        width = np.maximum(high - low, spread)
+        width = np.maximum(high - low, scale)
         corners = low - 3 * width, high + 3 * width
     return torch.from_numpy(corners[0]), torch.from_numpy(corners[1]), torch.from_numpy(chosen)
 
@@ -172,14 +189,13 @@ def _corners(
 
 
 def _network_of(model: LowRankRNN, inputs: ArrayLike | None) -> PiecewiseLinear:
-    """A model's network under held inputs, in double precision as its `dynamics_of`."""
+    """A model's network under constant inputs, in double precision as in `dynamics_of`."""
     model = copy.deepcopy(model).double()
     num_inputs = model.input_weights.shape[1]
-    held = np.zeros(num_inputs) if inputs is None else np.asarray(inputs, float)
-    if held.shape != (num_inputs,) or not np.isfinite(held).all():
+    constant = np.zeros(num_inputs) if inputs is None else np.asarray(inputs, float)
+    if constant.shape != (num_inputs,) or not np.isfinite(constant).all():
         raise ValueError(
-            f"inputs must be {num_inputs} finite numbers, one per input held constant, not"
-            f" {inputs!r}"
+            f"inputs must be {num_inputs} finite numbers, one constant per input, not {inputs!r}"
         )
     with torch.no_grad():
         a, n, m, threshold, input_weights = (
@@ -192,4 +208,4 @@ def _network_of(model: LowRankRNN, inputs: ArrayLike | None) -> PiecewiseLinear:
                 model.input_weights,
             )
         )
-    return PIECEWISE_LINEAR[model.activation](a, n, m, threshold, input_weights @ held)
+    return PIECEWISE_LINEAR[model.activation](a, n, m, threshold, input_weights @ constant)

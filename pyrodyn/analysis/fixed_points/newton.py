@@ -1,6 +1,6 @@
 """Fixed and slow points of any smooth dynamics, by a search from many states at once.
 
-A fixed point is a zero of the displacement over one bin, and a slow point a minimum of its size::
+A fixed point is a zero of the residual over one bin, and a slow point a minimum of its size::
 
     g(z) = step(z, i) - z            maps
     g(z) = T field(z, i)             flows, bins of T seconds
@@ -9,14 +9,14 @@ A fixed point is a zero of the displacement over one bin, and a slow point a min
 by Levenberg-Marquardt steps with exact Jacobians J = dg / dz, in double precision::
 
     (J' J + mu |g| I) d = -J' g
-    rho = (q(z) - q(z + d)) / (q(z) - |g + J d|^2 / 2)       decrease, real over predicted
+    rho = (q(z) - q(z + d)) / (q(z) - |g + J d|^2 / 2)       actual over predicted decrease
     z <- z + d if rho > 0;  mu shrinks where rho is near 1 and grows where it is small
 
-Each start has its own mu, which rises faster than it falls: in the curved valleys of q that
-saturating networks are full of, a bold step costs a rejected one. Since the damping falls with the
-size of g, convergence to a regular fixed point is quadratic nevertheless; where J is singular, d
-stays finite. Starts that have arrived leave the batch. Those that meet count as one point. What a
-search did not find may still exist: a list from here is never complete, unlike that of `certified`.
+Each start has its own mu, which rises faster than it falls: saturating networks have many curved
+valleys of q, in which too long a step is rejected. Since the damping is proportional to |g|,
+convergence to a regular fixed point is quadratic nevertheless; where J is singular, d stays finite.
+Starts that have converged leave the batch. Starts that converge to the same point are merged. A
+search may miss fixed points: its list is never complete, unlike that of `certified`.
 
 Sources: Sussillo & Barak (2013, Neural Computation 25) for the question and for slow points;
 Levenberg (1944), Marquardt (1963); Fan & Yuan (2005, Computing 74) for such damping.
@@ -36,20 +36,20 @@ from pyrodyn.analysis.fixed_points.certified import MARGIN
 from pyrodyn.models.dynamics import Dynamics
 
 MAX_ITERATIONS = 100
-"""Steps per start; most arrive within 20."""
+"""Steps per start; most converge within 20."""
 DAMPING = 1e-2
-"""First damping, as part of the largest diagonal entry of J' J."""
+"""Initial damping, relative to the largest diagonal entry of J' J."""
 STATIONARY = 1e-6
-"""The gradient J' g of a slow point is below this part of the product of their norms."""
+"""At a slow point the gradient J' g is below this fraction of |J| |g|."""
 MERGED = 1e-5
-"""Fixed points closer than this part of the states' size are one."""
+"""Fixed points closer than this fraction of the states' size are merged."""
 MERGED_SLOW = 1e-3
-"""The same of slow points, whose places are known less exactly."""
+"""The same for slow points, whose locations are known less exactly."""
 TINY = torch.finfo(torch.float64).tiny
 
 
-class Displacement(NamedTuple):
-    """g and its Jacobian for the inputs held.
+class Residual(NamedTuple):
+    """g and its Jacobian under constant inputs.
 
     Attributes:
         value: ``(row, state)`` to ``(row, state)``.
@@ -60,14 +60,14 @@ class Displacement(NamedTuple):
     jacobian: Callable[[Tensor], Tensor]
 
 
-class Arrived(NamedTuple):
-    """Where the starts ended.
+class Minima(NamedTuple):
+    """Where the minimisations ended.
 
     Attributes:
-        state: the last states.
+        state: the final states.
         is_fixed: the size of g is within the tolerance.
-        is_stationary: a minimum of q that is no fixed point.
-        num_iterations: that the slowest took.
+        is_stationary: a minimum of q that is not a fixed point.
+        num_iterations: of the start that took the most.
     """
 
     state: Float[Tensor, "row state"]
@@ -90,116 +90,121 @@ def search_fixed_points(
 
     Args:
         dynamics: in double precision.
-        starts: first states.
-        inputs: held constant.
+        starts: initial states.
+        inputs: constant.
         lower: lower corner of the box in which points count.
         upper: its upper corner.
-        tolerance: largest entry of g at a fixed point, as part of 1 + the largest entry of z.
-        max_seconds: stop after this time with what has arrived by then.
+        tolerance: largest entry of g at a fixed point, relative to 1 + the largest entry of z.
+        max_seconds: stop after so much processor time of the calling thread, with what has
+            converged by then.
 
     Returns:
         ``point (fixed_point, latent)``; ``jacobian (fixed_point, latent, by)`` of the step, or for
-        flows of the field: what each latent becomes, or how it changes, by each;
-        ``eigenvalues (fixed_point, mode)`` of it, for maps largest modulus first, for flows largest
-        real part first;
+        flows of the field; ``eigenvalues (fixed_point, mode)`` of it, for maps largest modulus
+        first, for flows largest real part first;
         ``stability (fixed_point)``: "stable", "saddle", "unstable" (all modes grow) or "marginal"
         (one neither grows nor decays, to 1e-9 per bin); ``residual (fixed_point)``, the largest
-        entry of g; ``num_starts (fixed_point)``, how many starts reached it. The same of slow
+        entry of g; ``num_starts (fixed_point)``, how many starts converged to it. The same for slow
         points, along ``slow_point``, as ``slow_state``, ``slow_jacobian``, ``slow_eigenvalues``,
         ``slow_residual`` and ``slow_num_starts``. In the attributes: ``kind``, "map" or "flow";
-        ``complete``, always 0;
-        ``num_starts`` in all; ``num_unfinished``, starts that arrived nowhere; ``num_outside``,
-        starts that arrived outside the box; ``num_iterations``, ``tolerance``, ``seconds``,
-        ``lower`` and ``upper``.
+        ``complete``, always 0; ``num_starts`` in all; ``num_unfinished``, starts that did not
+        converge; ``num_outside``, starts that converged outside the box; ``num_iterations``,
+        ``tolerance``, ``seconds`` (processor time of the calling thread), ``lower`` and ``upper``.
     """
-    begun = time.monotonic()
+    begun = time.thread_time()
     deadline = np.inf if max_seconds is None else begun + max_seconds
-    g = displacement(dynamics, inputs)
+    g = residual_of(dynamics, inputs)
     with torch.no_grad():
-        arrived = descend(g, starts, tolerance, deadline)
-        is_inside = ((arrived.state >= lower) & (arrived.state <= upper)).all(-1)
-        fixed, fixed_starts = merged(arrived.state[arrived.is_fixed & is_inside], g, MERGED)
-        slow_states = arrived.state[arrived.is_stationary & is_inside]
+        minima = levenberg_marquardt(g, starts, tolerance, deadline)
+        is_inside = ((minima.state >= lower) & (minima.state <= upper)).all(-1)
+        fixed, fixed_starts = merged(minima.state[minima.is_fixed & is_inside], g, MERGED)
+        slow_states = minima.state[minima.is_stationary & is_inside]
         slow, slow_starts = merged(slow_states, g, MERGED_SLOW)
         found = {
             **_described(dynamics, g, fixed, fixed_starts, "fixed_point", ""),
             **_described(dynamics, g, slow, slow_starts, "slow_point", "slow_"),
         }
-    has_arrived = arrived.is_fixed | arrived.is_stationary
+    has_converged = minima.is_fixed | minima.is_stationary
     return xr.Dataset(
         found,
         attrs={
             "kind": "map" if dynamics.vector_field is None else "flow",
             "complete": 0,
             "num_starts": len(starts),
-            "num_unfinished": int((~has_arrived).sum()),
-            "num_outside": int((has_arrived & ~is_inside).sum()),
-            "num_iterations": arrived.num_iterations,
+            "num_unfinished": int((~has_converged).sum()),
+            "num_outside": int((has_converged & ~is_inside).sum()),
+            "num_iterations": minima.num_iterations,
             "tolerance": tolerance,
-            "seconds": time.monotonic() - begun,
+            "seconds": time.thread_time() - begun,
             "lower": lower.numpy(),
             "upper": upper.numpy(),
         },
     )
 
 
-def displacement(dynamics: Dynamics, inputs: Float[Tensor, " input"]) -> Displacement:
-    """How far a bin takes a state (flows: to first order), with its Jacobian."""
+def residual_of(dynamics: Dynamics, inputs: Float[Tensor, " input"]) -> Residual:
+    """Displacement of a state over one bin (flows: to first order), with its Jacobian."""
     field = dynamics.vector_field
 
     def value(state: Tensor) -> Tensor:
-        held = inputs.expand(*state.shape[:-1], -1)
+        constant = inputs.expand(*state.shape[:-1], -1)
         if field is None:
-            return dynamics.step(state, held) - state
-        return dynamics.bin_width * field(state, held)
+            return dynamics.step(state, constant) - state
+        return dynamics.bin_width * field(state, constant)
 
     def jacobian(state: Tensor) -> Tensor:
-        held = inputs.expand(*state.shape[:-1], -1)
+        constant = inputs.expand(*state.shape[:-1], -1)
         if field is None:
-            return dynamics.jacobian(state, held) - torch.eye(state.shape[-1], dtype=state.dtype)
-        return dynamics.bin_width * dynamics.field_jacobian(state, held)
+            return dynamics.jacobian(state, constant) - torch.eye(
+                state.shape[-1], dtype=state.dtype
+            )
+        return dynamics.bin_width * dynamics.field_jacobian(state, constant)
 
-    return Displacement(value, jacobian)
+    return Residual(value, jacobian)
 
 
-def descend(
-    g: Displacement,
+def levenberg_marquardt(
+    g: Residual,
     starts: Float[Tensor, "row state"],
     tolerance: float,
     deadline: float = np.inf,
-) -> Arrived:
-    """Levenberg-Marquardt from every start, until each rests or has used its steps.
+) -> Minima:
+    """Minimise q from every start, until each has converged or used its iterations.
 
     Args:
-        g: what is to vanish.
-        starts: first states.
+        g: the residual.
+        starts: initial states.
         tolerance: see `search_fixed_points`.
-        deadline: of `time.monotonic`.
+        deadline: of `time.thread_time`.
     """
     final = starts.clone()
     is_fixed = torch.zeros(len(starts), dtype=torch.bool)
     is_stationary = is_fixed.clone()
 
-    def at_rest(z: Tensor, value: Tensor) -> Tensor:
+    def is_zero(z: Tensor, value: Tensor) -> Tensor:
         return value.abs().amax(-1) <= tolerance * (1 + z.abs().amax(-1))
 
     row, z, value = torch.arange(len(starts)), starts, g.value(starts)
-    rests = at_rest(z, value)
+    converged = is_zero(z, value)
     J = g.jacobian(z)
     mu = DAMPING * J.square().sum(-2).amax(-1) / _length(value).clamp_min(TINY)
     iteration = 0
     while True:
         gradient = torch.einsum("rij,ri->rj", J, value)
         size = _length(value)
-        levels = ~rests & (_length(gradient) <= STATIONARY * _length(J.flatten(1)) * size)
-        is_lost = ~(value.isfinite().all(-1) & gradient.isfinite().all(-1))
-        final[row], is_fixed[row], is_stationary[row] = z, rests & ~is_lost, levels & ~is_lost
-        stay = ~(rests | levels | is_lost)
-        if not stay.any() or iteration == MAX_ITERATIONS or time.monotonic() > deadline:
+        stationary = ~converged & (_length(gradient) <= STATIONARY * _length(J.flatten(1)) * size)
+        diverged = ~(value.isfinite().all(-1) & gradient.isfinite().all(-1))
+        final[row], is_fixed[row], is_stationary[row] = (
+            z,
+            converged & ~diverged,
+            stationary & ~diverged,
+        )
+        active = ~(converged | stationary | diverged)
+        if not active.any() or iteration == MAX_ITERATIONS or time.thread_time() > deadline:
             break
-        if not stay.all():
-            row, z, value, J, mu = row[stay], z[stay], value[stay], J[stay], mu[stay]
-            gradient, size = gradient[stay], size[stay]
+        if not active.all():
+            row, z, value, J, mu = row[active], z[active], value[active], J[active], mu[active]
+            gradient, size = gradient[active], size[active]
         iteration += 1
         step = _damped_step(J, gradient, mu * size)
         tried = z + step
@@ -210,11 +215,11 @@ def descend(
         mu = torch.where(rho > 0.75, mu / 2, torch.where(rho > 0.25, mu, mu * 4)).clamp_min(TINY)
         z = torch.where(accepted[:, None], tried, z)
         value = torch.where(accepted[:, None], new_value, value)
-        rests = at_rest(z, value)
-        moves_on = accepted & ~rests  # who has arrived needs no Jacobian
-        if moves_on.any():
-            J[moves_on] = g.jacobian(z[moves_on])
-    return Arrived(final, is_fixed, is_stationary, iteration)
+        converged = is_zero(z, value)
+        needs_jacobian = accepted & ~converged
+        if needs_jacobian.any():
+            J[needs_jacobian] = g.jacobian(z[needs_jacobian])
+    return Minima(final, is_fixed, is_stationary, iteration)
 
 
 def _damped_step(
@@ -224,7 +229,7 @@ def _damped_step(
 ) -> Float[Tensor, "row state"]:
     """The solution of (J' J + damping I) d = -gradient; 0 where rounding makes it indefinite."""
     normal = J.mT @ J
-    # Never less than rounding has already put there.
+    # No less than the rounding errors of the product.
     floor = 1e-15 * normal.diagonal(dim1=-2, dim2=-1).amax(-1)
     normal.diagonal(dim1=-2, dim2=-1).add_(torch.maximum(damping, floor)[:, None])
     factor, failed = torch.linalg.cholesky_ex(normal)
@@ -233,19 +238,19 @@ def _damped_step(
 
 
 def merged(
-    states: Float[Tensor, "row state"], g: Displacement, radius: float
+    states: Float[Tensor, "row state"], g: Residual, radius: float
 ) -> tuple[Float[Tensor, "point state"], Int[Tensor, " point"]]:
-    """One state, that of least residual, of each group that coincides; and the groups' sizes."""
+    """The state of least residual of each group of coinciding states, and the groups' sizes."""
     if not len(states):
         return states, torch.zeros(0, dtype=torch.int64)
-    left = states[_length(g.value(states)).argsort(stable=True)]
+    remaining = states[_length(g.value(states)).argsort(stable=True)]
     points, sizes = [], []
-    while len(left):
-        near = radius * (1 + left[0].abs().amax())
-        is_same = (left - left[0]).abs().amax(-1) <= near
-        points.append(left[0])
+    while len(remaining):
+        near = radius * (1 + remaining[0].abs().amax())
+        is_same = (remaining - remaining[0]).abs().amax(-1) <= near
+        points.append(remaining[0])
         sizes.append(int(is_same.sum()))
-        left = left[~is_same]
+        remaining = remaining[~is_same]
     found, counts = torch.stack(points), torch.tensor(sizes)
     order = torch.from_numpy(np.lexsort(found.numpy().T[::-1]))
     return found[order], counts[order]
@@ -253,13 +258,13 @@ def merged(
 
 def _described(
     dynamics: Dynamics,
-    g: Displacement,
+    g: Residual,
     points: Float[Tensor, "point state"],
     num_starts: Int[Tensor, " point"],
     name: str,
     prefix: str,
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Points with the eigenvalues, stability and residual of each, as variables of a dataset."""
+    """Eigenvalues, stability and residual of each point, as variables of a dataset."""
     dim = dynamics.state_dim
     jacobian, value = torch.zeros(0, dim, dim, dtype=points.dtype), torch.zeros_like(points)
     if len(points):

@@ -19,7 +19,7 @@ from pyrodyn.analysis.figures.portraits import (
 from pyrodyn.analysis.lyapunov import lyapunov_spectrum
 from pyrodyn.analysis.spectra import power_spectrum
 from pyrodyn.data.simulate import trajectory
-from pyrodyn.models import Dynamics
+from pyrodyn.models import Dynamics, LowRankRNN
 
 REGION = ([-2.0, -2.0], [2.0, 2.0])
 
@@ -132,6 +132,25 @@ def test_eigenvalues_stand_beside_what_divides_growth_from_decay():
     assert "per bin" in step.get_xlabel()
     assert step.get_legend() is None  # it stands below the axes, where it hides no eigenvalue
     assert len(step.figure.legends) == 1
+
+
+def test_points_on_kinks_are_marked_and_have_no_eigenvalues_to_show():
+    """z' = (3 x / 2 for x > 0, x / 2 for x < 0; y / 2 + hard tanh(y)): x = 0 is on a kink."""
+    network = LowRankRNN(2, latent_dim=2, num_units=3, activation="relu").double()
+    with torch.no_grad():
+        network.log_rate.fill_(float(np.log(np.log(2.0))))
+        network.m.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+        network.n.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, -1.0]]))
+        network.threshold.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    found = fixed_points(network, region=([-3.0, -3.0], [3.0, 3.0]))
+    # With y' = y / 2 + relu(y) - relu(y - 1): y = 0 is on a kink too, y = 2 is not.
+    np.testing.assert_allclose(found["point"], [[0.0, 0.0], [0.0, 2.0]], atol=1e-6)
+    assert list(found["stability"].values) == ["kink", "kink"]
+    marks = labelled(phase_portrait(network, fixed_points=found).axes[0])
+    np.testing.assert_allclose(marks["kink"].get_offsets(), found["point"])
+    eigenvalues = plot_eigenvalues(found)
+    assert "kink" not in labelled(eigenvalues.axes[0])
+    assert not eigenvalues.legends
 
 
 def test_exponents_and_how_they_settled():

@@ -1,5 +1,6 @@
 """Certified enumeration against enumeration of all linear regions, closed forms and iteration."""
 
+import time
 from itertools import combinations, product
 
 import numpy as np
@@ -7,7 +8,11 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of
+from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of, listing
+from pyrodyn.analysis.fixed_points.certified.adjoining import adjoining, cones
+from pyrodyn.analysis.fixed_points.certified.equation import equation_of
+from pyrodyn.analysis.fixed_points.certified.refine import pieces_within
+from pyrodyn.analysis.fixed_points.certified.search import Budget, Found, search
 
 KINDS = ("relu", "clipped_relu", "leaky_relu", "hard_tanh")
 FAR = 1e4
@@ -351,8 +356,10 @@ def test_a_search_that_stops_early_says_so_and_lists_only_fixed_points() -> None
     network = random_network(rng, "hard_tanh", 40, 3, 2.0)
     whole = fixed_points_of(network)
     assert whole.attrs["complete"] == 1
+    assert whole.attrs["volume_left"] == 0
     part = fixed_points_of(network, max_boxes=whole.attrs["num_boxes"] // 2)
     assert part.attrs["complete"] == 0
+    assert 0 < part.attrs["volume_left"] < 1
     assert part.attrs["num_boxes_left"] > 0
     assert part.attrs["num_boxes"] <= whole.attrs["num_boxes"] // 2
     assert "stopped early" in part.attrs["warning"]
@@ -361,6 +368,7 @@ def test_a_search_that_stops_early_says_so_and_lists_only_fixed_points() -> None
         assert np.abs(whole["point"].values - point).max(1).min() < 1e-8
     hurried = fixed_points_of(network, max_seconds=1e-9)
     assert hurried.attrs["num_boxes_left"] > 0
+    assert hurried.attrs["volume_left"] == 1
     assert hurried.sizes["fixed_point"] == 0
 
 
@@ -380,6 +388,187 @@ def test_the_result_does_not_depend_on_coordinates() -> None:
     one, two = fixed_points_of(network), fixed_points_of(turned)
     assert one.sizes["fixed_point"] > 0
     assert_same_points(two["point"].values, one["point"].values @ T.T)
+
+
+# --- what holds at kinks ------------------------------------------------------------------------
+
+
+def through_kinks(before: float, after: float) -> PiecewiseLinear:
+    """z' = before z for z < 0 and after z for z > 0, by two units whose kinks are at 0."""
+    return PiecewiseLinear.relu(0.5, [[after - 0.5, 0.5 - before]], [[1.0], [-1.0]], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("slope", "verdict"), [(0.9, "stable"), (1.2, "unstable"), (-0.3, "stable")]
+)
+def test_a_linear_map_made_of_kinks_has_the_eigenvalue_of_the_map(slope, verdict) -> None:
+    found = fixed_points_of(through_kinks(slope, slope))
+    np.testing.assert_allclose(found["point"], [[0.0]], atol=1e-12)
+    np.testing.assert_allclose(found["eigenvalues"], [[slope]])
+    np.testing.assert_allclose(found["jacobian"], [[[slope]]])
+    assert list(found["stability"].values) == [verdict]
+    assert found["on_kink"].values.all()
+    assert found["index"].values[0] == np.sign(1 - slope)
+    assert not found["continuum"].values.any()
+    assert found.attrs["complete"] == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "index"),
+    [
+        (0.5, 0.8, "stable", 1),
+        (1.5, 2.0, "unstable", -1),
+        (0.5, 1.5, "kink", 0),
+        (1.5, 0.5, "kink", 0),
+        (-2.0, -0.4, "kink", 1),
+    ],
+)
+def test_a_point_on_a_kink_has_the_verdict_that_its_pieces_share(
+    before, after, verdict, index
+) -> None:
+    found = fixed_points_of(through_kinks(before, after), region=([-1.0], [1.0]))
+    np.testing.assert_allclose(found["point"], [[0.0]], atol=1e-12)
+    assert list(found["stability"].values) == [verdict]
+    assert np.isnan(found["eigenvalues"].values).all()
+    assert np.isnan(found["jacobian"].values).all()
+    np.testing.assert_array_equal(found["index"], [index])
+
+
+def test_points_of_a_line_attractor_are_marked() -> None:
+    """z' = z by two kinks at 0, and z' = z on [-1, 1] by a clipped unit, whose ends are listed."""
+    line = fixed_points_of(through_kinks(1.0, 1.0), max_boxes=20_000)
+    np.testing.assert_allclose(line["point"], [[0.0]], atol=1e-12)
+    np.testing.assert_allclose(line["eigenvalues"], [[1.0]])
+    assert list(line["stability"].values) == ["marginal"]
+    assert line["continuum"].values.all()
+    assert np.isnan(line["index"].values).all()
+    assert line.attrs["complete"] == 0
+    clipped = fixed_points_of(PiecewiseLinear.hard_tanh(0.0, [[1.0]], [[1.0]], 0.0))
+    assert clipped.sizes["fixed_point"] > 0
+    np.testing.assert_allclose(np.abs(clipped["point"]), 1.0)
+    assert clipped["continuum"].values.all()
+    assert (clipped["stability"] == "kink").all()
+    assert np.isnan(clipped.attrs["index_sum"])
+
+
+def test_a_continuum_needs_a_null_vector_on_the_singular_piece_itself() -> None:
+    """On x, y > 0 both maps below are singular; only for the first does the null vector lie there.
+
+    The first is z' = (x / 2 for x > 0, x for x < 0; y / 2), which keeps (x, 0) for all x < 0. The
+    second is z' = -(relu(y), relu(x)), with null vector (1, -1) for x, y > 0 and none elsewhere.
+    """
+    n = [[0.5, -1.0, 0.0, 0.0], [0.0, 0.0, 0.5, -0.5]]
+    m = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    first = PiecewiseLinear.relu(0.0, n, m, 0.0)
+    second = PiecewiseLinear.relu(0.0, [[0.0, -1.0], [-1.0, 0.0]], np.eye(2), 0.0)
+    region = [-1.0, -1.0], [1.0, 1.0]
+    found = fixed_points_of(first, region=region)
+    assert found["continuum"].values[np.abs(found["point"].values).max(1) < 1e-9].tolist() == [True]
+    found = fixed_points_of(second, region=region)
+    np.testing.assert_allclose(found["point"], [[0.0, 0.0]], atol=1e-12)
+    assert not found["continuum"].values.any()
+    np.testing.assert_array_equal(found["index"], [1])
+    assert list(found["stability"].values) == ["kink"]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+def test_cones_are_those_that_directions_meet(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    normals = rng.integers(-2, 3, (6, dim)).astype(float)
+    normals = normals[normals.any(1)]
+    directions = rng.standard_normal((50_000, dim))
+    expected = np.unique(np.sign(directions @ normals.T).astype(int), axis=0)
+    np.testing.assert_array_equal(cones(normals), expected)
+
+
+def test_the_regions_around_a_point_on_kinks_are_those_of_the_map_near_it() -> None:
+    """Jacobians by finite differences, and the degree as the winding number of z - F(z)."""
+    rng = np.random.default_rng(1)
+    degrees = []
+    for _ in range(12):
+        n, m = rng.normal(size=(2, 5)), rng.normal(size=(5, 2))
+        network = PiecewiseLinear.relu(0.3, n, m, 0.0)
+        equation = equation_of(network, 1)
+        first, last = pieces_within(equation, np.zeros((1, 2)), np.full((1, 2), 1e-9))
+        around = adjoining(equation, np.zeros(2), first[0], last[0], 1.0)
+        angle = np.linspace(0, 2 * np.pi, 4_001)
+        z = np.stack([np.cos(angle), np.sin(angle)], 1)
+        turns = np.unwrap(np.arctan2(*(z - step(network, z)).T[::-1]))
+        assert around.degree == round((turns[-1] - turns[0]) / (2 * np.pi))
+        degrees.append(around.degree)
+        shift = 1e-9 * np.eye(2)
+        jacobian = (
+            step(network, z[:-1, None] + shift) - step(network, z[:-1, None] - shift)
+        ) / 2e-9
+        expected = np.unique(jacobian.mT.round(4).reshape(-1, 4), axis=0)
+        for entry in expected[:: max(1, len(expected) // 20)]:
+            distance = np.abs(around.linear.reshape(-1, 4) - entry).max(1)
+            assert distance.min() < 1e-3
+        assert len(around.linear) == 10  # two per line
+    assert len(set(degrees)) > 2
+
+
+# --- published networks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "num_points"), [pytest.param("eeg0", 43, marks=pytest.mark.slow), ("eeg1", 33)]
+)
+def test_published_networks_of_rank_three(name: str, num_points: int, data_file) -> None:
+    """Every point once; the indices of all fixed points of bounded units sum to +1."""
+    with np.load(data_file("pals_eeg_networks")) as file:
+        a, n, m, h = (file[f"{name}_{field}"] for field in "anmh")
+    network = PiecewiseLinear.clipped_relu(a, n, m, h)
+    found = fixed_points_of(network)
+    assert found.attrs["complete"] == 1
+    assert found.sizes["fixed_point"] == num_points
+    assert len(np.unique(found["region"], axis=0)) == num_points
+    assert found["residual"].max() < 1e-13
+    signs = np.sign(np.linalg.det(np.eye(3) - found["jacobian"].values))
+    np.testing.assert_array_equal(found["index"], signs)
+    assert found.attrs["index_sum"] == signs.sum() == 1
+
+
+# --- the budget, and the check of what was found ------------------------------------------------
+
+
+def test_the_budget_counts_processor_time() -> None:
+    budget = Budget(10, time.thread_time() + 0.05)
+    time.sleep(0.1)
+    assert not budget.spent()
+    until = time.thread_time() + 0.06
+    while time.thread_time() < until:
+        pass
+    assert budget.spent()
+
+
+def test_a_missing_point_shows_in_the_sum_of_indices(monkeypatch) -> None:
+    def losing(*arguments) -> Found:
+        found = search(*arguments)
+        rest = np.abs(found.points[:, 0] - 2) > 1e-6
+        return found._replace(points=found.points[rest], errors=found.errors[rest])
+
+    network = PiecewiseLinear.hard_tanh(0.5, [[1.0]], [[4.0]], 0.0)
+    assert fixed_points_of(network).attrs["index_sum"] == 1
+    monkeypatch.setattr(listing, "search", losing)
+    found = fixed_points_of(network)
+    np.testing.assert_allclose(found["point"].values[:, 0], [-2, 0], atol=1e-12)
+    assert found.attrs["index_sum"] == 0
+    assert found.attrs["complete"] == 0
+    assert "sum to 0 where bounded units imply 1" in found.attrs["warning"]
+
+
+@pytest.mark.parametrize("period", [1, 2, 3])
+def test_indices_of_bounded_units_sum_to_one(period: int) -> None:
+    rng = np.random.default_rng(3)
+    num_found = 0
+    for trial in range(12):
+        kind = ("clipped_relu", "hard_tanh")[trial % 2]
+        found = fixed_points_of(random_network(rng, kind, 5, 1, 4.0), period=period)
+        assert found.attrs["complete"] == 1, found.attrs
+        assert found.attrs["index_sum"] == 1
+        num_found += len(found["point"])
+    assert num_found > {1: 12, 2: 4, 3: 0}[period]
 
 
 # --- errors -------------------------------------------------------------------------------------

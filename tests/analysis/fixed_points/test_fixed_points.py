@@ -61,8 +61,27 @@ def test_a_network_without_a_model_is_enumerated_too():
     assert found.attrs["kind"] == "map"
 
 
+def test_points_have_their_distance_to_the_visited_states():
+    bistable = PiecewiseLinear.hard_tanh(0.5, [[1.0]], [[4.0]], 0.0)
+    visited = np.array([[[1.0], [1.5]], [[2.5], [3.0]]])
+    found = fixed_points(bistable, starts=visited)
+    np.testing.assert_allclose(found["point"].values[:, 0], [-2, 0, 2], atol=1e-12)
+    np.testing.assert_allclose(found["distance_to_visited"], [3.0, 1.0, 0.5])
+    np.testing.assert_allclose(found.attrs["visited_radius"], np.std([1.0, 1.5, 2.5, 3.0]))
+    assert "distance_to_visited" not in fixed_points(bistable)
+    flip = PiecewiseLinear.hard_tanh(0.0, [[-1.0]], [[3.0]], 0.0)
+    cycles = fixed_points(flip, starts=[[0.5], [-3.0]], period=2)
+    np.testing.assert_allclose(cycles["distance_to_visited"], [[0.5, 1.5]])
+    searched = fixed_points(LowRankRNN(4, latent_dim=2, activation="tanh"), starts=np.ones((3, 2)))
+    expected = np.linalg.norm(searched["point"] - 1.0, axis=1)
+    assert len(expected)
+    np.testing.assert_allclose(searched["distance_to_visited"], expected)
+    with pytest.raises(ValueError, match=r"starts must be states of shape \(..., 1\)"):
+        fixed_points(bistable, starts=np.zeros((4, 2)))
+
+
 def test_inputs_of_an_enumeration_are_checked():
-    with pytest.raises(ValueError, match="inputs must be 1 finite numbers"):
+    with pytest.raises(ValueError, match="inputs must be 1 finite numbers, one constant per input"):
         fixed_points(network(), inputs=[1.0, 2.0])
     with pytest.raises(ValueError, match="holds its constant input; leave inputs out"):
         fixed_points(PiecewiseLinear.relu(0.5, [[1.0]], [[1.0]], 0.0), inputs=[1.0])

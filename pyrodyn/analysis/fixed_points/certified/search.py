@@ -36,16 +36,25 @@ ENOUGH = 0.25
 
 
 class Found(NamedTuple):
-    """Solutions, bounds on their errors, undecided boxes and boxes with a continuum."""
+    """What a search found.
+
+    Attributes:
+        points: ``(solution, dim)``, approximate and not yet merged.
+        errors: ``(solution, dim)`` bounds on their errors.
+        num_left: boxes that remain undecided.
+        volume_left: the fraction of the searched volume in them.
+        num_singular: boxes with a continuum of solutions.
+    """
 
     points: Array
     errors: Array
     num_left: int
+    volume_left: float
     num_singular: int
 
 
 class Budget:
-    """How many boxes may still be examined, and until when."""
+    """How many boxes may still be examined, and until what processor time of this thread."""
 
     def __init__(self, boxes: int, deadline: float) -> None:
         self.boxes = boxes
@@ -53,7 +62,7 @@ class Budget:
 
     def spent(self) -> bool:
         """Whether nothing more may be examined."""
-        return self.boxes <= 0 or time.monotonic() > self.deadline
+        return self.boxes <= 0 or time.thread_time() > self.deadline
 
 
 class Stack:
@@ -64,6 +73,15 @@ class Stack:
 
     def __len__(self) -> int:
         return sum(len(boxes.centre) for boxes in self.batches)
+
+    def volume(self, unit: Array) -> float:
+        """Volume of all boxes, that of a box with the given half-widths being 1."""
+        # A latent that nothing reaches has no width to measure.
+        relative = (
+            np.divide(boxes.radius, unit, out=np.ones_like(boxes.radius), where=unit > 0)
+            for boxes in self.batches
+        )
+        return float(sum(sides.prod(1).sum() for sides in relative))
 
     def push(self, boxes: Boxes) -> None:
         """Add boxes, grouped by how many units they have undecided, most first."""
@@ -191,5 +209,9 @@ def search(equation: Equation, lower: Array, upper: Array, period: int, budget: 
         cut = open_ & ~shrunk
         stack.push(halved(boxes.at(cut), relaxed.score[cut]))
     return Found(
-        np.concatenate(points), np.concatenate(errors), len(stack) + num_undecided, num_singular
+        np.concatenate(points),
+        np.concatenate(errors),
+        len(stack) + num_undecided,
+        stack.volume(radius),
+        num_singular,
     )
