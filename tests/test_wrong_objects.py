@@ -11,11 +11,14 @@ import torch
 
 from pyrodyn import analysis, fit
 from pyrodyn.data import recording
-from pyrodyn.infer import ELBO, SequentialMonteCarlo, filter_bin, importance_sample, particle_filter
+from pyrodyn.infer import (
+    ELBO, SequentialMonteCarlo, check_guide, filter_bin, importance_sample, particle_filter
+)
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE
 
 recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
 model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
+batch = model.trials_of(recorded).batch()
 
 
 def made_for_more():
@@ -27,6 +30,8 @@ def made_for_more():
 for name, call in {
     "objective": lambda: fit(model, recorded, objective="elbo"),
     "schedule": lambda: fit(model, recorded, schedule=None),
+    "guide": lambda: fit(model, recorded, guide=5),
+    "check": lambda: check_guide(model, None, batch).require(),
     "transforms": lambda: fit(model, recorded, transforms=abs),
     "beta": lambda: ELBO(beta=-1),
     "filter": lambda: particle_filter(model, recorded),
@@ -51,6 +56,8 @@ NO_BATCH = (
 SENTENCES = (
     "objective: objective='elbo'; give an objective such as ELBO() or VSMC(64)",
     "schedule: schedule=None; give a Schedule(...), or leave it out",
+    "guide: guide=5 cannot be called; a guide is a Pyro program that takes a batch",
+    "check: guide=None cannot be called; a guide is a Pyro program that takes a batch",
     "transforms: transforms=<built-in function abs>; give a list of transforms, be it one alone",
     "beta: beta=-1; give weights by site, such as {'z0': 0.5}",
     f"filter: {NO_BATCH}",

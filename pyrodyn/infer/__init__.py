@@ -1,5 +1,6 @@
 """Objectives, sequential Monte Carlo and `fit`."""
 
+from pyrodyn.infer.guides.check_guide import GuideError, GuideReport, check_guide
 from pyrodyn.infer.guides.laplace import LaplaceStart
 from pyrodyn.infer.guides.mixture import MixtureStart
 from pyrodyn.infer.importance.fisher_scoring import ScoringStep, fisher_scoring
@@ -32,6 +33,8 @@ __all__ = [
     "FilterResult",
     "Fit",
     "GrowingHorizon",
+    "GuideError",
+    "GuideReport",
     "ImportanceSample",
     "LaplaceStart",
     "MixtureStart",
@@ -45,6 +48,7 @@ __all__ = [
     "SequentialMonteCarlo",
     "SmoothedScore",
     "Stream",
+    "check_guide",
     "filter_bin",
     "fisher_scoring",
     "fit",

@@ -20,8 +20,10 @@ def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 
 def parameters_behind(value: Tensor) -> set[Tensor]:
-    """The leaves of the graph that autograd has recorded of a value."""
+    """The leaves of the graph that autograd has recorded of a value, itself if it is one."""
     found, visited, pending = set(), set(), [value.grad_fn]
+    if value.requires_grad and value.is_leaf:
+        found.add(value)
     while pending:
         node = pending.pop()
         if node is None or node in visited:

@@ -5,6 +5,9 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer.autoguide import AutoCallable, AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from torch import nn
 
 from pyrodyn.data.batch import Batch
@@ -19,10 +22,37 @@ def module_of(program: Program) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def runs_the_model(guide: Program) -> bool:
+    """Whether a guide is one of Pyro's that run the model themselves, to learn its sites."""
+    automatic = (AutoGuide, GuideMessenger, EasyGuide)
+    return isinstance(guide, automatic) and not isinstance(guide, AutoCallable)
+
+
+def guide_program(guide: Program) -> Program:
+    """A guide as objectives and posteriors run it.
+
+    It is given no observations but those that the encoder may see, ``batch.seen``: held-out
+    neurons must not inform their own prediction. Guides of Pyro that run the model itself are
+    given them, for the model needs them, and of those that replay the whole model only what they
+    draw counts as theirs.
+    """
+    if isinstance(guide, GuideMessenger):
+        program: Program = poutine.block(guide, hide_fn=_is_observation)
+        return program
+    if runs_the_model(guide):
+        return guide
+    return lambda batch: guide(batch.unobserved())
+
+
+def _is_observation(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and bool(site["is_observed"])
+
+
 def paired_traces(
     model: Program, guide: Program, batch: Batch, num_particles: int
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Traces of the guide and of the model replayed on its draws; particles are plate dim -2."""
+    guide = guide_program(guide)
     if num_particles > 1:
         particles = pyro.plate("particles", num_particles, dim=-2)
         model, guide = particles(model), particles(guide)

@@ -25,7 +25,7 @@ from pyrodyn.infer.objectives.importance_weighted import (
     weighted_draws,
 )
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.infer.traces import Program, latent_sites
+from pyrodyn.infer.traces import Program, guide_program, latent_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 LEAST_TAILS = 5
@@ -186,7 +186,7 @@ def importance_sample(
     _check_enough(num_particles)
     if isinstance(model, LatentDynamics):
         model.check_batch(batch)
-    drawn = local_draws(guide, batch, num_particles)
+    drawn = local_draws(guide_program(guide), batch, num_particles)
     weighted = weighted_draws(model, drawn, log_densities(drawn), batch, num_particles)
     shape = weighted.log_weights.shape
     _check_weights(weighted.log_weights, batch.trial)

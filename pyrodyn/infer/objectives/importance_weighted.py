@@ -37,6 +37,7 @@ from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective
 from pyrodyn.infer.traces import (
     Program,
     drawn_sites,
+    guide_program,
     is_local,
     is_plate,
     latent_sites,
@@ -135,13 +136,13 @@ class IWELBOLoss(Loss):
         """Negative bound whose gradient is the chosen estimator."""
         num_particles, gradient = self.objective.num_particles, self.objective.gradient
         if gradient == "iwae":
-            drawn = local_draws(self.guide, batch, num_particles)
+            drawn = local_draws(guide_program(self.guide), batch, num_particles)
             log_q = log_densities(drawn)
             weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
             bound = weighted.bound()
             return _evaluation(bound, bound, weighted, batch)
         # Draws that lead back to the guide's parameters, densities of q that do not.
-        guide = FixedDropout(self.guide)
+        guide = FixedDropout(guide_program(self.guide))
         copies = _CopiedDraws(local_draws(guide, batch, num_particles))
         with _without_gradient(self.guide):
             scored = poutine.trace(
@@ -169,7 +170,7 @@ class RWSLoss(Loss):
         """Negative bound with the wake-phase gradients."""
         num_particles = self.objective.num_particles
         with _DrawnWithoutGradient():
-            drawn = local_draws(self.guide, batch, num_particles)
+            drawn = local_draws(guide_program(self.guide), batch, num_particles)
         log_q = log_densities(drawn)
         weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
         weights = torch.softmax(weighted.log_weights, 0).detach()

@@ -15,6 +15,8 @@ from pyrodyn.data.batch import Batch, Trials
 class ShuffledBatches:
     """Minibatches of a recording in an order that follows from (seed, epoch).
 
+    A single batch of all trials keeps their recorded order.
+
     Args:
         trials: the recording's tensors.
         batch_size: trials per batch; the last batch of an epoch may be smaller.
@@ -31,6 +33,9 @@ class ShuffledBatches:
         return math.ceil(len(self.trials) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        if len(self) == 1:
+            yield self.trials.batch()
+            return
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch()))
         order = torch.randperm(len(self.trials), generator=generator)
         device = self.trials.batch().trial.device

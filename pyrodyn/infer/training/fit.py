@@ -12,6 +12,8 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Transform
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.data.trial_hashes import trial_hashes
+from pyrodyn.infer.guides.check_guide import check_guide
+from pyrodyn.infer.guides.per_trial import cut_from_recording, prepare_guide
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import Program, module_of
@@ -100,6 +102,8 @@ def fit[Model: LatentDynamics](
 
     guide = model.guide if guide is None else guide
     own_module = module_of(guide)
+    if not callable(guide) or isinstance(guide, type):
+        check_guide(model, guide, model.trials_of(train).batch(slice(0, 2))).require()
     loss = objective(model, guide)
     best = KeepBest()
     trainer = trainer_with(
@@ -117,8 +121,18 @@ def fit[Model: LatentDynamics](
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        with torch.no_grad():  # parameters that a user's guide makes on its first run
-            first = model.trials_of(train).batch(slice(0, batch_size))
+        trials = model.trials_of(train)
+        first = trials.batch(slice(0, batch_size))
+        prepare_guide(guide, trials.batch(), batch_size, sees_others=valid is not None)
+        check_guide(
+            model,
+            guide,
+            first,
+            objective=objective,
+            num_trials=len(trials),
+            sees_other_trials=valid is not None,
+        ).require()
+        with torch.no_grad():
             factors = loss.evaluate(first).factors
         training = Training(
             loss,
@@ -149,7 +163,8 @@ def fit[Model: LatentDynamics](
         if own_module is not None:
             own_module.train()
         try:
-            run(trainer, training, resumed)
+            with cut_from_recording(guide):
+                run(trainer, training, resumed)
         finally:
             training.to("cpu")
             if best.best_weights:
