@@ -102,8 +102,6 @@ def site_problems(name: str, wanted: Site, site: Site, batch: Batch) -> list[str
             f"site {name!r} is drawn from {kind_of(q)}, whose support is not that of the model's"
             f" {kind_of(p)}; choose a distribution of the same support, or transform it"
         )
-    if not torch.isfinite(site["value"]).all():
-        problems.append(f"the guide's draw of site {name!r} is not finite")
     return problems
 
 

@@ -213,10 +213,6 @@ SITES = {
         in_plate(sample("g0", lambda b: dist.Poisson(torch.ones(6, DIM)).to_event(1)), u),
         "site 'g0' is drawn from Poisson, whose support",
     ),
-    "not finite": (
-        in_plate(sample("g0", lambda b: dist.Delta(torch.full((6, DIM), torch.inf), 0.0, 1)), u),
-        "the guide's draw of site 'g0' is not finite",
-    ),
     "reads x": (reads_x, "it reads batch.x, which guides are not given"),
     "other trials": (of_one_size, "must run on any batch and draw, inside `with pyro.plate("),
     "an error": (
