@@ -230,6 +230,8 @@ class LFADS(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> LFADSState:
         """The states along a path of inferred inputs."""
+        if not self.has_own("first_state", "advance", of=LFADS):
+            return super().states(start, path, inputs)
         assert start is not None
         u = path if self.inferred_input_dim else None
         return LFADSState(path, self.generate(start, u, inputs))
@@ -278,6 +280,8 @@ class LFADS(StateSpaceModel):
 
     def model(self, batch: Batch) -> None:
         """Sites ``g0``, ``u`` (if there are inferred inputs), ``factors``, ``rates``, ``x``."""
+        if not self._has_own_loop() or not self.has_own("initial", "emission", of=LFADS):
+            return super().model(batch)
         for name, log_prob in self.weight_priors().items():
             pyro.factor(name, log_prob)
         num_bins = batch.num_bins - self.first_bin
@@ -293,6 +297,17 @@ class LFADS(StateSpaceModel):
                     batch.scored[:, self.first_bin :],
                     self.observation.filler,
                 )
+        return None
+
+    def record_deterministic(self, states: LFADSState) -> None:
+        """The factors."""
+        pyro.deterministic("factors", self.factors(states.g), event_dim=2)
+
+    def _has_own_loop(self) -> bool:
+        """Whether the generator that `ControllerPath` rolls is that of the densities."""
+        has_own_prior = not self.inferred_input_dim or type(self.input_prior) is InferredInputPrior
+        rolled = ("transition", "first_state", "advance", "factors")
+        return has_own_prior and self.has_own(*rolled, of=LFADS)
 
     def generate(
         self,
@@ -361,11 +376,14 @@ class LFADS(StateSpaceModel):
 
     def guide(self, batch: Batch) -> None:
         """Sites ``g0`` and, if there are inferred inputs, ``u``."""
+        if type(self.proposal) is not ControllerProposal or not self._has_own_loop():
+            return super().guide(batch)
         seen = self.visible_to_encoders(batch)
         with self.trials(batch):
             g0 = pyro.sample("g0", self.posterior_g0(seen))
             if self.inferred_input_dim:
                 pyro.sample("u", self.posterior_u(seen, g0, batch))
+        return None
 
     def visible_to_encoders(self, batch: Batch) -> Float[Tensor, "trial seen neuron"]:
         """What the encoders read: the bins before the horizon, under dropout."""

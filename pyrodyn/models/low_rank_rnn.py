@@ -40,7 +40,7 @@ from pyrodyn.distributions.gaussian import (
 )
 from pyrodyn.kernels.affine_poisson import affine_poisson_log_prob, softplus_and_log
 from pyrodyn.kernels.gaussian import log_factor
-from pyrodyn.kernels.low_rank import low_rank_step, recorded_step
+from pyrodyn.kernels.low_rank import low_rank_step
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.initial_loadings import initial_loadings
 from pyrodyn.models.latent_dynamics import check_config
@@ -59,6 +59,12 @@ from pyrodyn.nn.activations import ACTIVATIONS
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
 PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
+
+STEP = ("initial", "transition", "first_state", "advance")
+"""The methods that a latent path is made of."""
+
+EMISSION = ("first_state", "advance", "emission")
+"""The methods that p(x_t | z_t) is made of."""
 
 MOST_EXPLAINED = 0.99
 """Share of a channel's variance that its start leaves to the latents at most."""
@@ -109,7 +115,6 @@ class LowRankRNN(StateSpaceModel):
         "rates": ("time", "neuron"),
         "x": ("time", "neuron"),
     }
-    path_is_markov = True
 
     def __init__(
         self,
@@ -193,7 +198,11 @@ class LowRankRNN(StateSpaceModel):
         sizes = {**sizes}
         observed = observation_model(sizes["observation"], num_units(recording))
         if "proposal" not in sizes and _is_all(observed.gaussian_part(), observed):
-            is_linear = sizes.get("readout", "latents") != "rates" and not sizes.get("noise_df")
+            is_linear = (
+                sizes.get("readout", "latents") != "rates"
+                and not sizes.get("noise_df")
+                and all(getattr(cls, name) is getattr(LowRankRNN, name) for name in EMISSION)
+            )
             sizes["proposal"] = "optimal" if is_linear else "encoder"
         if sizes.get("readout") in ("currents", "rates"):
             sizes.setdefault("num_units", num_units(recording))
@@ -247,8 +256,11 @@ class LowRankRNN(StateSpaceModel):
 
     def transition(self, state: LowRankState, inputs: Float[Tensor, "*left input"]) -> Distribution:
         """N(a z + n phi(m z + W_u v), S)."""
-        is_low_rank = not self.is_full_rank
-        mean = low_rank_step(*self._step_of(state)) if is_low_rank else self.mean_step(state)
+        own_step = self.has_own("mean_step", "currents", "activate", of=LowRankRNN)
+        if own_step and not self.is_full_rank:
+            mean = low_rank_step(*self._step_of(state))
+        else:
+            mean = self.mean_step(state)
         return self._noisy(mean, self.process_noise()[1])
 
     def first_state(
@@ -276,6 +288,17 @@ class LowRankRNN(StateSpaceModel):
 
     # ------------------------------------------------------------------ their parts
 
+    @property
+    def path_is_markov(self) -> bool:
+        """True, unless a subclass overrides how a state moves along: such a class says so itself,
+        if its state is still no more than z and the inputs.
+        """
+        return self.has_own("first_state", "advance", of=LowRankRNN)
+
+    def has_gaussian_steps(self) -> bool:
+        """Whether z_t is drawn around a mean with the Gaussian noise of `process_noise`."""
+        return self.noise_df is None and self.has_own(*STEP, of=LowRankRNN)
+
     def states(
         self,
         start: Tensor | None,
@@ -283,6 +306,8 @@ class LowRankRNN(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> LowRankState:
         """The states along a path: v depends on the inputs alone."""
+        if not self.has_own("first_state", "advance", of=LowRankRNN):
+            return super().states(start, path, inputs)
         return LowRankState(path, self.filtered(inputs), inputs)
 
     def filtered(
@@ -324,10 +349,11 @@ class LowRankRNN(StateSpaceModel):
 
     def mean_step(self, state: LowRankState) -> Float[Tensor, "*left latent"]:
         """Where a state goes without noise: a z + n phi(m z + W_u v)."""
+        rates = self.activate(self.currents(state))
+        weights = self.recurrent if self.is_full_rank else self.n
+        moved = torch.addcmul(functional.linear(rates, weights), self.decay(), state.z)
         if not self.is_full_rank:
-            return recorded_step(*self._step_of(state))
-        rates = self.activate(state.z)
-        moved = torch.addcmul(functional.linear(rates, self.recurrent), self.decay(), state.z)
+            return moved
         return moved + functional.linear(state.v, self.input_weights)
 
     def mean_step_jacobian(self, state: LowRankState) -> Float[Tensor, "*left latent latent"]:
@@ -358,8 +384,15 @@ class LowRankRNN(StateSpaceModel):
         the bins follow the state ``before`` where there is one.
 
         Raises:
-            ValueError: where there is none.
+            ValueError: where there is none, or a subclass overrides it.
         """
+        if not self.has_own(*EMISSION, of=LowRankRNN):
+            raise ValueError(
+                "the optimal proposal follows from LowRankRNN's own emission, but one of"
+                f" {', '.join(EMISSION)} of {type(self).__name__} is overridden: build the model"
+                " with proposal='encoder' or 'bootstrap', or set model.proposal to a Proposal of"
+                " your own"
+            )
         return self._linear_emission(self.filtered(self.known_inputs(batch), before))
 
     def _gaussian_part(self) -> GaussianPart | None:
@@ -391,6 +424,8 @@ class LowRankRNN(StateSpaceModel):
         constant + (z - s)' h - (z - s)' J (z - s) / 2, with s the z that explains x best, where all
         that has the size of x is worked out per trial and not per particle.
         """
+        if not self.has_own("emission", of=LowRankRNN):
+            return super().log_likelihood(state, x, scored, scored_weight)
         if isinstance(self.observation, Poisson) and self.readout_from != "rates":
             counted = torch.where(scored, x, self.observation.filler)
             weight = scored.to(x.dtype) * scored_weight
@@ -518,8 +553,14 @@ class LowRankRNN(StateSpaceModel):
         x is what it was. Signs are fixed by the largest entry of each column of m'.
 
         Raises:
-            ValueError: for models that this change of basis would take out of their family.
+            ValueError: for models that this change of basis would take out of their family, and
+                subclasses that override a density.
         """
+        if not self.has_own(*STEP, "emission", of=LowRankRNN):
+            raise ValueError(
+                f"{type(self).__name__} overrides a density of LowRankRNN, which may not keep its"
+                " form in another basis"
+            )
         if self.is_full_rank or len(self.log_rate) > 1:
             raise ValueError(
                 "only a low-rank network whose latents share one decay can change its basis"

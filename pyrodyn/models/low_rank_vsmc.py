@@ -31,7 +31,7 @@ from pyrodyn.infer.smc.resampling import Scheme
 from pyrodyn.kernels.affine_poisson import AffinePoissonSteps
 from pyrodyn.kernels.gaussian import half_sum
 from pyrodyn.kernels.low_rank import LowRankSteps
-from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.low_rank_rnn import STEP, LowRankRNN
 from pyrodyn.models.observations import Poisson
 from pyrodyn.models.proposals import EncoderFactor, OptimalFactor
 from pyrodyn.models.state_space import StateSpaceModel
@@ -60,7 +60,10 @@ def low_rank_bound(
         num_particles: K, above 1.
         scheme: a classical one, applied at every bin.
     """
-    if type(model) is not LowRankRNN or model.is_full_rank or model.noise_df is not None:
+    if not isinstance(model, LowRankRNN) or model.is_full_rank or model.noise_df is not None:
+        return None
+    bypassed = (*STEP, "emission", "log_likelihood", "mean_step", "currents", "activate")
+    if not model.has_own(*bypassed, of=LowRankRNN):
         return None
     encoding, proposal = observed.encoding, type(model.proposal)
     counts = isinstance(model.observation, Poisson) and model.readout_from != "rates"

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import LOG_2PI, Covariance
+from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.kernels.gaussian import affine, log_factor, times
 from pyrodyn.models.state_space import Distribution, Proposal, State
 
@@ -216,6 +216,13 @@ class FactorProposal(Proposal):
         """N(P (Q^-1 m + h), P), or a Student-t law with that mean and scale where the prior is one:
         its tails must be as heavy.
         """
+        if not isinstance(prior, SharedNormal):
+            raise ValueError(
+                f"{type(self).__name__} multiplies the distribution of z_t by a Gaussian factor,"
+                " which takes a SharedNormal or SharedStudentT, but this model's is a"
+                f" {type(prior).__name__}: set model.proposal to Bootstrap() or a Proposal of your"
+                " own"
+            )
         bin_ = encoding.at(t, is_first)
         return prior.with_mean(affine(prior.mean, bin_.gain, bin_.shift), bin_.covariance)
 
@@ -256,7 +263,8 @@ class OptimalFactor(FactorProposal):
         density = Density(centre, -0.5 * (left.square() / r + constants).sum(-1))
         told = torch.zeros_like(batch.visible[:, bins])
         told[..., emission.columns] = visible
-        is_exact = batch.scored_weight == 1 and torch.equal(told, batch.scored[:, bins])
+        all_is_told = batch.scored_weight == 1 and torch.equal(told, batch.scored[:, bins])
+        is_exact = all_is_told and model.has_gaussian_steps()
         h = (left / r) @ C
         return Factor.combined(h, J, model.process_noise(), density, bool(is_exact))
 

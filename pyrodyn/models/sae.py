@@ -74,6 +74,9 @@ GUESS_SHARE = 0.15
 KERNEL_WIDTH = 0.03
 """Of the spread of given first states, how near to one of them the first state lies."""
 
+STEP = ("initial", "transition", "first_state", "advance")
+"""The methods that a latent path is made of."""
+
 MAY_BE_ZERO = ("input_dim", "readout_width", "num_first_states")
 """Sizes that switch a part off."""
 
@@ -107,7 +110,6 @@ class SequentialAutoencoder(StateSpaceModel):
         self.config = config
         num_neurons, dim = config["num_neurons"], config["latent_dim"]
         self.process_noise: bool = config["process_noise"]
-        self.path_is_markov = self.process_noise
         self.path_site = "z" if self.process_noise else None
         self.initial_condition_site = None if self.process_noise else "z0"
 
@@ -146,6 +148,15 @@ class SequentialAutoencoder(StateSpaceModel):
         assert isinstance(last, nn.Linear)
         last.bias.copy_(predictors)
 
+    @property
+    def path_is_markov(self) -> bool:
+        """True with process noise, unless a subclass overrides how a state moves along: such a
+        class says so itself, if its state is still no more than z and the inputs.
+        """
+        return self.process_noise and self.has_own(
+            "first_state", "advance", of=SequentialAutoencoder
+        )
+
     # ------------------------------------------------------------------ the four densities
 
     def initial_condition(self) -> Distribution:
@@ -178,7 +189,7 @@ class SequentialAutoencoder(StateSpaceModel):
     ) -> Distribution:
         """The same along a path, with the Phi(z, i) of a guide that has just rolled it."""
         reached = self.rollout_cache.take((path,), inputs, self.phi.parameters())
-        if reached is None:
+        if reached is None or not self.has_own(*STEP, of=SequentialAutoencoder):
             return super().transitions(path, states, inputs)
         return SharedNormal(reached, self.noises()[1])
 
@@ -207,6 +218,8 @@ class SequentialAutoencoder(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> LatentState:
         """The path itself, or the one that Phi takes from the first state."""
+        if not self.has_own("first_state", "advance", of=SequentialAutoencoder):
+            return super().states(start, path, inputs)
         if start is None:
             return LatentState(path)
         later = self.phi.roll(start, inputs[:, 1:])
@@ -308,7 +321,8 @@ class SequentialAutoencoder(StateSpaceModel):
 
     def guide(self, batch: Batch) -> None:
         """Site ``z0``, or with process noise ``z``, drawn in one go by the model's own proposal."""
-        if not isinstance(self.proposal, RecurrentFactor):
+        own_steps = self.has_own(*STEP, of=SequentialAutoencoder)
+        if type(self.proposal) is not RecurrentFactor or not own_steps:
             return super().guide(batch)
         with self.trials(batch):
             pull = self.proposal.encode(self, batch)

@@ -48,21 +48,25 @@ class StateSpaceModel(LatentDynamics):
         path_site: name of the site that holds z_1 ... z_T; None where nothing is drawn after the
             start, and z has no entries.
         initial_condition_site: name of the random variable before the first bin, if there is one.
-        path_is_markov: whether (z_t, inputs) is the whole state, so that z_{t+1} depends on the
-            past through z_t alone: what backward simulation needs.
         observation: the observation model.
         proposal: q of the guide.
     """
 
     path_site: str | None = "z"
     initial_condition_site: str | None = None
-    path_is_markov: bool
     observation: Observation
     proposal: "Proposal"
 
     def __init__(self) -> None:
         super().__init__()
         self._hoisted: dict[tuple[str, bool], Any] | None = None
+
+    @property
+    def path_is_markov(self) -> bool:
+        """Whether (z_t, inputs) is the whole state, so that z_{t+1} depends on the past through z_t
+        alone: what backward simulation needs.
+        """
+        return False
 
     @contextlib.contextmanager
     def hoisting(self) -> Iterator[None]:
@@ -89,6 +93,18 @@ class StateSpaceModel(LatentDynamics):
             self._hoisted[key] = work()
         kept: T = self._hoisted[key]
         return kept
+
+    def has_own(self, *methods: str, of: type["StateSpaceModel"]) -> bool:
+        """Whether these methods are those of the class ``of``, overridden neither by a subclass nor
+        on this instance.
+
+        Whatever computes a density faster than the methods that define it asks this first, and
+        leaves the work to the general programs of this class where the answer is no: a density that
+        is overridden is the density everywhere.
+        """
+        return all(
+            getattr(getattr(self, name), "__func__", None) is getattr(of, name) for name in methods
+        )
 
     def initial_condition(self) -> Distribution:
         """The law of the start site."""
@@ -117,14 +133,20 @@ class StateSpaceModel(LatentDynamics):
     ) -> State:
         """The state of a later bin."""
 
-    @abstractmethod
     def states(
         self,
         start: Tensor | None,
         path: Float[Tensor, "*left time dim"],
         inputs: Float[Tensor, "trial time input"],
     ) -> State:
-        """The states of all bins along a path, each field ``(*left, time, dim)``."""
+        """The states of all bins along a path, each field ``(*left, time, dim)``: `first_state`,
+        then `advance` bin by bin.
+        """
+        with self.hoisting():
+            states = [self.first_state(start, path[..., 0, :], inputs[:, 0])]
+            for t in range(1, inputs.shape[1]):
+                states.append(self.advance(states[-1], path[..., t, :], inputs[:, t]))
+        return type(states[0])(*(torch.stack(fields, -2) for fields in zip(*states, strict=True)))
 
     def transitions(
         self,
@@ -213,7 +235,19 @@ class StateSpaceModel(LatentDynamics):
             path: Tensor = pyro.sample(self.path_site, PriorPath(self, start, inputs))
             return path
         assert start is not None
-        return start.new_zeros(*start.shape[:-1], inputs.shape[1], 0)
+        path = start.new_zeros(*start.shape[:-1], inputs.shape[1], 0)
+        first, later = inputs[:, 0], inputs[:, 1]
+        z_1 = self.initial(start, first)
+        z_2 = self.transition(self.first_state(start, path[..., 0, :], first), later)
+        for name, density in (("initial", z_1), ("transition", z_2)):
+            if density.event_shape.numel():
+                raise ValueError(
+                    f"{type(self).__name__}.{name} is a distribution of shape"
+                    f" {tuple(density.event_shape)}, but this model, as it was built, draws nothing"
+                    f" after {self.initial_condition_site!r}: build it with process noise or"
+                    " inferred inputs"
+                )
+        return path
 
     def record_deterministic(self, states: State) -> None:
         """Deterministic sites of `model` beside ``rates``; by default none."""
