@@ -1,18 +1,18 @@
-"""A pool of paths that a model draws by itself, weighed for every trial::
+"""A pool of latent trajectories drawn from the prior, weighted for every trial::
 
     z_k ~ p(z),     w_kn = p(x_n | z_k)          k: particles, n: trials
 
-Nothing is searched for and no guide is asked, so that nothing is missed: every first state from
-which a trial may have started, and with process noise every way that it may have gone, is in a pool
-that is large enough. The same paths serve all trials, and an observation x enters its log density,
-for every observation model of the zoo, with the linear predictors eta as::
+A guide or proposal can miss modes of the posterior; a large enough pool covers every initial state
+and, with process noise, every trajectory from it. All trials share the trajectories. For every
+observation model of the zoo the log density of x given linear predictors eta has the form::
 
     log p(x | eta) = a(eta) [x = 0] + (b(eta) + c(eta) x) [x != 0] + d(x)
 
-so that a pool is drawn once and weighed by a product of matrices: what most trials saw of an entry,
-of sparse counts silence, once for all of them, and for each what it saw otherwise. For models of
-few latent dimensions, whose noise is small beside what the data leave open of a path, this tells
-the posterior itself; the number of paths that count says when a pool is too small for the data.
+so the pool is drawn once and its weights are a product of matrices. Entries in which a trial equals
+the median over trials (with sparse counts: zeros) are computed once for all trials, the others per
+trial. This is exact importance sampling from the prior: it suits models of few latent dimensions
+whose process noise is small compared with the posterior uncertainty. The effective sample size
+shows when a pool is too small for the data.
 """
 
 from typing import NamedTuple
@@ -32,20 +32,20 @@ from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import Distribution
 
 MOST_ENTRIES = 2**21
-"""Observations whose laws are held at once."""
+"""Observations whose distributions are in memory at once."""
 
 SPARSE_BELOW = 0.1
-"""Share of entries that differ from what most trials saw, below which only these are looked at."""
+"""Fraction of entries that differ from the median, below which a sparse product is used."""
 
 
 class PathPool(NamedTuple):
-    """Draws of the posterior of every trial, from among the paths of a pool.
+    """Posterior draws of every trial, resampled from a pool of trajectories.
 
     Attributes:
         sites: latent sites by name, ``(draw, trial, *event)``.
-        pareto_k: k-hat of the weights, see `importance_sample`; large also where fewer paths
-            count than it looks at, three times the root of their number.
-        effective_sample_size: of the weights, in paths.
+        pareto_k: k-hat of the weights, see `importance_sample`; also large where the
+            effective sample size is below the tail size (three times the root of the pool size).
+        effective_sample_size: of the weights, in trajectories.
         log_evidence: log p(x) per trial, in nats.
         log_evidence_error: its standard error.
     """
@@ -64,29 +64,29 @@ def path_pool(
     """Draw from the posterior of every trial given what the batch scores.
 
     Args:
-        model: a model of the zoo; the fewer its latent dims, the smaller a pool will do.
+        model: a model of the zoo; the pool size needed grows with the number of latent dims.
         batch: trials, all with the same known inputs.
         num_draws: per trial, independent given the pool.
-        num_particles: paths in the pool.
+        num_particles: trajectories in the pool.
 
     Raises:
         ValueError: for too few draws or particles, a batch without observations or of another kind
             of recording, and trials whose known inputs differ.
-        ArithmeticError: for a trial that no path explains, all having run off.
+        ArithmeticError: if all weights of a trial are 0 because the trajectories diverged.
     """
     check_integer(1, num_draws=num_draws)
     check_integer(FEWEST_PARTICLES, num_particles=num_particles)
     model.check_batch(batch)
     if batch.x is None:
-        raise ValueError("a pool is weighed by what was observed, and this batch's x is None")
+        raise ValueError("a pool is weighted by the observations, and this batch has x=None")
     _check_inputs(batch)
-    weigh, chosen = _Weights(model, batch), _Chosen(num_draws, batch)
+    weights_of, chosen = _Weights(model, batch), _Reservoir(num_draws, batch)
     size = max(1, MOST_ENTRIES // (batch.num_bins * batch.seen.shape[-1]))
     log_weights = batch.seen.new_empty(num_particles, batch.num_trials)
     for part in log_weights.split(size):
-        sites, law = _drawn(model, batch, len(part))
-        chosen.meet(sites, part.copy_(weigh(law)))
-    _check_told(chosen.log_sum, batch, num_particles)
+        sites, observation = _sample(model, batch, len(part))
+        chosen.add(sites, part.copy_(weights_of(observation)))
+    _check_explained(chosen.log_sum, batch, num_particles)
     evidence, error = log_evidence(log_weights)
     evidence += _log_likelihood(model, batch, chosen.sites) - chosen.log_weights[0]
     return PathPool(
@@ -98,12 +98,12 @@ def path_pool(
     )
 
 
-def _drawn(
+def _sample(
     model: LatentDynamics, batch: Batch, size: int
 ) -> tuple[dict[str, Tensor], Distribution]:
-    """Paths under the inputs that all trials have, and the law of what each shows."""
+    """Trajectories under the inputs that all trials share, and their observation distribution."""
     trial = batch.take(slice(0, 1))
-    # Whatever x is given: the program is asked for its law alone.
+    # Any x serves: only the distribution at this site is used.
     trial = trial.replace(x=torch.zeros_like(trial.seen))
     particles = pyro.plate("particles", size, dim=-2)
     trace = poutine.trace(particles(model.model)).get_trace(trial)
@@ -117,17 +117,17 @@ def _drawn(
 def _log_likelihood(
     model: LatentDynamics, batch: Batch, sites: dict[str, Tensor]
 ) -> Float[Tensor, " trial"]:
-    """Log p(x | z) of the first draw, in full."""
+    """Log p(x | z) of the first draw, with all constants."""
     first = {name: value[0] for name, value in sites.items()}
-    alone = batch.replace(weight=1.0)  # trials stand for no others here
-    trace = poutine.trace(poutine.condition(model.model, data=first)).get_trace(alone)
+    unscaled = batch.replace(weight=1.0)
+    trace = poutine.trace(poutine.condition(model.model, data=first)).get_trace(unscaled)
     trace.compute_log_prob(lambda name, site: name == "x")
-    told: Tensor = trace.nodes["x"]["log_prob"]
-    return told
+    log_likelihood: Tensor = trace.nodes["x"]["log_prob"]
+    return log_likelihood
 
 
 class _Weights:
-    """Log p(x_n | z_k) but for d(x_n), from laws of what paths show.
+    """Log p(x_n | z_k) up to d(x_n), from the observation distribution of the trajectories.
 
     Args:
         model: whose observations they are.
@@ -138,23 +138,24 @@ class _Weights:
         assert batch.x is not None
         x, scored = batch.x[:, model.first_bin :], batch.scored[:, model.first_bin :]
         is_inflated = any(single.num_predictors > 1 for single in model.observation.singles())
-        # Of an inflated law zeros are something else; of others they lie on the same line.
+        # Zeros of an inflated distribution have a density of their own; otherwise log p is linear
+        # in x (up to d) at every count.
         on_line = scored & (x != 0) if is_inflated else scored
-        # Two values per neuron, inside its support, through which that line is laid: one of them
-        # the median, of sparse counts 0, so that few entries of a trial lie elsewhere.
-        told = torch.where(on_line, x, torch.nan).flatten(0, 1)
-        anchor = told.nanmedian(0).values.nan_to_num(nan=1.0)
+        # Two values per neuron, inside its support, determine that line. One is the median (0 for
+        # sparse counts), so that few entries of a trial differ from it.
+        observed = torch.where(on_line, x, torch.nan).flatten(0, 1)
+        anchor = observed.nanmedian(0).values.nan_to_num(nan=1.0)
         largest = torch.where(on_line, x, -torch.inf).amax((0, 1))
         smallest = torch.where(on_line, x, torch.inf).amin((0, 1))
-        reach = torch.where(largest > anchor, largest, smallest) - anchor
-        reach = torch.where(reach.isfinite() & (reach != 0), reach, 1.0)
-        self.probes = [anchor, anchor + reach]
-        seen = [on_line.to(x), torch.where(on_line, (x - anchor) / reach, 0.0)]
+        gap = torch.where(largest > anchor, largest, smallest) - anchor
+        gap = torch.where(gap.isfinite() & (gap != 0), gap, 1.0)
+        self.probes = [anchor, anchor + gap]
+        coefficients = [on_line.to(x), torch.where(on_line, (x - anchor) / gap, 0.0)]
         if is_inflated:
             self.probes.append(torch.zeros_like(anchor))
-            seen.append((scored & (x == 0)).to(x))
-        by_entry = torch.stack(seen, 1).flatten(1) * batch.scored_weight
-        # The trials' median, which is what most of them saw if most agree, is weighed once for all.
+            coefficients.append((scored & (x == 0)).to(x))
+        by_entry = torch.stack(coefficients, 1).flatten(1) * batch.scored_weight
+        # The median over trials is weighted once for all trials, deviations from it per trial.
         self.shared = by_entry.median(0).values
         own = by_entry - self.shared
         self.differing = own.any(0).nonzero()[:, 0]
@@ -162,17 +163,17 @@ class _Weights:
         if self.own.count_nonzero() < SPARSE_BELOW * self.own.numel():
             self.own = self.own.to_sparse()
 
-    def __call__(self, law: Distribution) -> Float[Tensor, "particle trial"]:
-        """Of each path; minus infinity where it ran off."""
-        at_anchor, beyond, *at_zero = (law.log_prob(value)[:, 0] for value in self.probes)
+    def __call__(self, observation: Distribution) -> Float[Tensor, "particle trial"]:
+        """Log weights of the trajectories; minus infinity for diverged ones."""
+        at_anchor, beyond, *at_zero = (observation.log_prob(value)[:, 0] for value in self.probes)
         parts = (at_anchor, beyond.sub_(at_anchor), *at_zero)
-        told = torch.cat([part.flatten(1).T for part in parts])
-        weights = self.own @ told[self.differing] + self.shared @ told
+        densities = torch.cat([part.flatten(1).T for part in parts])
+        weights = self.own @ densities[self.differing] + self.shared @ densities
         return weights.nan_to_num_(nan=-torch.inf).T
 
 
-class _Chosen:
-    """Draws by their weights, kept while a pool goes by.
+class _Reservoir:
+    """Weighted reservoir sampling: draws by weight from a pool that arrives in parts.
 
     Args:
         num_draws: per trial.
@@ -189,17 +190,17 @@ class _Chosen:
         self.log_weights = batch.seen.new_zeros(num_draws, batch.num_trials)
         self.log_sum = torch.full_like(self.log_weights[0], -torch.inf)
 
-    def meet(self, sites: dict[str, Tensor], log_weights: Float[Tensor, "particle trial"]) -> None:
-        """Take each draw from among these paths with the share that they have in all weights."""
+    def add(self, sites: dict[str, Tensor], log_weights: Float[Tensor, "particle trial"]) -> None:
+        """Replace each draw by one of these trajectories, by their fraction of the total weight."""
         shape = self.log_weights.shape
         if not self.sites:
             self.sites = {k: v.new_zeros(*shape, *v.shape[2:]) for k, v in sites.items()}
         log_sum = log_weights.logsumexp(0)
         self.log_sum = torch.logaddexp(self.log_sum, log_sum)
-        # No number where every weight so far is 0.
-        share = (log_sum - self.log_sum).exp().nan_to_num(nan=0.0)
+        # NaN where every weight so far is 0.
+        fraction = (log_sum - self.log_sum).exp().nan_to_num(nan=0.0)
         weights = (log_weights - log_sum).exp().nan_to_num(nan=1.0)
-        is_new = torch.rand(shape).to(share) < share
+        is_new = torch.rand(shape).to(fraction) < fraction
         places = torch.multinomial(weights.T, shape[0], replacement=True).T
         self.log_weights[is_new] = log_weights.gather(0, places)[is_new]
         for name, value in sites.items():
@@ -207,21 +208,22 @@ class _Chosen:
 
 
 def _check_inputs(batch: Batch) -> None:
-    """Refuse trials that no pool can serve together."""
+    """Refuse trials of different inputs, which cannot share a pool."""
     is_other = (batch.inputs != batch.inputs[:1]).flatten(1).any(1)
     if is_other.any():
         first, other = int(batch.trial[0]), int(batch.trial[is_other][0])
         raise ValueError(
-            f"the known inputs of trial {other} differ from those of trial {first}, and a pool of"
-            " paths serves only trials whose inputs are the same: take method='importance' or"
-            " 'smoother', or trials of one condition at a time"
+            f"the known inputs of trial {other} differ from those of trial {first}, and a pool"
+            " serves only trials of equal inputs: use method='importance' or 'smoother', or the"
+            " trials of one condition at a time"
         )
 
 
-def _check_told(log_sum: Float[Tensor, " trial"], batch: Batch, num_particles: int) -> None:
-    is_lost = log_sum.isneginf()
-    if is_lost.any():
+def _check_explained(log_sum: Float[Tensor, " trial"], batch: Batch, num_particles: int) -> None:
+    is_unexplained = log_sum.isneginf()
+    if is_unexplained.any():
         raise ArithmeticError(
-            f"of {num_particles} paths none explains trial {int(batch.trial[is_lost][0])}: all run"
-            " off; fit longer, or with a lower learning_rate"
+            f"none of {num_particles} trajectories explains trial"
+            f" {int(batch.trial[is_unexplained][0])}: all of them diverge; fit"
+            " longer, or with a lower learning_rate"
         )

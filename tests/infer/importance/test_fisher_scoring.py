@@ -48,8 +48,8 @@ def drawn_for(recorded):
 
 def on_a_grid(model, batch):
     """z0, and log p(x_n, z0) of every trial there: all of both that counts."""
-    spread = model.initial_condition().stddev.item()
-    grid = torch.linspace(-7 * spread, 7 * spread, 400, dtype=torch.float64)
+    sd = model.initial_condition().stddev.item()
+    grid = torch.linspace(-7 * sd, 7 * sd, 400, dtype=torch.float64)
     z0 = model.start_mean.item() + grid[:, None, None].expand(-1, batch.num_trials, 1)
     program = plate("grid", len(grid), dim=-2)(poutine.condition(model.model, {"z0": z0}))
     trace = poutine.trace(program).get_trace(batch.replace(weight=1.0))
@@ -176,16 +176,16 @@ def test_they_lead_to_the_maximum_of_the_evidence():
 
 
 def test_a_step_that_its_draws_cannot_tell_of_is_shortened():
-    """Since scores were told ten times too small: of F a hundredth is left."""
+    """Scores ten times too small make F a hundred times too small."""
     model, draws = drawn_for(counts(5))
     draws.scores /= 10
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    weights = scoring._in_a_row(draws.parameters).detach()
+    weights = scoring._flattened(draws.parameters).detach()
     too_long = draws._tried(1e-3, weights, draws._joint_of_all())
-    assert too_long.effective_share < scoring.LEAST_SHARE
+    assert too_long.effective_fraction < scoring.LEAST_EFFECTIVE
     model.load_state_dict(start)
     best = draws.best_step(1e-3)
-    assert best.effective_share >= scoring.LEAST_SHARE
+    assert best.effective_fraction >= scoring.LEAST_EFFECTIVE
     assert best.damping > 1e-3
     assert best.gain > 0
 
@@ -216,7 +216,7 @@ def test_requests_that_make_no_step_are_refused():
     with pytest.raises(ValueError, match="num_draws=1"):
         fisher_scoring(model, batch, num_draws=1)
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no weight of the generative program asks for a gradient"):
+    with pytest.raises(ValueError, match="the generative program has no trainable parameter"):
         fisher_scoring(model, batch, num_particles=100)
 
 

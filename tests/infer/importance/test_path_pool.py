@@ -58,14 +58,14 @@ def test_weights_are_densities_of_all_that_was_scored(name, is_sparse, monkeypat
     ).eval()
     batch = model.trials_of(recorded).batch(slice(1, None)).replace(weight=1.0, scored_weight=1.5)
     with torch.no_grad():
-        sites, law = pool._drawn(model, batch, 20)
-        weigh = pool._Weights(model, batch)
-        weights = weigh(law)
+        sites, observation = pool._sample(model, batch, 20)
+        weights_of = pool._Weights(model, batch)
+        weights = weights_of(observation)
         paths = sites["z"].expand(20, batch.num_trials, -1, -1)
         particles = plate("particles", 20, dim=-2)(poutine.condition(model.model, {"z": paths}))
         trace = poutine.trace(particles).get_trace(batch)
     trace.compute_log_prob()
-    assert weigh.own.is_sparse == is_sparse
+    assert weights_of.own.is_sparse == is_sparse
     exact = trace.nodes["x"]["log_prob"]
     assert exact.std(0).min() > 0.1
     # But for what is the same for all paths.
@@ -90,10 +90,10 @@ def test_the_posterior_is_exact(hides, monkeypatch):
         error = float(found.log_evidence_error[trial])
         assert error < 0.1
         assert abs(float(found.log_evidence[trial]) - truth.log_evidence) < 4 * error
-        spread = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
+        sd = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
         z = found.sites["z"][:, trial].numpy()
-        assert (np.abs(z.mean(0) - truth.mean) < 5 * spread * np.hypot(error, 2000**-0.5)).all()
-        np.testing.assert_allclose(z.std(0), spread, rtol=0.3)
+        assert (np.abs(z.mean(0) - truth.mean) < 5 * sd * np.hypot(error, 2000**-0.5)).all()
+        np.testing.assert_allclose(z.std(0), sd, rtol=0.3)
     assert (found.effective_sample_size > 100).all()
     assert (found.pareto_k < 0.7).all()
 
@@ -149,9 +149,9 @@ def test_hidden_neurons_and_forecast_bins_are_not_looked_at():
     hidden = (recorded["held_out"] | recorded["forecast"]).transpose("time", "neuron")
     other = recorded.copy(deep=True)
     other["counts"] = recorded["counts"].where(~hidden, 7)
-    told = [predict(model, r, method="pool", num_particles=500) for r in (recorded, other)]
-    np.testing.assert_array_equal(told[0]["rates"], told[1]["rates"])
-    assert told[0].sizes["time"] == recorded.sizes["time"]
+    predicted = [predict(model, r, method="pool", num_particles=500) for r in (recorded, other)]
+    np.testing.assert_array_equal(predicted[0]["rates"], predicted[1]["rates"])
+    assert predicted[0].sizes["time"] == recorded.sizes["time"]
 
 
 def test_trials_under_different_inputs_are_refused():
@@ -182,7 +182,7 @@ def test_a_trial_that_no_path_explains_is_named():
     model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=3)
     with torch.no_grad():
         model.phi.field.linear_layers()[-1].bias.fill_(1e30)
-    with pytest.raises(ArithmeticError, match="of 100 paths none explains trial 0"):
+    with pytest.raises(ArithmeticError, match="none of 100 trajectories explains trial 0"):
         predict(model, recorded, method="pool", num_particles=100)
 
 
