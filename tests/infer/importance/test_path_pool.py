@@ -173,7 +173,7 @@ def test_requests_that_make_no_pool_are_refused():
         path_pool(model, batch, 0)
     with pytest.raises(ValueError, match="num_particles=29"):
         path_pool(model, batch, num_particles=29)
-    with pytest.raises(ValueError, match="this batch's x is None"):
+    with pytest.raises(ValueError, match="this batch has x=None"):
         path_pool(model, batch.unobserved())
 
 
