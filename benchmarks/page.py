@@ -63,7 +63,8 @@ def text(key: str, heading: str | None = None, names: dict[Any, str] | None = No
 def number(found: float | None, digits: int, scale: float = 1.0) -> str:
     if found is None or math.isnan(found):
         return ""
-    return f"{scale * found:.{digits}f}"
+    # Adding 0 turns a rounded -0 into 0.
+    return f"{round(scale * found, digits) + 0.0:.{digits}f}"
 
 
 def ratio() -> Column:
@@ -74,13 +75,18 @@ def ratio() -> Column:
 
 def span(rows: Sequence[Row], key: str, digits: int = 3, scale: float = 1.0) -> str:
     """Smallest and largest of a column."""
-    found = [scale * row[key] for row in rows if row.get(key) is not None]
-    low, high = f"{min(found):.{digits}f}", f"{max(found):.{digits}f}"
+    found = [row[key] for row in rows if row.get(key) is not None]
+    low, high = (number(end(found), digits, scale) for end in (min, max))
     return low if low == high else f"{low} to {high}"
 
 
 def mean(rows: Sequence[Row], key: str, digits: int = 3) -> str:
-    return f"{sum(row[key] for row in rows) / len(rows):.{digits}f}"
+    return number(sum(row[key] for row in rows) / len(rows), digits)
+
+
+def averaged(rows: Sequence[Row]) -> Row:
+    """The row of the network whose weights are averaged."""
+    return next(row for row in rows if row["generator"].endswith("averaged"))
 
 
 def grouped(rows: list[Row]) -> list[Row]:
@@ -240,8 +246,9 @@ SECTIONS = (
         ),
         lambda rows: (
             "The averaged network's spectra are close (D_H"
-            f" {rows[-1]['D_H in sample']:.3f} in sample, {rows[-1]['D_H held out']:.3f} held out);"
-            " held out, a VAR model and a phase-randomised surrogate come as near."
+            f" {averaged(rows)['D_H in sample']:.3f} in sample,"
+            f" {averaged(rows)['D_H held out']:.3f} held out); held out, a VAR model and a"
+            " phase-randomised surrogate come as near."
         ),
     ),
     Section(
