@@ -1,14 +1,13 @@
-"""Counts of a population whose neurons each read a latent vector affinely::
+"""Poisson counts of a population with an affine readout, forward and backward by hand::
 
     y = C z + d                                linear predictors, one per neuron
     m = exp(y)  or  softplus(y)                mean counts, by the link
     log p(x | z) = sum_n w_n (x_n log m_n - m_n - log x_n!)
 
-with weights w that leave out the neurons that are not scored. The density of the whole population
-is one function with a gradient written by hand: autograd would keep half a dozen tensors
-``(particle, trial, neuron)`` of every bin and pass over each of them again on the way back. Here
-value and slope d log p / d y are worked out together, while what they share is still in the cache,
-and the slope alone is kept.
+with weights w, 0 for neurons that are not scored. `reference_affine_poisson` is the definition in
+plain torch. Autograd would keep half a dozen tensors ``(particle, trial, neuron)`` of every bin and
+read each of them again in the backward pass. Here value and slope d log p / d y are computed
+together, while what they share is still in the cache, and only the slope is kept.
 """
 
 import math
@@ -20,19 +19,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pyrodyn.kernels.double_backward import recorded_gradients
+from pyrodyn.kernels.double_backward import differentiable_gradients
 
 LINKS = ("exp", "softplus")
 
 FAR = 40.0
-"""Where e^-y is below the rounding of 1 in double precision, and e^y still finite in single."""
+"""At y = FAR, e^-y is below the rounding of 1 in double precision and e^y is finite in single."""
 
 
 def softplus_and_log(y: Float[Tensor, "*left"]) -> tuple[Tensor, Tensor]:
-    """Log(1 + e^y) and its logarithm, with all their digits for every y.
+    """Log(1 + e^y) and its logarithm, accurate for every y.
 
-    Softplus is y itself far above 0, and its logarithm y far below; they lie above and below y
-    everywhere, so that a maximum and a minimum choose.
+    Softplus exceeds y and tends to it for large y; its logarithm is below y and tends to it for
+    y far below 0. A maximum and a minimum with y therefore select the limits.
     """
     mean = torch.maximum(y.clamp(-FAR, FAR).exp().log1p(), y)
     return mean, torch.minimum(mean.log(), y)
@@ -58,14 +57,14 @@ def affine_poisson_log_prob(
         loading: C.
         offset: d, broadcasting against the neurons of ``z``.
         x: counts, broadcasting likewise; finite also where the weight is 0.
-        weight: w. Neither it nor ``x`` is given a gradient.
+        weight: w. Neither w nor x is given a gradient.
         link: ``"exp"`` or ``"softplus"``.
     """
     log_prob: Tensor = _AffinePoisson.apply(z, loading, offset, x, weight, link)
     return log_prob
 
 
-def recorded_log_prob(
+def reference_affine_poisson(
     z: Float[Tensor, "*left latent"],
     loading: Float[Tensor, "neuron latent"],
     offset: Float[Tensor, "*shared neuron"],
@@ -73,7 +72,7 @@ def recorded_log_prob(
     weight: Float[Tensor, "*seen neuron"],
     link: str,
 ) -> Float[Tensor, "*left"]:
-    """`affine_poisson_log_prob` as autograd sees it."""
+    """`affine_poisson_log_prob` in plain torch."""
     y = z @ loading.mT + offset
     mean, log_mean = softplus_and_log(y) if link == "softplus" else (y.exp(), y)
     expected = (x * log_mean).nan_to_num(*ZERO_LOG_ZERO)
@@ -81,7 +80,7 @@ def recorded_log_prob(
 
 
 class AffinePoissonSteps:
-    """Densities of one population; the gradient of its loading gathers on the way back.
+    """Densities of one population, whose backward passes accumulate the gradient of its loading.
 
     Args:
         loading: C.
@@ -92,32 +91,33 @@ class AffinePoissonSteps:
         self.link = link
         self._transposed = loading.t().contiguous()
 
-    def turn(self) -> None:
-        """The way back begins, perhaps again: no gradient has gathered yet."""
+    def reset_gradients(self) -> None:
+        """Set the accumulated gradient to 0, before each backward pass."""
         self._d_transposed = torch.zeros_like(self._transposed)
 
     def forward(
         self,
         z: Float[Tensor, "*left latent"],
         offset: Float[Tensor, "*shared neuron"],
-        weighed: Float[Tensor, "*seen neuron"],
+        weighted_x: Float[Tensor, "*seen neuron"],
         weight: Float[Tensor, "*seen neuron"],
         keeps: bool,
     ) -> tuple[Float[Tensor, "*left"], Float[Tensor, "row neuron"] | None]:
-        """The log density but for the factorials, and its slope d log p / d y if that is kept.
+        """The log density without the factorials, and its slope d log p / d y if ``keeps``.
 
         Args:
             z: latent vectors.
             offset: d.
-            weighed: w x.
+            weighted_x: w x.
             weight: w.
-            keeps: whether there is a way back.
+            keeps: whether a backward pass may follow.
         """
         rows = z.reshape(-1, z.shape[-1])
+        shape = (*z.shape[:-1], self._transposed.shape[1])
         if offset.ndim == 1:
-            y = torch.addmm(offset, rows, self._transposed).view(*z.shape[:-1], -1)
+            y = torch.addmm(offset, rows, self._transposed).view(shape)
         else:
-            y = (rows @ self._transposed).view(*z.shape[:-1], -1).add_(offset)
+            y = (rows @ self._transposed).view(shape).add_(offset)
         if self.link == "softplus":
             odds = y.clamp(-FAR, FAR).exp_()
             mean = torch.log1p(odds)
@@ -126,16 +126,16 @@ class AffinePoissonSteps:
             torch.minimum(log_mean, y, out=log_mean)
         else:
             mean, log_mean = y.exp(), y
-        expected = log_mean.mul_(weighed).nan_to_num_(*ZERO_LOG_ZERO)
+        expected = log_mean.mul_(weighted_x).nan_to_num_(*ZERO_LOG_ZERO)
         log_prob = expected.addcmul_(weight, mean, value=-1).sum(-1)
         if not keeps:
             return log_prob, None
         if self.link == "softplus":
-            # d m / d y = e^y / (1 + e^y), and log m has that over m.
-            slope = torch.div(weighed, mean).sub_(weight).mul_(odds).div_(odds.add_(1))
+            # d m / d y = e^y / (1 + e^y), and d log m / d y is that divided by m.
+            slope = torch.div(weighted_x, mean).sub_(weight).mul_(odds).div_(odds.add_(1))
         else:
-            slope = torch.addcmul(weighed, weight, mean, value=-1)
-        return log_prob, slope.view(len(rows), -1)
+            slope = torch.addcmul(weighted_x, weight, mean, value=-1)
+        return log_prob, slope.reshape(len(rows), shape[-1])
 
     def backward(
         self,
@@ -145,7 +145,7 @@ class AffinePoissonSteps:
     ) -> Float[Tensor, "*left latent"]:
         """The gradient of z."""
         each = d_log_prob.reshape(-1, 1)
-        # The neurons last in every product: see `pyrodyn.kernels.low_rank`.
+        # Neurons are the last dim of every product: see `pyrodyn.kernels.low_rank`.
         self._d_transposed.addmm_((each * z.reshape(-1, z.shape[-1])).t(), slope)
         return functional.linear(slope, self._transposed).mul_(each).view(z.shape)
 
@@ -159,10 +159,11 @@ class AffinePoissonSteps:
         each = d_log_prob.reshape(-1, 1)
         if offset.ndim == 1:
             return (each.t() @ slope)[0]
-        return (each * slope).view(*d_log_prob.shape, -1).sum_to_size(offset.shape)
+        d_y = (each * slope).view(*d_log_prob.shape, slope.shape[1])
+        return d_y.sum_to_size(offset.shape)
 
     def gradient(self) -> Float[Tensor, "neuron latent"]:
-        """The gradient of C, once every density has been taken back."""
+        """The gradient of C, after the backward pass of every density."""
         return self._d_transposed.t()
 
 
@@ -187,11 +188,11 @@ class _AffinePoisson(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_log_prob,) = grads
         given = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
-            log_prob = partial(recorded_log_prob, link=ctx.counts.link)
-            return *recorded_gradients(log_prob, given, d_log_prob), None
+        if torch.is_grad_enabled():  # create_graph=True
+            log_prob = partial(reference_affine_poisson, link=ctx.counts.link)
+            return *differentiable_gradients(log_prob, given, d_log_prob), None
         z, _, offset, *_ = given
-        ctx.counts.turn()
+        ctx.counts.reset_gradients()
         d_z = ctx.counts.backward(z, ctx.slope, d_log_prob)
         d_offset = ctx.counts.offset_gradient(ctx.slope, d_log_prob, offset)
         return d_z, ctx.counts.gradient(), d_offset, None, None, None

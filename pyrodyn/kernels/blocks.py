@@ -1,4 +1,4 @@
-"""Blocks of consecutive bins, whose intermediate numbers are kept and worked on together."""
+"""Blocks of consecutive bins, whose intermediate values are kept and processed together."""
 
 BLOCK_NUMBERS = 2**19
 """Numbers per block: two megabytes in single precision, so that a block stays in the cache (and

@@ -1,5 +1,8 @@
-"""Second derivatives of functions whose gradient is written by hand: autograd records them."""
+"""Second derivatives of functions whose gradient is written by hand: autograd differentiates their
+plain-torch reference instead.
+"""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,26 +10,35 @@ import torch
 from torch import Tensor
 
 
-def recorded_gradients(
-    function: Callable[..., Any],
-    given: Sequence[Tensor | None],
+def differentiable_gradients(
+    reference: Callable[..., Any],
+    arguments: Sequence[Tensor | None],
     upstream: Tensor | tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of a function with respect to what it was given, themselves differentiable.
+    """Gradients of a function, themselves differentiable.
 
     Args:
-        function: as autograd sees it.
-        given: its tensors; None where it was given none.
+        reference: the function in plain torch.
+        arguments: its tensors, or None in place of one.
         upstream: the gradient of its result, or of its results.
 
     Returns:
-        One per tensor, None where none is wanted.
+        One gradient per argument, None for those that require none.
     """
-    asked = [tensor is not None and tensor.requires_grad for tensor in given]
-    wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            function(*given), wanted, upstream, create_graph=True, materialize_grads=True
+    requires = [tensor is not None and tensor.requires_grad for tensor in arguments]
+    wanted = [tensor for tensor in arguments if tensor is not None and tensor.requires_grad]
+    result = reference(*arguments)
+    results = (result,) if isinstance(result, Tensor) else tuple(result)
+    upstreams = (upstream,) if isinstance(upstream, Tensor) else upstream
+    # Autograd refuses results that depend on none of the wanted arguments.
+    depends = [each.requires_grad for each in results]
+    results, upstreams = (tuple(itertools.compress(each, depends)) for each in (results, upstreams))
+    if not results:
+        gradients = iter([torch.zeros_like(tensor) for tensor in wanted])
+    else:
+        gradients = iter(
+            torch.autograd.grad(
+                results, wanted, upstreams, create_graph=True, materialize_grads=True
+            )
         )
-    )
-    return tuple(next(found) if is_asked else None for is_asked in asked)
+    return tuple(next(gradients) if required else None for required in requires)

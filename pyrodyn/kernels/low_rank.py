@@ -1,16 +1,17 @@
-"""One step of a low-rank network, forward and back by hand::
+"""One step of a low-rank network, forward and backward by hand::
 
     step(z) = a z + n phi(m z + d)            m (units x R), n (R x units), R much less than units
 
-What a step costs is its products of a tall matrix with a narrow one, ``(row, unit)`` by
-``(unit, R)``, and what they cost hangs on how they are put. A product whose long side is summed
-over, or whose narrow side lies first in memory, takes up to seven times as long; autograd's own
-gradient of a linear map has both. Here every product has the units last::
+`reference_low_rank_step` is the definition in plain torch. Most of the cost of a step is products
+of a tall matrix with a narrow one, ``(row, unit)`` by ``(unit, R)``, and it depends on their memory
+layout: a product that sums over the long side, or whose narrow side comes first in memory, takes up
+to seven times as long; autograd's gradient of a linear map has both. Here units are the last dim of
+every product::
 
-    m' is laid out (R, unit)         d_z = d_y m, as a linear map by m'
+    m' is stored as (R, unit)        d_z = d_y m, as a linear map by m'
     d_m' = z' d_y                    and not d_m = d_y' z
 
-and of a step only z and the rates phi are kept for the way back.
+and only z and the rates phi are kept for the backward pass.
 """
 
 from functools import partial
@@ -21,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pyrodyn.kernels.double_backward import recorded_gradients
-from pyrodyn.nn.activations import ACTIVATIONS
+from pyrodyn.kernels.activations import ACTIVATIONS
+from pyrodyn.kernels.double_backward import differentiable_gradients
 
 
 def low_rank_step(
@@ -34,22 +35,22 @@ def low_rank_step(
     decay: Float[Tensor, " latent_or_one"],
     kind: str,
 ) -> Float[Tensor, "*left latent"]:
-    """Where states go: a z + n phi(m z + d).
+    """The states one bin later, without noise: a z + n phi(m z + d).
 
     Args:
         z: states.
         drive: d, broadcasting against the currents of ``z``; None for none.
         m: from latents to units.
         n: from units to latents.
-        threshold: h, None for units without.
+        threshold: h, None for units without one.
         decay: a.
-        kind: of the units, a name in `ACTIVATIONS`.
+        kind: activation phi, a name in `ACTIVATIONS`.
     """
-    moved: Tensor = _Step.apply(z, drive, m, n, threshold, decay, kind)
-    return moved
+    after: Tensor = _Step.apply(z, drive, m, n, threshold, decay, kind)
+    return after
 
 
-def recorded_step(
+def reference_low_rank_step(
     z: Float[Tensor, "*left latent"],
     drive: Float[Tensor, "*shared unit"] | None,
     m: Float[Tensor, "unit latent"],
@@ -58,7 +59,7 @@ def recorded_step(
     decay: Float[Tensor, " latent_or_one"],
     kind: str,
 ) -> Float[Tensor, "*left latent"]:
-    """`low_rank_step` as autograd and `torch.func` see it."""
+    """`low_rank_step` in plain torch, to which every transform of `torch.func` applies."""
     currents = functional.linear(z, m)
     if drive is not None:
         currents = currents + drive
@@ -67,7 +68,7 @@ def recorded_step(
 
 
 class LowRankSteps:
-    """Steps of one network; gradients of its weights gather as they are taken back.
+    """Steps of one network, whose backward passes accumulate the gradients of its weights.
 
     Args:
         m, n, threshold, decay, kind: see `low_rank_step`.
@@ -86,55 +87,55 @@ class LowRankSteps:
         self._transposed = m.t().contiguous()
         self._bias = -threshold if self._phi.is_shifted and threshold is not None else None
 
-    def turn(self) -> None:
-        """The way back begins, perhaps again: no gradient has gathered yet."""
+    def reset_gradients(self) -> None:
+        """Set the accumulated gradients to 0, before each backward pass."""
         threshold = self.threshold
         self._d_transposed = torch.zeros_like(self._transposed)
         self._d_n = torch.zeros_like(self.n)
-        self._d_decayed: Tensor | None = None
+        self._d_decay: Tensor | None = None
         self._d_threshold = None if threshold is None else torch.zeros_like(threshold)
 
     def forward(
         self, z: Float[Tensor, "*left latent"], drive: Float[Tensor, "*shared unit"] | None
     ) -> tuple[Float[Tensor, "*left latent"], tuple[Tensor, Tensor | None]]:
-        """Where states go, and what the way back needs."""
+        """The next states, and what the backward pass needs."""
         rows = z.reshape(-1, z.shape[-1])
         if self._bias is None:
             currents = rows @ self._transposed
         else:
             currents = torch.addmm(self._bias, rows, self._transposed)
         if drive is not None:
-            currents.view(*z.shape[:-1], -1).add_(drive)
-        rates, kept = self._phi.overwrite(currents, self.threshold)
-        moved = functional.linear(rates, self.n).addcmul_(self.decay, rows)
-        return moved.view(z.shape), (rates, kept)
+            currents.view(*z.shape[:-1], drive.shape[-1]).add_(drive)
+        rates, kept = self._phi.forward(currents, self.threshold)
+        after = functional.linear(rates, self.n).addcmul_(self.decay, rows)
+        return after.view(z.shape), (rates, kept)
 
     def backward(
         self,
         z: Float[Tensor, "*left latent"],
         kept: tuple[Tensor, Tensor | None],
-        d_moved: Float[Tensor, "*left latent"],
+        d_after: Float[Tensor, "*left latent"],
     ) -> tuple[Float[Tensor, "*left latent"], Float[Tensor, "row unit"]]:
-        """Gradients of the states and of the currents, from that of where they went."""
-        rates, beside = kept
-        rows, d_rows = z.reshape(-1, z.shape[-1]), d_moved.reshape(-1, z.shape[-1])
-        d_currents, d_threshold = self._phi.back(d_rows @ self.n, rates, beside)
+        """Gradients of the states and of the currents, from that of the next states."""
+        rates, saved = kept
+        rows, d_rows = z.reshape(-1, z.shape[-1]), d_after.reshape(-1, z.shape[-1])
+        d_currents, d_threshold = self._phi.backward(d_rows @ self.n, rates, saved)
         if self._d_threshold is not None and d_threshold is not None:
             self._d_threshold += d_threshold
         self._d_transposed.addmm_(rows.t(), d_currents)
         self._d_n.addmm_(d_rows.t(), rates)
-        if self._d_decayed is None:
-            self._d_decayed = d_rows * rows
+        if self._d_decay is None:
+            self._d_decay = d_rows * rows
         else:
-            self._d_decayed.addcmul_(d_rows, rows)
+            self._d_decay.addcmul_(d_rows, rows)
         d_z = functional.linear(d_currents, self._transposed).addcmul_(self.decay, d_rows)
         return d_z.view(z.shape), d_currents
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Gradients of m, n, threshold and decay, once every step has been taken back."""
+        """Gradients of m, n, threshold and decay, after the backward pass of every step."""
         d_decay = torch.zeros_like(self.decay)
-        if self._d_decayed is not None:
-            d_decay = self._d_decayed.sum_to_size(self.decay.shape)
+        if self._d_decay is not None:
+            d_decay = self._d_decay.sum_to_size(self.decay.shape)
         return self._d_transposed.t(), self._d_n, self._d_threshold, d_decay
 
 
@@ -151,21 +152,21 @@ class _Step(torch.autograd.Function):
         kind: str,
     ) -> Tensor:
         ctx.step = LowRankSteps(m, n, threshold, decay, kind)
-        moved, ctx.kept = ctx.step.forward(z, drive)
+        after, ctx.kept = ctx.step.forward(z, drive)
         ctx.save_for_backward(z, drive, m, n, threshold, decay)
-        return moved
+        return after
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (d_moved,) = grads
+        (d_after,) = grads
         given = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: let autograd record it
-            step = partial(recorded_step, kind=ctx.step.kind)
-            return *recorded_gradients(step, given, d_moved), None
+        if torch.is_grad_enabled():  # create_graph=True
+            step = partial(reference_low_rank_step, kind=ctx.step.kind)
+            return *differentiable_gradients(step, given, d_after), None
         z, drive, *_ = given
-        ctx.step.turn()
-        d_z, d_currents = ctx.step.backward(z, ctx.kept, d_moved)
+        ctx.step.reset_gradients()
+        d_z, d_currents = ctx.step.backward(z, ctx.kept, d_after)
         d_drive = None
         if drive is not None:
-            d_drive = d_currents.view(*z.shape[:-1], -1).sum_to_size(drive.shape)
+            d_drive = d_currents.view(*z.shape[:-1], drive.shape[-1]).sum_to_size(drive.shape)
         return d_z, d_drive, *ctx.step.gradients(), None

@@ -41,14 +41,14 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.kernels.closed_loop import ClosedLoopWeights, roll_closed_loop
-from pyrodyn.kernels.gru import GRUWeights
+from pyrodyn.kernels.gru import GRUWeights, gru_step
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named, observe
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.rollout_cache import RolloutCache
 from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, nothing
-from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll, roll_both_ways
+from pyrodyn.nn.recurrence import gru_jacobian, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""

@@ -38,6 +38,7 @@ from pyrodyn.distributions.gaussian import (
     SharedNormal,
     SharedStudentT,
 )
+from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.kernels.affine_poisson import affine_poisson_log_prob, softplus_and_log
 from pyrodyn.kernels.gaussian import log_factor
 from pyrodyn.kernels.low_rank import low_rank_step
@@ -54,7 +55,6 @@ from pyrodyn.models.proposals import (
     explaining,
 )
 from pyrodyn.models.state_space import Bootstrap, Distribution, Proposal, StateSpaceModel
-from pyrodyn.nn.activations import ACTIVATIONS
 
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
@@ -96,7 +96,8 @@ class LowRankRNN(StateSpaceModel):
         latent_dim: R, the rank; the number of units where ``is_full_rank``.
         num_units: units of the network; ``num_neurons`` where the readout is one-to-one.
         activation: phi: ``"relu"``, ``"leaky_relu"``, ``"clipped_relu"``, ``"hard_tanh"`` (these
-            with a threshold h per unit), ``"tanh"`` or ``"identity"``; see `pyrodyn.nn.activations`
+            with a threshold h per unit), ``"tanh"`` or ``"identity"``; see
+            `pyrodyn.kernels.activations`
         noise: S: ``"scalar"``, ``"diagonal"`` or ``"full"``; S_0 is of the same kind.
         noise_df: degrees of freedom (> 2) of Student-t process noise; None for Gaussian noise.
         decay_per_latent: one decay a per latent instead of one for all.

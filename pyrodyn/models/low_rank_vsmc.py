@@ -208,8 +208,8 @@ class _Bound(torch.autograd.Function):
             )
         drive, gain, weights = ctx.saved_tensors
         steps, weighs, tape = ctx.steps, ctx.weighs, ctx.tape
-        steps.turn()
-        weighs.turn()
+        steps.reset_gradients()
+        weighs.reset_gradients()
         gains, d_log_w = gain.unbind(1), (weights * grads[0][:, None, None]).unbind(1)
         num_bins = len(gains)
         d_drive = None if drive is None else torch.zeros_like(drive)
@@ -293,8 +293,8 @@ class _Exact:
         self._constants = constant[:, None].unbind(2)
         self._tape: list[tuple[Tensor, Tensor]] = []
 
-    def turn(self) -> None:
-        """The way back begins."""
+    def reset_gradients(self) -> None:
+        """Set the accumulated gradients to 0."""
         self._weighed: list[Tensor] = []
 
     def forward(self, t: int, mean: Tensor, keeps: bool) -> Tensor:
@@ -342,9 +342,9 @@ class _Counted:
         self._tape: list[Any] = []
         self._offset = offset
 
-    def turn(self) -> None:
-        """The way back begins."""
-        self._counts.turn()
+    def reset_gradients(self) -> None:
+        """Set the accumulated gradients to 0."""
+        self._counts.reset_gradients()
         self._d_offset = torch.zeros_like(self._offset)
         self._d_whitened: list[Tensor] = []
 

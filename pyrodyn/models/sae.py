@@ -49,7 +49,7 @@ from pyrodyn.data.schema import is_number
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.distributions.kernel_density import KernelDensity
 from pyrodyn.distributions.paths import LastDraw, StatePath
-from pyrodyn.kernels.runge_kutta import Steering
+from pyrodyn.kernels.runge_kutta import Correction
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named
@@ -389,7 +389,7 @@ class NodeSAE(SequentialAutoencoder):
         """The flow over one bin and, unless the solver makes it a map, its vector field."""
         field = self.phi.field
         dynamics = Dynamics(
-            step=self.phi.recorded,
+            step=self.phi.plain_step,
             state_dim=self.config["latent_dim"],
             input_dim=self.config["input_dim"],
             bin_width=self.bin_width,
@@ -620,7 +620,7 @@ class SteeredPath(StatePath):
         noise = torch.randn(shape, device=gain.device, dtype=gain.dtype)
         shift = torch.addcmul(offset, scale, noise)
         first = torch.addcmul(shift[..., 0, :], gain[:, 0], self.model.start_mean)
-        later = Steering(gain[:, 1:], shift[..., 1:, :])
+        later = Correction(gain[:, 1:], shift[..., 1:, :])
         reached = self.model.phi.roll(first, self.inputs[:, 1:], later)
         drawn = torch.cat([first[..., None, :], later(reached)], -2)
         self._last_draw.keep(drawn, self._log_density(noise))

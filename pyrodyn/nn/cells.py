@@ -1,4 +1,5 @@
-"""Recurrent dynamics: maps from one bin's state to the next, under one face with `Flow`::
+"""Recurrent dynamics: maps from one bin's state to the next, with the interface of
+`pyrodyn.nn.solvers.Flow`::
 
     gru            GRU(i, z)                    see `recurrence`
     vanilla        tanh(W z + V i + b)
@@ -14,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrodyn.kernels.gru import GRUWeights
-from pyrodyn.kernels.runge_kutta import Steering
+from pyrodyn.kernels.gru import GRUWeights, gru_step
+from pyrodyn.kernels.runge_kutta import Correction
 from pyrodyn.nn.fields import MLPField
-from pyrodyn.nn.recurrence import gru_jacobian, gru_step, roll
+from pyrodyn.nn.recurrence import gru_jacobian, roll
 from pyrodyn.nn.solvers import roll_by_steps
 
 RESIDUAL_SCALE = 0.1
-"""What a residual map adds of its network (Sedler et al. 2023)."""
+"""Factor of the network in a residual map (Sedler et al. 2023)."""
 
 CELLS = ("gru", "vanilla", "residual", "next_state", "residual_mlp")
 
@@ -32,7 +33,7 @@ class GRUCell(nn.Module):
     def __init__(self, state_dim: int, input_dim: int) -> None:
         super().__init__()
         self.gru = nn.GRU(max(1, input_dim), state_dim, batch_first=True)
-        if input_dim == 0:  # it reads zeros, which no gradient reaches
+        if input_dim == 0:  # it reads zeros, so these weights have no gradient
             self.gru.weight_ih_l0.requires_grad_(False)
 
     def forward(
@@ -58,11 +59,11 @@ class GRUCell(nn.Module):
         self,
         z: Float[Tensor, "*left state"],
         inputs: Float[Tensor, "*shared time input"],
-        steering: Steering | None = None,
+        correction: Correction | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states that each bin ends with; where steered, before that is done to them."""
-        if steering is not None:
-            return roll_by_steps(self, z, inputs, steering)
+        """The states at the end of each bin, before any correction (see `Flow.roll`)."""
+        if correction is not None:
+            return roll_by_steps(self, z, inputs, correction)
         return roll(self.gru, inputs.expand(*z.shape[:-1], *inputs.shape[-2:]), z)
 
 
@@ -90,25 +91,25 @@ class MapCell(nn.Module):
     ) -> Float[Tensor, "*left state"]:
         """The next state."""
         if isinstance(self.network, MLPField):
-            said = self.network(z, inputs)
+            output = self.network(z, inputs)
         else:
-            said = self._layer(z, inputs)
+            output = self._layer(z, inputs)
         if self.kind.startswith("residual"):
-            return torch.add(z, said, alpha=RESIDUAL_SCALE)
-        return torch.as_tensor(said)
+            return torch.add(z, output, alpha=RESIDUAL_SCALE)
+        return torch.as_tensor(output)
 
     def jacobian(
         self, z: Float[Tensor, "*left state"], inputs: Float[Tensor, "*shared input"]
     ) -> Float[Tensor, "*left state state"]:
         """Its derivative by z."""
         if isinstance(self.network, MLPField):
-            of_said = self.network.jacobian(z, inputs)
+            d_output = self.network.jacobian(z, inputs)
         else:
             slope = 1 - self._layer(z, inputs).square()
-            of_said = slope[..., None] * self.network.weight[:, : z.shape[-1]]
+            d_output = slope[..., None] * self.network.weight[:, : z.shape[-1]]
         if self.kind.startswith("residual"):
-            return torch.eye(z.shape[-1]).to(z) + RESIDUAL_SCALE * of_said
-        return of_said
+            return torch.eye(z.shape[-1]).to(z) + RESIDUAL_SCALE * d_output
+        return d_output
 
     def _layer(self, z: Tensor, inputs: Tensor) -> Tensor:
         driven = inputs.expand(*z.shape[:-1], inputs.shape[-1])
@@ -118,17 +119,17 @@ class MapCell(nn.Module):
         self,
         z: Float[Tensor, "*left state"],
         inputs: Float[Tensor, "*shared time input"],
-        steering: Steering | None = None,
+        correction: Correction | None = None,
     ) -> Float[Tensor, "*left time state"]:
-        """The states that each bin ends with; where steered, before that is done to them."""
-        return roll_by_steps(self, z, inputs, steering)
+        """The states at the end of each bin, before any correction (see `Flow.roll`)."""
+        return roll_by_steps(self, z, inputs, correction)
 
 
 def cell(kind: str, state_dim: int, input_dim: int, width: int, depth: int) -> GRUCell | MapCell:
     """Recurrent dynamics by name.
 
     Raises:
-        ValueError: where there are none of that name.
+        ValueError: for an unknown name.
     """
     if kind not in CELLS:
         raise ValueError(f"cell={kind!r} is unknown; it is one of {', '.join(CELLS)}")

@@ -1,9 +1,9 @@
-"""Vector fields: what a neural ODE says about the derivative of its state::
+"""Vector fields of neural ODEs: the derivative of the state, per bin::
 
-    f(z, i) = A z + W_L s(... s(W_1 z + V i + b_1) ...) + b_L        per bin; A where asked for
+    f(z, i) = A z + W_L s(... s(W_1 z + V i + b_1) ...) + b_L        A with ``linear_term``
 
-s is tanh, relu or softplus. The linear part carries rotation and decay, which leaves the network
-what is nonlinear.
+s is tanh, relu or softplus. The linear term represents rotation and decay, so that the network
+need represent only what is nonlinear.
 """
 
 import itertools
@@ -16,8 +16,8 @@ from torch.nn import functional
 
 FIELD_ACTIVATIONS = ("tanh", "relu", "softplus")
 
-START_SPEED = 0.1
-"""What the last layer's usual first weights are multiplied by."""
+INITIAL_SPEED = 0.1
+"""Factor of the last layer's default initial weights."""
 
 
 class MLPField(nn.Module):
@@ -52,9 +52,9 @@ class MLPField(nn.Module):
         self.layers = nn.ModuleList(
             nn.Linear(inside, outside) for inside, outside in itertools.pairwise(sizes)
         )
-        with torch.no_grad():  # slow at first: a fast random field throws the first paths far out
+        with torch.no_grad():  # a fast random field carries the first trajectories far out
             last = self.linear_layers()[-1]
-            last.weight.mul_(START_SPEED)
+            last.weight.mul_(INITIAL_SPEED)
             last.bias.zero_()
         self.from_inputs = nn.Parameter(
             torch.randn(width, input_dim) / math.sqrt(max(1, input_dim))
@@ -91,7 +91,7 @@ class MLPField(nn.Module):
         return self.linear_layers()[0].bias
 
     def drive(self, inputs: Float[Tensor, "*left input"]) -> Float[Tensor, "*left width"]:
-        """What the inputs add to the first layer."""
+        """V i, the inputs' part of the first layer."""
         return functional.linear(inputs, self.from_inputs)
 
     def activate(self, hidden: Float[Tensor, "*left width"]) -> Float[Tensor, "*left width"]:

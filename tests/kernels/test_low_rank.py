@@ -1,31 +1,59 @@
-"""Steps of a low-rank network by hand, against autograd."""
+"""Steps of a low-rank network by hand, against their definition."""
 
 import pytest
 import torch
+from agreement import LAYOUTS, assert_agrees, normal
 
-from pyrodyn.kernels.low_rank import low_rank_step, recorded_step
-from pyrodyn.nn.activations import ACTIVATIONS
+from pyrodyn.kernels.activations import ACTIVATIONS
+from pyrodyn.kernels.low_rank import low_rank_step, reference_low_rank_step
 
-
-def weights(kind: str, is_driven: bool, decays: int = 1) -> tuple[torch.Tensor | None, ...]:
-    torch.manual_seed(3)
-    z, drive = torch.randn(2, 2, 2), torch.randn(2, 3)
-    m, n, threshold = torch.randn(3, 2), torch.randn(2, 3), torch.randn(3)
-    given = (
-        z,
-        drive if is_driven else None,
-        m,
-        n,
-        threshold if ACTIVATIONS[kind].has_threshold else None,
-        torch.rand(decays),
-    )
-    return tuple(None if each is None else each.double().requires_grad_() for each in given)
+SHAPES = {
+    "one row": ((1,), None),
+    "no row": ((0,), None),
+    "driven": ((3,), (3,)),
+    "left dims": ((2, 1, 3), (3,)),
+    "shared drive": ((2, 3), ()),
+    "no left dims": ((), ()),
+}
+"""Left dims of the states and of their drive."""
 
 
-@pytest.mark.parametrize("is_driven", [False, True])
+def case(kind: str, left: tuple[int, ...], drive: tuple[int, ...] | None, decays: int):
+    return {
+        "z": normal(*left, 2),
+        "drive": None if drive is None else normal(*drive, 4, seed=1),
+        "m": normal(4, 2, seed=2),
+        "n": normal(2, 4, seed=3),
+        "threshold": normal(4, seed=4) if ACTIVATIONS[kind].has_threshold else None,
+        "decay": torch.linspace(0.5, 0.9, decays, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_a_step_and_its_gradients_are_those_of_autograd(kind, is_driven):
-    given = weights(kind, is_driven, decays=2)
-    torch.testing.assert_close(low_rank_step(*given, kind), recorded_step(*given, kind))
-    assert torch.autograd.gradcheck(lambda *each: low_rank_step(*each, kind), given)
-    assert torch.autograd.gradgradcheck(lambda *each: low_rank_step(*each, kind), given)
+def test_the_kernel_is_its_reference(kind, shape):
+    assert_agrees(
+        lambda *given: low_rank_step(*given, kind),
+        lambda *given: reference_low_rank_step(*given, kind),
+        case(kind, *SHAPES[shape], decays=1 if shape == "driven" else 2),
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_the_layout_of_memory_makes_no_difference(kind, layout):
+    assert_agrees(
+        lambda *given: low_rank_step(*given, kind),
+        lambda *given: reference_low_rank_step(*given, kind),
+        case(kind, (2, 3), (3,), decays=2),
+        layout,
+    )
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_slopes_are_derivatives(kind):
+    phi = ACTIVATIONS[kind]
+    currents = normal(5, 4).requires_grad_()
+    threshold = normal(4, seed=1) if phi.has_threshold else None
+    (expected,) = torch.autograd.grad(phi.rates(currents, threshold).sum(), currents)
+    torch.testing.assert_close(phi.slope(currents.detach(), threshold), expected)

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.models import LFADS, Dynamics, LowRankRNN, NodeSAE, RnnSAE
-from pyrodyn.nn.activations import ACTIVATIONS
 
 MODELS = {
     "lfads": lambda: LFADS(4, input_dim=1, inferred_input_dim=2, generator_dim=6),

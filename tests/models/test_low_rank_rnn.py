@@ -12,6 +12,7 @@ from torch.distributions import StudentT
 
 from pyrodyn.data import Trials, recording
 from pyrodyn.infer import ELBO, VSMC, particle_filter
+from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.models import LowRankRNN, load, save
 from pyrodyn.models.low_rank_rnn import (
     NOISES,
@@ -21,7 +22,6 @@ from pyrodyn.models.low_rank_rnn import (
     log_softplus,
 )
 from pyrodyn.models.state_space import Bootstrap
-from pyrodyn.nn.activations import ACTIVATIONS
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_INPUTS = 3, 6, 4, 2
 COUNTS_AND_SIGNAL = {"counts": "zero_inflated_poisson", "signal": "gaussian"}

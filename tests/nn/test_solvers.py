@@ -1,4 +1,4 @@
-"""Solvers: the hand-written steps against autograd, exact flows, torchdiffeq."""
+"""Solvers against single steps in plain torch, exact flows and torchdiffeq."""
 
 import gc
 import weakref
@@ -8,13 +8,13 @@ import torch
 from torchdiffeq import odeint
 
 from pyrodyn.kernels import blocks
-from pyrodyn.kernels.runge_kutta import Steering
+from pyrodyn.kernels.runge_kutta import Correction
 from pyrodyn.nn.fields import MLPField
 from pyrodyn.nn.solvers import (
     ADAPTIVE,
     SOLVERS,
+    DivergenceError,
     Flow,
-    PathError,
     roll_by_steps,
     solver_check,
 )
@@ -30,13 +30,13 @@ def flow(solver, input_dim=0, **sizes):
     return Flow(field, solver, substeps=2 if solver == "euler" else 1).double()
 
 
-def case(input_dim=0, steered=False):
+def case(input_dim=0, corrected=False):
     torch.manual_seed(0)
     z = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     inputs = torch.randn(4, 5, input_dim, dtype=torch.float64, requires_grad=True)
     gain = torch.rand(4, 5, 3, dtype=torch.float64, requires_grad=True)
     shift = torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
-    return z, inputs, Steering(gain, shift) if steered else None
+    return z, inputs, Correction(gain, shift) if corrected else None
 
 
 @pytest.fixture(params=[2**19, 2 * 4 * 8 * 6], ids=["one block", "blocks of a bin or two"])
@@ -47,32 +47,32 @@ def block_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("solver", EXPLICIT)
-@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize(
     "sizes", [{}, {"input_dim": 2, "depth": 2, "linear_term": True}], ids=["plain", "full"]
 )
-def test_hand_written_steps_and_their_gradient_are_autograds(solver, steered, sizes, block_numbers):
+def test_a_roll_and_its_gradient_are_those_of_single_steps(solver, corrected, sizes, block_numbers):
     phi = flow(solver, **sizes)
-    z, inputs, steering = case(sizes.get("input_dim", 0), steered)
-    wanted = [z, *(steering or ()), *(p for p in phi.parameters() if p.numel())]
+    z, inputs, correction = case(sizes.get("input_dim", 0), corrected)
+    wanted = [z, *(correction or ()), *(p for p in phi.parameters() if p.numel())]
     if inputs.shape[-1]:
         wanted.append(inputs)
-    by_hand = phi.roll(z, inputs, steering)
-    recorded = roll_by_steps(phi.recorded, z, inputs, steering)
-    torch.testing.assert_close(by_hand, recorded)
+    by_hand = phi.roll(z, inputs, correction)
+    reference = roll_by_steps(phi.plain_step, z, inputs, correction)
+    torch.testing.assert_close(by_hand, reference)
     weight = torch.randn_like(by_hand)
     for ours, theirs in zip(
         torch.autograd.grad((weight * by_hand).sum(), wanted),
-        torch.autograd.grad((weight * recorded).sum(), wanted),
+        torch.autograd.grad((weight * reference).sum(), wanted),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("steered", [False, True])
-def test_a_path_no_longer_used_is_freed_at_once(steered):
-    """And not when Python next looks for cycles: a training step's path takes much memory."""
-    path = flow("midpoint").roll(*case(steered=steered))
+@pytest.mark.parametrize("corrected", [False, True])
+def test_an_unused_trajectory_is_freed_at_once(corrected):
+    """Without waiting for the garbage collector: a training step stores much memory."""
+    path = flow("midpoint").roll(*case(corrected=corrected))
     node = weakref.ref(path.grad_fn.next_functions[0][0].next_functions[0][0])
     gc.disable()
     try:
@@ -82,24 +82,24 @@ def test_a_path_no_longer_used_is_freed_at_once(steered):
         gc.enable()
 
 
-@pytest.mark.parametrize("steered", [False, True])
-def test_gradients_of_gradients(steered):
+@pytest.mark.parametrize("corrected", [False, True])
+def test_gradients_of_gradients(corrected):
     phi = flow("midpoint")
-    z, inputs, steering = case(steered=steered)
-    weights = [z, *(steering or ()), phi.field.linear_layers()[0].weight]
+    z, inputs, correction = case(corrected=corrected)
+    weights = [z, *(correction or ()), phi.field.linear_layers()[0].weight]
 
     def penalty(path):
         first = torch.autograd.grad(path.square().sum(), weights, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), weights)
 
-    by_hand = penalty(phi.roll(z, inputs, steering))
+    by_hand = penalty(phi.roll(z, inputs, correction))
     for ours, theirs in zip(
-        by_hand, penalty(roll_by_steps(phi.recorded, z, inputs, steering)), strict=True
+        by_hand, penalty(roll_by_steps(phi.plain_step, z, inputs, correction)), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_without_gradients_no_path_is_kept_and_the_states_are_the_same():
+def test_states_are_the_same_without_gradients():
     phi = flow("rk4")
     z, inputs, _ = case()
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_adaptive_solvers_agree_with_rk4_and_have_gradients(solver, input_dim):
     torch.testing.assert_close(*gradients, atol=5e-2, rtol=5e-2)
 
 
-def test_any_moments_are_torchdiffeqs():
+def test_any_times_are_torchdiffeqs():
     phi = flow("midpoint")
     z, _, _ = case()
     times = torch.tensor([0.0, 0.3, 1.7, 4.0], dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_any_moments_are_torchdiffeqs():
             phi.at_times(z, torch.tensor(wrong, dtype=torch.float64))
 
 
-def test_the_check_tells_a_fine_step_from_a_coarse_one():
+def test_the_check_distinguishes_a_fine_step_from_a_coarse_one():
     z, inputs, _ = case()
     fine = solver_check(flow("rk4"), z[0], inputs)
     assert fine.is_fine
@@ -180,18 +180,20 @@ def test_unknown_solvers_and_steps():
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
 def test_other_activations_roll(activation):
     phi = flow("midpoint", activation=activation)
-    z, inputs, steering = case(steered=True)
-    reached = phi.roll(z, inputs, steering)
-    torch.testing.assert_close(reached[..., 0, :], phi(z, inputs[:, 0]))
-    states = steering(reached)
+    z, inputs, correction = case(corrected=True)
+    predicted = phi.roll(z, inputs, correction)
+    torch.testing.assert_close(predicted[..., 0, :], phi(z, inputs[:, 0]))
+    states = correction(predicted)
     torch.testing.assert_close(
         states[..., 0, :],
-        torch.addcmul(steering.shift[..., 0, :], steering.gain[..., 0, :], phi(z, inputs[:, 0])),
+        torch.addcmul(
+            correction.shift[..., 0, :], correction.gain[..., 0, :], phi(z, inputs[:, 0])
+        ),
     )
-    torch.testing.assert_close(reached[..., 1:, :], phi(states[..., :-1, :], inputs[:, 1:]))
+    torch.testing.assert_close(predicted[..., 1:, :], phi(states[..., :-1, :], inputs[:, 1:]))
 
 
-def test_a_path_that_runs_off_is_named_by_trial_and_bin():
+def test_a_diverging_trajectory_is_named_by_trial_and_bin():
     phi = flow("midpoint", linear_term=True)
     with torch.no_grad():
         phi.field.linear.copy_(1e60 * torch.eye(3, dtype=torch.float64))
@@ -201,7 +203,7 @@ def test_a_path_that_runs_off_is_named_by_trial_and_bin():
     z, inputs = torch.zeros(4, 3), torch.zeros(4, 5, 0)
     z[2] = 1.0
     # (1e60)^2 / 2 per bin: the third is beyond 1e308.
-    with pytest.raises(ArithmeticError, match="path of trial 2 is not finite 3 bins after its"):
+    with pytest.raises(ArithmeticError, match="trial 2 is not finite 3 bins after its"):
         solver_check(phi, z, inputs)
-    with pytest.raises(PathError, match="row 2 of the batch cannot be followed from bin 4 to 7"):
+    with pytest.raises(DivergenceError, match=r"row 2 of the batch .* from bin 4 to 7"):
         phi.at_times(z.double(), torch.tensor([4.0, 7.0]))

@@ -20,9 +20,9 @@ from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, states_for
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of
 from pyrodyn.analysis.fixed_points.newton import search_fixed_points
 from pyrodyn.data.arguments import check_integer
+from pyrodyn.kernels.activations import LEAK
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
-from pyrodyn.nn.activations import LEAK
 
 PIECEWISE_LINEAR: dict[str, Callable[..., PiecewiseLinear]] = {
     "relu": PiecewiseLinear.relu,

@@ -33,7 +33,7 @@ from pyrodyn.infer.guides.site_checks import (
 )
 from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import Program, guide_program, latent_sites
-from pyrodyn.nn.solvers import PathError
+from pyrodyn.nn.solvers import DivergenceError
 
 
 class GuideError(ValueError):
@@ -138,7 +138,7 @@ def _latent_sites(model: Program, guide: Program, batch: Batch) -> dict[str, Sit
     with torch.no_grad():
         try:
             trace = poutine.trace(model).get_trace(few)
-        except PathError:  # a path that runs off from where the prior put it
+        except DivergenceError:  # a trajectory that diverges from a draw of the prior
             drawn = poutine.trace(guide_program(guide)).get_trace(few)
             trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(few)
     return {name: trace.nodes[name] for name in latent_sites(trace) if name != "x"}

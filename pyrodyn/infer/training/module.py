@@ -20,7 +20,7 @@ from pyrodyn.infer.training.batches import OrderedBatches, ShuffledBatches, mixe
 from pyrodyn.infer.training.checkpoint import IDENTITY
 from pyrodyn.infer.training.schedule import AVERAGING, NonFiniteLossError, Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.nn.solvers import PathError
+from pyrodyn.nn.solvers import DivergenceError
 
 
 class LastStep(NamedTuple):
@@ -227,7 +227,7 @@ class Training(lightning.LightningModule):
         """A path that an adaptive solver gives up on ends training as one that is not finite."""
         try:
             yield
-        except PathError as problem:
+        except DivergenceError as problem:
             path = f"the path of trial {int(batch.trial[problem.row])}"
             raise NonFiniteLossError(self.global_step, path) from problem
 

@@ -1,20 +1,21 @@
-"""Activations phi(y; h) of the units of a low-rank network, forward and back.
+"""Activations phi(y; h) of the units of a low-rank network, forward and backward.
 
-With y the current that enters a unit and h its threshold::
+With y the current of a unit and h its threshold::
 
     relu            max(y - h, 0)
     leaky_relu      max(y - h, 0) + LEAK min(y - h, 0)
     clipped_relu    max(y + h, 0) - max(y, 0)
-    hard_tanh       y - h held within -1 and 1
+    hard_tanh       y - h clipped to [-1, 1]
     tanh            tanh(y)
     identity        y
 
-All but tanh are piecewise linear. Sources: Pals, Sagtekin, Pei, Gloeckler & Macke 2024 for relu,
-clipped relu, tanh and identity; leaky relu and hard tanh are ours.
+All but tanh are piecewise linear. Source of relu, clipped relu, tanh and identity: Pals, Sagtekin,
+Pei, Gloeckler & Macke 2024; leaky relu and hard tanh are additions.
 
-Each is said three times: as autograd sees it, its slope, and in place with a way back by hand. A
-step of a network (`pyrodyn.kernels.low_rank`) has no more to do than this and its products, and
-tensors of all units of all particles are what it spends its time on.
+Each activation has its definition in plain torch (`rates`), its derivative (`slope`), and an
+in-place form with a backward pass by hand (`forward`, `backward`). A step of a network
+(`pyrodyn.kernels.low_rank`) consists of the latter and of products, and its time goes into tensors
+over all units and particles.
 """
 
 from abc import ABC, abstractmethod
@@ -32,12 +33,12 @@ _aten = torch.ops.aten
 
 
 class Activation(ABC):
-    """How a kind of unit turns currents into rates.
+    """The map from a unit's current to its rate.
 
     Attributes:
-        has_threshold: whether phi depends on h; if not, None stands for it.
-        is_shifted: whether phi is a function of y - h alone, which a network's step then takes in
-            as it sums up currents.
+        has_threshold: whether phi depends on h, which otherwise is None.
+        is_shifted: whether phi is a function of y - h alone; a network's step then includes -h in
+            the currents.
     """
 
     has_threshold: ClassVar[bool] = False
@@ -45,30 +46,30 @@ class Activation(ABC):
 
     @abstractmethod
     def rates(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
-        """phi(y), ``(..., unit)``, recorded by autograd; h is ``(unit,)``."""
+        """phi(y), ``(..., unit)``, in plain torch; h is ``(unit,)``."""
 
     @abstractmethod
     def slope(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
         """phi'(y), ``(..., unit)``."""
 
     @abstractmethod
-    def overwrite(
+    def forward(
         self, currents: Float[Tensor, "row unit"], threshold: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """phi(y) in the memory of y, and what `back` needs beside it.
+        """phi(y) in the memory of y, and what `backward` needs in addition.
 
-        A shifted activation is given y - h.
+        Shifted activations expect y - h in place of y.
         """
 
     @abstractmethod
-    def back(
-        self, d_rates: Float[Tensor, "row unit"], rates: Tensor, kept: Tensor | None
+    def backward(
+        self, d_rates: Float[Tensor, "row unit"], rates: Tensor, saved: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Gradients of y and of h from that of phi(y), and from what `overwrite` returned."""
+        """Gradients of y and of h, from that of phi(y) and the results of `forward`."""
 
 
 class Shifted(Activation):
-    """phi(y; h) = f(y - h), with an f whose slope its value tells."""
+    """phi(y; h) = f(y - h), with an f whose slope is a function of its value."""
 
     has_threshold = is_shifted = True
 
@@ -77,8 +78,8 @@ class Shifted(Activation):
         """The function f."""
 
     @abstractmethod
-    def pulled_back(self, d_rates: Tensor, rates: Tensor) -> Tensor:
-        """The gradient of y by that of f(y)."""
+    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """The gradient of y, from that of f(y)."""
 
     def rates(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
         """f(y - h)."""
@@ -88,17 +89,17 @@ class Shifted(Activation):
     def slope(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
         """f'(y - h)."""
         rates = self.rates(currents, threshold)
-        return self.pulled_back(torch.ones_like(rates), rates)
+        return self.input_gradient(torch.ones_like(rates), rates)
 
-    def overwrite(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
-        """From y - h, which is what a shifted activation is given."""
+    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
+        """f, given y - h."""
         return self.of(currents, inplace=True), None
 
-    def back(
-        self, d_rates: Tensor, rates: Tensor, kept: Tensor | None
+    def backward(
+        self, d_rates: Tensor, rates: Tensor, saved: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The threshold's gradient is the currents', summed and of the other sign."""
-        d_currents = self.pulled_back(d_rates, rates)
+        """The gradient of h is minus the sum of that of the currents."""
+        d_currents = self.input_gradient(d_rates, rates)
         return d_currents, d_currents.sum(0).neg_()
 
 
@@ -109,7 +110,7 @@ class Relu(Shifted):
         """max(y, 0)."""
         return functional.relu(y, inplace)
 
-    def pulled_back(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """1 where the rate is above 0."""
         return _aten.threshold_backward(d_rates, rates, 0.0)
 
@@ -118,23 +119,23 @@ class LeakyRelu(Shifted):
     """max(y - h, 0) + LEAK min(y - h, 0)."""
 
     def of(self, y: Tensor, inplace: bool = False) -> Tensor:
-        """The same without h."""
+        """F."""
         return functional.leaky_relu(y, LEAK, inplace)
 
-    def pulled_back(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """1 where the rate is above 0, LEAK elsewhere."""
         return _aten.leaky_relu_backward(d_rates, rates, LEAK, True)
 
 
 class HardTanh(Shifted):
-    """y - h held within -1 and 1."""
+    """y - h clipped to [-1, 1]."""
 
     def of(self, y: Tensor, inplace: bool = False) -> Tensor:
-        """The same without h."""
+        """F."""
         return functional.hardtanh(y, inplace=inplace)
 
-    def pulled_back(self, d_rates: Tensor, rates: Tensor) -> Tensor:
-        """1 where the rate is between its ends."""
+    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """1 where the rate is within (-1, 1)."""
         return _aten.hardtanh_backward(d_rates, rates, -1.0, 1.0)
 
 
@@ -153,19 +154,21 @@ class ClippedRelu(Activation):
         assert threshold is not None
         return (currents > -threshold).to(currents.dtype) - (currents > 0).to(currents.dtype)
 
-    def overwrite(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keeps max(y, 0)."""
+    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Saves max(y, 0)."""
         assert threshold is not None
         above = (currents + threshold).relu_()
         below = currents.relu_()
         return above.sub_(below), below
 
-    def back(self, d_rates: Tensor, rates: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of phi = above - below; above is 0 where phi + below is."""
-        assert kept is not None
-        d_above = _aten.threshold_backward(d_rates, rates + kept, 0.0)
+    def backward(
+        self, d_rates: Tensor, rates: Tensor, saved: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Of phi = above - below, where above = phi + below."""
+        assert saved is not None
+        d_above = _aten.threshold_backward(d_rates, rates + saved, 0.0)
         d_threshold = d_above.sum(0)
-        return d_above.sub_(_aten.threshold_backward(d_rates, kept, 0.0)), d_threshold
+        return d_above.sub_(_aten.threshold_backward(d_rates, saved, 0.0)), d_threshold
 
 
 class Tanh(Activation):
@@ -179,12 +182,12 @@ class Tanh(Activation):
         """1 - tanh(y)^2."""
         return 1 - torch.tanh(currents).square()
 
-    def overwrite(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
-        """tanh(y) = 2 sigmoid(2 y) - 1, which CPUs compute several times faster than tanh."""
-        return currents.mul_(2).sigmoid_().mul_(2).sub_(1), None
+    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
+        """In place."""
+        return currents.tanh_(), None
 
-    def back(self, d_rates: Tensor, rates: Tensor, kept: Tensor | None) -> tuple[Tensor, None]:
-        """The slope follows from the rate."""
+    def backward(self, d_rates: Tensor, rates: Tensor, saved: Tensor | None) -> tuple[Tensor, None]:
+        """The slope is 1 - phi^2."""
         return _aten.tanh_backward(d_rates, rates), None
 
 
@@ -199,12 +202,12 @@ class Identity(Activation):
         """1."""
         return torch.ones_like(currents)
 
-    def overwrite(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
-        """Nothing to do."""
+    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
+        """The same."""
         return currents, None
 
-    def back(self, d_rates: Tensor, rates: Tensor, kept: Tensor | None) -> tuple[Tensor, None]:
-        """Nothing to do."""
+    def backward(self, d_rates: Tensor, rates: Tensor, saved: Tensor | None) -> tuple[Tensor, None]:
+        """The same."""
         return d_rates, None
 
 
@@ -216,4 +219,4 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": Tanh(),
     "identity": Identity(),
 }
-"""By the name that a model gives."""
+"""By name."""
