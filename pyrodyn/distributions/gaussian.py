@@ -188,5 +188,5 @@ def sample_with_log_ratio(law: TorchDistributionMixin, prior: TorchDistributionM
         noise = torch.randn(law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
         means = (noise, law.mean, one.factor, prior.mean, other.inverse)
         return draw_with_log_ratio(*means, one.half_log_det, other.half_log_det)
-    z = law.rsample()
+    z = law()  # by rsample if it has one
     return Drawn(z, prior.log_prob(z) - law.log_prob(z))

@@ -1,9 +1,15 @@
-"""Traces of model and guide, and which of their sites are what."""
+"""Traces of a model and its guide, and the roles of their sites.
+
+A site is local if it lies in the plate over trials, which is known by its name, `TRIALS`; any other
+site is shared by all trials. A guide may draw auxiliary sites, from which it makes the
+model's latent sites (as Pyro's automatic guides do).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoCallable, AutoGuide
@@ -14,6 +20,9 @@ from pyrodyn.data.batch import Batch
 
 Program = Callable[[Batch], Any]
 """A model or a guide."""
+
+TRIALS = "trials"
+"""Name of the plate over trials, at dim -1 of every model and guide."""
 
 
 def module_of(program: Program) -> nn.Module | None:
@@ -76,12 +85,12 @@ def is_plate(site: Mapping[str, Any]) -> bool:
 
 
 def is_local(site: Mapping[str, Any]) -> bool:
-    """Whether a trace's site lies in a plate at dim -1, the trials."""
-    return any(frame.dim == -1 for frame in site["cond_indep_stack"])
+    """Whether a trace's site lies in the plate over trials."""
+    return any(frame.name == TRIALS for frame in site["cond_indep_stack"])
 
 
 def drawn_sites(trace: poutine.Trace) -> list[str]:
-    """Names of the sites that a trace drew, an automatic guide's auxiliary ones included."""
+    """Names of the sites that a trace drew, auxiliary ones of a guide included."""
     return [
         name
         for name, site in trace.nodes.items()
@@ -90,7 +99,7 @@ def drawn_sites(trace: poutine.Trace) -> list[str]:
 
 
 def observed_sites(trace: poutine.Trace) -> list[str]:
-    """Observations and factors."""
+    """Names of observations and factors."""
     return [
         name
         for name, site in trace.nodes.items()
@@ -98,3 +107,99 @@ def observed_sites(trace: poutine.Trace) -> list[str]:
         and site["is_observed"]
         and not site["infer"].get("_deterministic", False)
     ]
+
+
+def check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    """Refuse a guide whose latent sites do not fit the model's.
+
+    Args:
+        guide_trace: a run of the guide.
+        model_trace: the model, replayed on it.
+
+    Raises:
+        ValueError: naming the first such site.
+    """
+    for trace in (model_trace, guide_trace):
+        for name in [*drawn_sites(trace), *observed_sites(trace)]:
+            for frame in trace.nodes[name]["cond_indep_stack"]:
+                if frame.name == TRIALS and frame.dim != -1:
+                    raise ValueError(
+                        f"the plate {TRIALS!r} lies at dim {frame.dim} of site {name!r}; it must"
+                        " lie at dim=-1"
+                    )
+    for name in latent_sites(guide_trace):
+        if name not in model_trace:
+            known = ", ".join(latent_sites(model_trace))
+            raise ValueError(
+                f"the guide draws {name!r}, which is no site of this model; its latent sites are"
+                f" {known}"
+            )
+        q, p = guide_trace.nodes[name], model_trace.nodes[name]
+        shapes = [tuple(site["fn"].event_shape) for site in (q, p)]
+        plates = [frame.name for frame in q["cond_indep_stack"] if frame.dim == -1]
+        if is_local(p) and not is_local(q) and plates:
+            raise ValueError(
+                f"the guide draws {name!r} in the plate {plates[0]!r}, the model in {TRIALS!r}, and"
+                " the plate over trials is known by its name: take"
+                f" pyro.plate({TRIALS!r}, batch.num_trials, dim=-1) in the guide"
+            )
+        if is_local(q) and not is_local(p):
+            raise ValueError(
+                f"the guide draws {name!r} inside the plate {TRIALS!r}, but the model has one value"
+                " for all trials: draw it outside the plate"
+            )
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the guide draws {name!r} with event shape {shapes[0]}, the model with"
+                f" {shapes[1]}: draw every trial by itself with the model's event shape"
+            )
+
+
+def joint_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> list[str]:
+    """Names of the guide's sites that draw several trials at once, so that no trial has a density
+    of its own: latent sites outside the plate over trials in which the model draws them, and
+    auxiliary sites outside it, unless they have no more dims than the latent sites that all trials
+    share and so may stand for these.
+    """
+    latent, sites = latent_sites(guide_trace), guide_trace.nodes
+    without_plate = [
+        name for name in latent if is_local(model_trace.nodes[name]) and not is_local(sites[name])
+    ]
+    shared = [name for name in latent if not is_local(model_trace.nodes[name])]
+    auxiliary = [
+        name
+        for name in drawn_sites(guide_trace)
+        if name not in latent and not is_local(sites[name])
+    ]
+    num_auxiliary, num_shared = (
+        sum(sites[name]["value"].numel() for name in names) for names in (auxiliary, shared)
+    )
+    return [*without_plate, *(auxiliary if num_auxiliary > num_shared else [])]
+
+
+def not_reparameterised(guide_trace: poutine.Trace) -> list[str]:
+    """Names of drawn sites through which no gradient flows although their density depends on
+    parameters that are trained.
+    """
+    sites = ((name, guide_trace.nodes[name]) for name in drawn_sites(guide_trace))
+    return [
+        name
+        for name, site in sites
+        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"].detach()).requires_grad
+    ]
+
+
+def check_reparameterised(guide_trace: poutine.Trace, objective: str) -> None:
+    """Refuse draws that would need the score of q, where a gradient is wanted.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    names = not_reparameterised(guide_trace) if torch.is_grad_enabled() else []
+    if names:
+        family = type(guide_trace.nodes[names[0]]["fn"]).__name__
+        raise ValueError(
+            f"the guide's draws of {names[0]!r} ({family}) are not reparameterised (has_rsample is"
+            f" False), so that {objective} has no gradient through them: take RWS, which needs"
+            " none, or a distribution with rsample"
+        )

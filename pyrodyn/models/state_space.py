@@ -375,6 +375,21 @@ def check_proposed(
         )
 
 
+def check_reparameterised(proposal: Proposal, law: Distribution) -> None:
+    """Refuse a proposed distribution through whose draws no gradient flows, where one is wanted.
+
+    Raises:
+        ValueError: naming the proposal.
+    """
+    if torch.is_grad_enabled() and not law.has_rsample:
+        raise ValueError(
+            f"{type(proposal).__name__} proposes a {type(law).__name__} whose draws are not"
+            " reparameterised (has_rsample is False), so that this objective has no gradient"
+            " through them: take RWS or SmoothedScore, which need none, or a distribution with"
+            " rsample"
+        )
+
+
 def nothing(like: Float[Tensor, "*left dim"]) -> Distribution:
     """The law of a vector without entries."""
     empty = like.new_zeros(*like.shape[:-1], 0)
@@ -465,8 +480,9 @@ class ProposalPath(_ModelPath):
         shape = torch.Size(sample_shape) + self.batch_shape
         path, log_q = [], []
         for law, state_of in self._laws():
+            check_reparameterised(self.model.proposal, law)
             law = law.expand(shape)
-            z = law.rsample()
+            z = law()  # by rsample if it has one
             state_of(z)
             path.append(z)
             log_q.append(law.log_prob(z))

@@ -25,7 +25,7 @@ from pyrodyn.infer.objectives.importance_weighted import (
     weighted_draws,
 )
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.infer.traces import Program, guide_program, latent_sites
+from pyrodyn.infer.traces import Program, guide_program, is_local, latent_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 LEAST_TAILS = 5
@@ -193,7 +193,7 @@ def importance_sample(
     sites: dict[str, Any] = {}
     for name in latent_sites(drawn):
         site = drawn.nodes[name]
-        if not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
+        if not is_local(site):
             raise ValueError(
                 f"site {name!r} is shared by all trials, so no trial has weights of its own;"
                 " importance_sample is for guides whose sites lie in the plate over trials"

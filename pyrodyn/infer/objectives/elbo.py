@@ -19,7 +19,11 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, Ramp
 from pyrodyn.infer.traces import (
     Program,
+    check_reparameterised,
+    check_sites,
     drawn_sites,
+    is_local,
+    joint_sites,
     latent_sites,
     observed_sites,
     paired_traces,
@@ -102,9 +106,11 @@ class ELBOLoss(Loss):
         """Log likelihood and KLs, from one vectorised run of both programs."""
         num_particles = self.objective.num_particles
         guide_trace, model_trace = paired_traces(self.model, self.guide, batch, num_particles)
+        check_sites(guide_trace, model_trace)
+        check_reparameterised(guide_trace, "the ELBO")
         kl = {
             name: value / num_particles
-            for name, value in _kl_terms(guide_trace, model_trace).items()
+            for name, value in _kl_terms(guide_trace, model_trace, batch).items()
         }
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         observed = observed_sites(model_trace)
@@ -131,21 +137,31 @@ class ELBOLoss(Loss):
 
 
 def _kl_terms(
-    guide_trace: poutine.Trace, model_trace: poutine.Trace
+    guide_trace: poutine.Trace, model_trace: poutine.Trace, batch: Batch
 ) -> dict[str, Float[Tensor, ""]]:
-    """KL per latent site, summed over particles; one KL where the guide's sites hang together."""
+    """KL per latent site, summed over particles; one KL of all if the guide has auxiliary draws."""
     latent = latent_sites(guide_trace)
-    for name in latent:
-        if name not in model_trace:
-            raise ValueError(f"the guide draws {name!r}, which is no site of this model")
     own = [*drawn_sites(guide_trace), *observed_sites(guide_trace)]
     if own == latent:
         return {name: _kl(guide_trace.nodes[name], model_trace.nodes[name]) for name in latent}
-    guide_trace.compute_log_prob(lambda name, site: name in own)
+    joint = joint_sites(guide_trace, model_trace)
+    if joint and batch.weight != 1 and not all(is_local(model_trace.nodes[n]) for n in latent):
+        raise ValueError(
+            f"the guide draws all trials and what they share jointly, in {joint[0]!r}, and such a"
+            " density cannot be weighted for a minibatch: train with all trials in one batch"
+        )
+    log_q = []
+    for name in own:
+        site = guide_trace.nodes[name]
+        scale, mask = site["scale"], site["mask"]
+        if name in model_trace:
+            scale, mask = model_trace.nodes[name]["scale"], model_trace.nodes[name]["mask"]
+        elif is_local(site) or name in joint:
+            scale = batch.weight
+        log_q.append(scale_and_mask(site["fn"].log_prob(site["value"]), scale, mask).sum())
     model_trace.compute_log_prob(lambda name, site: name in latent)
-    log_q = torch.stack([guide_trace.nodes[name]["log_prob_sum"] for name in own]).sum()
     log_p = torch.stack([model_trace.nodes[name]["log_prob_sum"] for name in latent]).sum()
-    return {"latents": log_q - log_p}
+    return {"latents": torch.stack(log_q).sum() - log_p}
 
 
 def _kl(guide_site: Mapping[str, Any], model_site: Mapping[str, Any]) -> Float[Tensor, ""]:

@@ -26,6 +26,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions import Delta, TransformedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -35,11 +36,15 @@ from pyrodyn.infer.fixed_dropout import FixedDropout
 from pyrodyn.infer.frozen import frozen
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective
 from pyrodyn.infer.traces import (
+    TRIALS,
     Program,
+    check_reparameterised,
+    check_sites,
     drawn_sites,
     guide_program,
     is_local,
     is_plate,
+    joint_sites,
     latent_sites,
     observed_sites,
 )
@@ -137,13 +142,17 @@ class IWELBOLoss(Loss):
         num_particles, gradient = self.objective.num_particles, self.objective.gradient
         if gradient == "iwae":
             drawn = local_draws(guide_program(self.guide), batch, num_particles)
+            check_reparameterised(drawn, "IWELBO")
             log_q = log_densities(drawn)
             weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
             bound = weighted.bound()
             return _evaluation(bound, bound, weighted, batch)
         # Draws that lead back to the guide's parameters, densities of q that do not.
         guide = FixedDropout(guide_program(self.guide))
-        copies = _CopiedDraws(local_draws(guide, batch, num_particles))
+        drawn = local_draws(guide, batch, num_particles)
+        check_reparameterised(drawn, "IWELBO")
+        _check_has_density(drawn, gradient)
+        copies = _CopiedDraws(drawn)
         with _without_gradient(self.guide):
             scored = poutine.trace(
                 poutine.replay(_with_particles(guide, num_particles), trace=copies.trace)
@@ -216,11 +225,25 @@ def _with_particles(program: Program, num_particles: int) -> Program:
 
 
 def log_densities(drawn: poutine.Trace) -> dict[str, Tensor]:
-    """Log q of every draw and factor of a guide's trace, neither scaled nor masked."""
-    return {
-        name: drawn.nodes[name]["fn"].log_prob(drawn.nodes[name]["value"])
-        for name in [*drawn_sites(drawn), *observed_sites(drawn)]
-    }
+    """Log q of every draw and factor of a guide's trace, neither scaled nor masked.
+
+    Raises:
+        ValueError: for a distribution that can score none but its own last draw.
+    """
+    log_q = {}
+    for name in [*drawn_sites(drawn), *observed_sites(drawn)]:
+        site = drawn.nodes[name]
+        try:
+            log_q[name] = site["fn"].log_prob(site["value"])
+        except (KeyError, NotImplementedError) as error:
+            if not isinstance(site["fn"], TransformedDistribution):
+                raise
+            raise ValueError(
+                f"the guide's site {name!r} is a flow that has no inverse and so no density of a"
+                " given value, which RWS and the gradients 'stl' and 'dreg' need: take ELBO, the"
+                " gradient 'iwae', or a flow with an inverse such as affine_autoregressive"
+            ) from error
+    return log_q
 
 
 def weighted_draws(
@@ -238,12 +261,15 @@ def weighted_draws(
         log_q: by `log_densities`.
         batch: the trials.
         num_particles: K.
+
+    Raises:
+        ValueError: for sites that do not fit the model's, and a guide that draws several trials at
+            once, so that no trial has weights of its own.
     """
     program = _with_particles(model, num_particles)
     model_trace = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(batch)
-    for name in latent_sites(drawn):
-        if name not in model_trace:
-            raise ValueError(f"the guide draws {name!r}, which is no site of this model")
+    check_sites(drawn, model_trace)
+    _check_per_trial(drawn, model_trace)
     observed = observed_sites(model_trace)
     log_p = {
         name: model_trace.nodes[name]["fn"].log_prob(model_trace.nodes[name]["value"])
@@ -260,16 +286,46 @@ def weighted_draws(
                 term = scale_and_mask(log_prob, site["scale"], site["mask"])
                 shared = shared + sign * term.sum() / _num_copies(term, num_particles)
                 continue
-            # The model's scale for both: a guide need not know how many trials a batch stands for.
-            is_shared = name in model_trace
-            scale = model_trace.nodes[name]["scale"] / batch.weight if is_shared else 1.0
-            term = scale_and_mask(log_prob, scale, site["mask"])
+            # The model's scale and mask for both: a guide need not know how many trials a batch
+            # stands for. An auxiliary site of the guide counts as one of the model's does.
+            scale, mask = 1.0, site["mask"]
+            if name in model_trace:
+                scale = model_trace.nodes[name]["scale"] / batch.weight
+                mask = model_trace.nodes[name]["mask"]
+            term = scale_and_mask(log_prob, scale, mask)
             if sign > 0:
                 total_p = total_p + term
             else:
                 total_q = total_q + term
     factors = tuple(name for name in observed if name != "x")
     return WeightedDraws(total_p.expand(shape), total_q.expand(shape), shared, factors)
+
+
+def _check_per_trial(drawn: poutine.Trace, model_trace: poutine.Trace) -> None:
+    """Refuse a model or a guide in which trials have no weights of their own."""
+    observed = model_trace.nodes.get("x")
+    if observed is not None and not is_local(observed):
+        raise ValueError(
+            f"the model observes 'x' outside a plate named {TRIALS!r}, by which the trials are"
+            f" known: take pyro.plate({TRIALS!r}, batch.num_trials, dim=-1) in model and guide"
+        )
+    joint = joint_sites(drawn, model_trace)
+    if joint:
+        raise ValueError(
+            f"the guide draws all trials jointly, in {joint[0]!r} outside the plate {TRIALS!r}, so"
+            " that no trial has importance weights of its own: draw every trial inside the plate"
+            " (AutoNormal does), or train by ELBO"
+        )
+
+
+def _check_has_density(drawn: poutine.Trace, gradient: str) -> None:
+    """Refuse a guide of point masses, for gradients that differ by the score of q alone."""
+    names = drawn_sites(drawn)
+    if all(isinstance(drawn.nodes[name]["fn"], Delta) for name in names):
+        raise ValueError(
+            f"the guide puts all mass of {names[0]!r} on one point (AutoDelta does), so that there"
+            f" is no density for gradient={gradient!r} to treat otherwise: take 'iwae' or ELBO"
+        )
 
 
 def _num_copies(term: Tensor, num_particles: int) -> int:
@@ -296,7 +352,7 @@ class _CopiedDraws:
         for name in drawn_sites(drawn):
             site = dict(drawn.nodes[name])
             value = site["value"]
-            if value.requires_grad and is_local(site):
+            if value.requires_grad and torch.is_grad_enabled() and is_local(site):
                 copied = value * 1
                 copied.register_hook(self._multiplier)
                 site["value"] = copied

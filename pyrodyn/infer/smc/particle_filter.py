@@ -27,7 +27,13 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import SharedNormal, picked, rows_of, sample_with_log_ratio
 from pyrodyn.infer.smc.resampling import effective_sample_size, scheme_named
-from pyrodyn.models.state_space import Distribution, State, StateSpaceModel, check_proposed
+from pyrodyn.models.state_space import (
+    Distribution,
+    State,
+    StateSpaceModel,
+    check_proposed,
+    check_reparameterised,
+)
 
 
 class Observed(NamedTuple):
@@ -167,7 +173,8 @@ class SequentialMonteCarlo:
         if self.model.initial_condition_site:
             proposed = self.model.proposal.initial_condition(self.model, observed.encoding)
             proposed = proposed.expand(torch.Size(shape))
-            start = proposed.rsample()
+            check_reparameterised(self.model.proposal, proposed)
+            start = proposed()  # by rsample if it has one
             log_weights = self.model.initial_condition().log_prob(start) - proposed.log_prob(start)
         origin = torch.arange(self.num_particles, device=like.device)[:, None].expand(shape)
         evidence = torch.zeros(shape[1], dtype=torch.float64, device=like.device)
@@ -218,9 +225,10 @@ class SequentialMonteCarlo:
         proposed = proposal.propose(prior, memory, encoding, t, is_first)
         if is_first:
             check_proposed(proposal, proposed, prior, shape)
+        check_reparameterised(proposal, proposed)
         expanded = proposed if proposed.batch_shape == shape else proposed.expand(shape)
         if is_exact or proposed is prior:
-            z = expanded.rsample()
+            z = expanded()
         else:
             z, log_ratio = sample_with_log_ratio(expanded, prior)
             log_weights = log_weights + log_ratio
