@@ -78,8 +78,8 @@ def read_nwb(
         span = (window[1] - window[0]) / bin_width
         if not (span > 0.5 and abs(span - round(span)) < EDGE):
             raise ValueError(
-                f"window {tuple(window)} must run from its first to its last edge in an"
-                f" integer number of bins of {bin_width:g} s"
+                f"window {tuple(window)} must run from its first to its last edge in an integer"
+                f" number of bins of {bin_width:g} s"
             )
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")

@@ -34,7 +34,7 @@ the signal; `blocks` gives the columns of each.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,13 @@ OPTIONAL = {
     "latents": ("trial", "time", "latent"),
 }
 """Optional variables with their dims (``valid`` and ``rates`` follow the observed variable)."""
+
+
+LONGEST_BIN = {"counts": 1.0, "signal": 5.0}
+"""Seconds per bin above which a bin width was probably given in another unit."""
+
+HIGHEST_RATE, HIGHEST_COUNT = 1000.0, 200.0
+"""Mean spikes per second and per bin above which counts are probably not spike counts."""
 
 
 class Block(NamedTuple):
@@ -143,6 +150,12 @@ def validate(data: xr.Dataset) -> xr.Dataset:
     if "condition" in data and data["condition"].dtype.kind == "f":
         missing = data["condition"].isnull()
         _refuse(data["condition"], missing, "is missing", "drop that trial or give it a label")
+    for unit in units:
+        if data.indexes[unit].has_duplicates:
+            raise ValueError(
+                f"{unit} label {_first_duplicate(data, unit)} occurs more than once; give every"
+                f" {unit} a label of its own, such as names={{{unit!r}: [...]}}"
+            )
     _check_marks(data, observed)
     _check_valid(data, observed)
     if "signal_valid" in data:  # along channel, so that it goes where the channels are dropped
@@ -168,13 +181,51 @@ def validate(data: xr.Dataset) -> xr.Dataset:
         remedy = "use NaN where it was not measured"
         _refuse(data["behavior"], np.isinf(data["behavior"]), "is infinite", remedy)
         data["behavior"] = _as_float32(data["behavior"])
-    if "counts" in data:
-        silent = data["neuron"].values[(data["counts"] == 0).all(("trial", "time")).values]
-        if silent.size:
-            shown = ", ".join(map(str, silent[:5])) + (", ..." if silent.size > 5 else "")
-            message = f"{silent.size} neuron(s) never fire: {shown}"
-            warnings.warn(message, UserWarning, stacklevel=3)
+    for message in _suspects(data, where):
+        warnings.warn(message, UserWarning, stacklevel=3)
     return data
+
+
+def _suspects(data: xr.Dataset, where: list[xr.DataArray]) -> Iterator[str]:
+    """What is valid but probably a mistake, in a sentence each."""
+    width = data.attrs["bin_width"]
+    longest = max(LONGEST_BIN[block.observed] for block in blocks(data))
+    if width > longest:
+        yield (
+            f"bins are {width:g} s wide; bin_width is in seconds ({width / 1000:g} if {width:g} is"
+            " in milliseconds)"
+        )
+    if data.indexes["trial"].has_duplicates:
+        yield f"trial label {_first_duplicate(data, 'trial')} occurs more than once"
+    for block, mask in zip(blocks(data), where, strict=True):
+        values = data[block.observed]
+        if block.observed == "counts":
+            silent = data["neuron"].values[(values == 0).all(("trial", "time")).values]
+            if silent.size:
+                yield f"{silent.size} neuron(s) never fire: {shortened(silent)}"
+            mean = float(values.where(mask).mean())
+            if mean > HIGHEST_COUNT or mean > HIGHEST_RATE * width:
+                yield (
+                    f"the mean count is {mean:.4g} per bin of {width:g} s ({mean / width:.4g}"
+                    " spikes per second); check bin_width, and give real values as signal="
+                )
+        else:
+            low, high = values.where(mask, np.inf), values.where(mask, -np.inf)
+            constant = (low.min(("trial", "time")) == high.max(("trial", "time"))).values
+            if constant.any() and int(mask.sum()) > block.size:
+                labels = data["channel"].values[constant]
+                yield f"{labels.size} channel(s) are constant: {shortened(labels)}"
+
+
+def shortened(labels: Iterable[object]) -> str:
+    """The first five labels, for a message."""
+    given = [str(label) for label in labels]
+    return ", ".join(given[:5]) + (", ..." if len(given) > 5 else "")
+
+
+def _first_duplicate(data: xr.Dataset, dim: str) -> str:
+    index = data.indexes[dim]
+    return repr(index[index.duplicated()].tolist()[0])
 
 
 def observed_name(data: xr.Dataset) -> str:

@@ -32,10 +32,18 @@ def good(**changes: Any) -> xr.Dataset:
     return recording(**{"counts": counts(), "bin_width": 0.01, **changes})
 
 
+def varying(num_channels: int) -> np.ndarray:
+    return 1.0 + np.arange(12.0 * num_channels).reshape(3, 4, num_channels)
+
+
 def changed(index: tuple[int, ...], value: float) -> np.ndarray:
     array = counts().astype(float)
     array[index] = value
     return array
+
+
+def named(**coords: Any) -> xr.DataArray:
+    return xr.DataArray(counts(), dims=("trial", "time", "neuron"), coords=coords)
 
 
 def dataset(**variables: Any) -> xr.Dataset:
@@ -44,7 +52,7 @@ def dataset(**variables: Any) -> xr.Dataset:
 
 
 def both() -> xr.Dataset:
-    return good(signal=counts(3, 4, 5))
+    return good(signal=varying(5))
 
 
 COUNTS = (("trial", "time", "neuron"), counts())
@@ -71,9 +79,9 @@ ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: good(signal=counts(3, 4)),
         r"signal has 2 dims; it must have dims \(trial, time, channel\)",
     ),
-    "missing signal beside counts": (
-        lambda: good(signal=changed((0, 3, 1), np.nan)),
-        r"signal is not finite \(nan\) at trial 0, time 3, channel 1; mark unmeasured",
+    "infinite signal beside counts": (
+        lambda: good(signal=changed((0, 3, 1), np.inf)),
+        r"signal is not finite \(inf\) at trial 0, time 3, channel 1; mark unmeasured",
     ),
     "fractional count beside a signal": (
         lambda: good(counts=changed((2, 0, 1), 0.5), signal=counts(3, 4, 5)),
@@ -85,11 +93,11 @@ ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "mean of no signal": (
         lambda: good(signal_mean=counts()),
-        r"signal_mean= is for a signal beside counts; .* give valid= and rates=",
+        r"signal_mean= is for a signal in addition to counts; .* give valid= and rates=",
     ),
     "validity of a signal alone": (
         lambda: recording(signal=counts(), bin_width=0.1, signal_valid=np.ones((3, 4), bool)),
-        r"signal_valid= is for a signal beside counts",
+        r"signal_valid= is for a signal in addition to counts",
     ),
     "signal_valid as numbers": (
         lambda: good(signal=counts(3, 4, 5), signal_valid=counts(3, 4)),
@@ -126,7 +134,7 @@ ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
         r"counts is fractional \(0\.5\) at trial 2, time 0, neuron 1; .* signal=",
     ),
     "missing count": (
-        lambda: good(counts=changed((0, 3, 1), np.nan)),
+        lambda: good(counts=changed((0, 3, 1), np.nan), valid=np.ones((3, 4), bool)),
         r"counts is not finite \(nan\) at trial 0, time 3, neuron 1; mark unmeasured .* valid=",
     ),
     "endless count": (
@@ -228,6 +236,38 @@ ARRAYS: dict[str, tuple[Callable[[], object], str]] = {
     "nothing valid": (
         lambda: good(valid=np.arange(3)[:, None] != np.full((1, 4), 1)),
         r"valid marks every bin of trial 1 as unmeasured; drop that trial",
+    ),
+    "unknown dims by name": (
+        lambda: good(counts=xr.DataArray(counts(), dims=("trial", "bin", "neuron"))),
+        r"counts has dims \(trial, bin, neuron\); its dims must be named \(trial, time, neuron\)",
+    ),
+    "a dataset for an array": (
+        lambda: good(counts=good()),
+        r"counts is an xarray.Dataset; give one of its variables \(counts\)",
+    ),
+    "spike times for counts": (
+        lambda: good(counts=[[[0.1, 0.2], [0.3]], [[], [0.4]]]),
+        r"lists of spike times are binned by pyrodyn.data.bin_spikes",
+    ),
+    "a continuous signal": (
+        lambda: recording(signal=counts(40, 2), bin_width=0.1),
+        r"signal has 2 dims; .* continuous recording of dims \(time, channel\) is one trial",
+    ),
+    "times in milliseconds": (
+        lambda: good(counts=named(time=10.0 * np.arange(4))),
+        r"times of the array are spaced by 10 s where bin_width is 0\.01 s; give times in seconds",
+    ),
+    "a start beside times": (
+        lambda: good(counts=named(time=0.01 * np.arange(4)), start=-1.0),
+        r"start is -1 s where the times of the array begin at 0 s",
+    ),
+    "labels of other neurons": (
+        lambda: good(counts=named(neuron=["a", "b"]), rates=named(neuron=["a", "c"])),
+        r"rates has other labels along neuron than the arrays before it",
+    ),
+    "a name twice": (
+        lambda: good(names={"neuron": ["a", "a"]}),
+        r"neuron label 'a' occurs more than once; give every neuron a label of its own",
     ),
     "names of no dim": (
         lambda: good(names={"unit": [1, 2]}),
@@ -338,7 +378,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "channels beside none": (
         lambda: held_out(good(), channels=[0]),
-        r"channels= is for channels beside neurons; this recording has neurons alone",
+        r"channels= is for recordings of neurons and channels; this one has neurons alone",
     ),
     "channels beyond": (
         lambda: held_out(both(), channels=[5]),
@@ -395,20 +435,20 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a signal outside the support": (
         lambda: RnnSAE.for_recording(
-            good(signal=-counts(3, 4, 5)), observation={"counts": "poisson", "signal": "gamma"}
+            good(signal=-varying(5)), observation={"counts": "poisson", "signal": "gamma"}
         ),
-        r"signal: Gamma observations are real numbers > 0, but neuron 0 is -1 at trial 0, bin 0",
+        r"signal: Gamma observations are real numbers > 0, but neuron 0 is -\d+ at trial 0, bin 0",
     ),
     "both for a model of counts": (
         lambda: RnnSAE.for_recording(good()).check(both()),
-        r"holds counts and signal; this model was made for one of them, .*select_modality",
+        r"holds counts and signal; this model was made for one of them, .*_modality takes out",
     ),
     "counts for a model of both": (
         lambda: RnnSAE.for_recording(both()).check(good()),
         r"holds counts; this model was made for counts and a signal",
     ),
     "other channels": (
-        lambda: RnnSAE.for_recording(both()).check(good(signal=counts(3, 4, 6))),
+        lambda: RnnSAE.for_recording(both()).check(good(signal=varying(6))),
         r"has 6 channels; this model was made for 5",
     ),
     "an optimal proposal for spikes": (

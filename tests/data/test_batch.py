@@ -5,6 +5,8 @@ import torch
 from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.recording import held_out, recording
 
+pytestmark = pytest.mark.filterwarnings("ignore:the mean count is")
+
 
 def counts(*shape: int) -> np.ndarray:
     """Counts that are all different, so that no entry can be taken for another."""

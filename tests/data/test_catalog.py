@@ -260,7 +260,7 @@ def test_catalog_says_what_is_here(
     cache: Path, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {row.entry.name: row.path for row in catalog()} == dict.fromkeys(CATALOG)
-    publish("eeg_durstewitz_smoothed", {"EEG_train.npy": as_npy(np.ones((5, 2), np.float32))})
+    publish("eeg_durstewitz_smoothed", {"EEG_train.npy": as_npy(np.eye(5, 2, dtype=np.float32))})
     load("eeg_durstewitz_smoothed")
     given = tmp_path / "data" / "mc_maze_large_9cond" / "mc_maze_large_9cond.npz"
     given.parent.mkdir(parents=True)

@@ -203,7 +203,8 @@ def test_counts_and_a_signal_of_the_same_bins() -> None:
 
 def test_each_variable_has_gaps_of_its_own() -> None:
     """Lost bins concern both, a lost neuron no channel, and a lost channel no neuron."""
-    counts, signal = spikes(2, 4, 3).astype(float), np.ones((2, 4, 2))
+    counts, signal = spikes(2, 4, 3).astype(float), 1 + np.arange(16.0).reshape(2, 4, 2)
+    given = signal.copy()
     by_bin = np.ones((2, 4), bool)
     by_bin[0, 1] = False
     channel_valid = np.ones((2, 4, 2), bool)
@@ -221,15 +222,14 @@ def test_each_variable_has_gaps_of_its_own() -> None:
     of_counts, of_signal = (measured(data, block).values for block in blocks(data))
     np.testing.assert_array_equal(of_counts, np.repeat(by_bin[..., None], 3, -1))
     np.testing.assert_array_equal(of_signal, by_bin[..., None] & channel_valid)
-    np.testing.assert_array_equal(data["signal"], of_signal)
+    np.testing.assert_array_equal(data["signal"], given * of_signal)
     np.testing.assert_array_equal(data["counts"], counts * of_counts)
     np.testing.assert_array_equal(data["latents"][..., 0], by_bin)
 
     by_neuron = np.ones((2, 4, 3), bool)
     by_neuron[1] = False  # no neuron in that trial, but channels
-    data = recording(
-        counts, signal=np.ones((2, 4, 2)), bin_width=0.01, valid=by_neuron, latents=latents
-    )
+    full = np.arange(16.0).reshape(2, 4, 2)
+    data = recording(counts, signal=full, bin_width=0.01, valid=by_neuron, latents=latents)
     of_counts, of_signal = (measured(data, block).values for block in blocks(data))
     np.testing.assert_array_equal(of_counts, by_neuron)
     assert of_signal.all()
@@ -239,7 +239,7 @@ def test_each_variable_has_gaps_of_its_own() -> None:
 @pytest.mark.parametrize("by_neuron", [False, True])
 def test_padding_is_unmeasured_in_both(by_neuron: bool) -> None:
     counts = [spikes(1, 4, 2)[0], spikes(1, 2, 2)[0]]
-    signal = [np.ones((4, 3)), np.ones((2, 3))]
+    signal = [np.arange(12.0).reshape(4, 3), np.ones((2, 3))]
     valid = np.ones((2, 4, 2), bool) if by_neuron else None
     data = recording(counts, signal=signal, bin_width=0.01, valid=valid)
     inside = np.array([[True] * 4, [True, True, False, False]])
@@ -249,7 +249,8 @@ def test_padding_is_unmeasured_in_both(by_neuron: bool) -> None:
 
 
 def test_held_out_channels_are_marked_beside_neurons() -> None:
-    data = recording(spikes(2, 5, 4), signal=np.ones((2, 5, 3)), bin_width=0.01)
+    signal = np.arange(30.0).reshape(2, 5, 3)
+    data = recording(spikes(2, 5, 4), signal=signal, bin_width=0.01)
     marked = held_out(data, neurons=[1], channels=[0, 1, 2])
     assert marked["held_out"].values.tolist() == [False, True, False, False]
     assert marked["signal_held_out"].values.tolist() == [True] * 3
@@ -313,3 +314,110 @@ def test_inputs_are_known_where_nothing_was_measured() -> None:
     inputs[0, 0, 1] = np.nan
     with pytest.raises(ValueError, match="inputs is not finite"):
         recording(counts, bin_width=0.01, inputs=inputs, valid=valid)
+
+
+# ------------------------------------------------------------------ arrays with named dims
+
+
+def named_counts(seed: int = 0) -> xr.DataArray:
+    """Counts with all kinds of coordinates, as (neuron, trial, time)."""
+    return xr.DataArray(
+        spikes(3, 4, 5, seed=seed).transpose(2, 0, 1),
+        dims=("neuron", "trial", "time"),
+        coords={
+            "neuron": list("abcde"),
+            "trial": [7, 8, 9],
+            "time": -0.02 + 0.01 * np.arange(4),
+            "depth": ("neuron", np.arange(5.0)),
+            "session": "s1",
+        },
+        attrs={"units": "spikes"},
+    )
+
+
+def test_dims_of_a_data_array_are_known_by_name_and_its_coordinates_kept() -> None:
+    given = named_counts()
+    data = recording(given, bin_width=0.01)
+    np.testing.assert_array_equal(data["counts"], given.transpose("trial", "time", "neuron"))
+    for name in given.coords:
+        np.testing.assert_array_equal(data[name], given[name])
+        assert data[name].dims == given[name].dims
+    assert data["counts"].attrs == {"units": "spikes"}
+    unnamed = xr.DataArray(spikes(3, 4, 5))
+    xr.testing.assert_identical(
+        recording(unnamed, bin_width=0.01), recording(unnamed.values, bin_width=0.01)
+    )
+
+
+def test_a_second_array_is_brought_to_the_labels_of_the_first() -> None:
+    given = named_counts()
+    rates = (given + 0.5).isel(neuron=[3, 1, 0, 4, 2], trial=[2, 0, 1])
+    valid = xr.ones_like(given, dtype=bool).isel(neuron=0, drop=True).transpose("time", "trial")
+    valid[1, 2] = False
+    condition = xr.DataArray([1, 2, 3], dims="trial", coords={"trial": [9, 8, 7]})
+    data = recording(given, bin_width=0.01, rates=rates, valid=valid, condition=condition)
+    kept = valid.transpose("trial", "time").values
+    expected = (given + 0.5).transpose("trial", "time", "neuron") * kept[..., None]
+    np.testing.assert_array_equal(data["rates"], expected)
+    np.testing.assert_array_equal(data["valid"], kept)
+    assert data["condition"].values.tolist() == [3, 2, 1]
+
+
+def test_a_list_of_data_arrays_is_read_by_name() -> None:
+    whole = named_counts().drop_vars(["session"])
+    trials = [whole.isel(trial=i, time=slice(0, n), drop=True) for i, n in enumerate((4, 2, 3))]
+    data = recording(trials, bin_width=0.01)
+    assert data["valid"].sum("time").values.tolist() == [4, 2, 3]
+    assert data["neuron"].values.tolist() == list("abcde")
+    np.testing.assert_allclose(data["time"], whole["time"])
+    np.testing.assert_array_equal(data["counts"][1, :2], trials[1].transpose("time", "neuron"))
+    late = trials[1].assign_coords(time=trials[1]["time"] + 1)
+    with pytest.raises(ValueError, match=r"trial 1 begins at 0\.98 s where trial 0 begins"):
+        recording([trials[0], late], bin_width=0.01)
+
+
+def test_nan_without_valid_is_unmeasured_with_a_warning() -> None:
+    counts, signal = spikes(2, 4, 2).astype(float), np.arange(16.0).reshape(2, 4, 2)
+    counts[1, 2, 0] = np.nan
+    signal[0, 1, 1] = np.nan
+    with pytest.warns(UserWarning, match=r"counts is NaN in 6.25% of its entries, .* unmeasured"):
+        data = recording(counts, bin_width=0.01)
+    np.testing.assert_array_equal(data["valid"], ~np.isnan(counts))
+    with pytest.warns(UserWarning, match="signal is NaN"):
+        data = recording(spikes(2, 4, 2), signal=signal, bin_width=0.01)
+    np.testing.assert_array_equal(data["signal_valid"], ~np.isnan(signal))
+    assert "valid" not in data
+    masked = np.ma.masked_array(np.nan_to_num(counts), mask=np.isnan(counts))
+    with pytest.warns(UserWarning, match="counts is NaN"):
+        data = recording(masked, bin_width=0.01)
+    np.testing.assert_array_equal(data["valid"], ~np.isnan(counts))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: recording(spikes(2, 4, 2), bin_width=10.0),
+            r"bins are 10 s wide; .* \(0.01 if 10",
+        ),
+        (
+            lambda: recording(spikes(2, 4, 2) + 50, bin_width=0.01),
+            r"mean count is 5\d\.\d* per bin",
+        ),
+        (
+            lambda: recording(spikes(2, 4, 2) + 300, bin_width=1.0),
+            r"the mean count is 30\d.* per bin of 1 s",
+        ),
+        (
+            lambda: recording(signal=np.arange(8.0).reshape(2, 2, 2) * [0, 1] + 3, bin_width=0.1),
+            r"1 channel\(s\) are constant: 0",
+        ),
+        (
+            lambda: recording(spikes(2, 4, 2), bin_width=0.01, names={"trial": [1, 1]}),
+            r"trial label 1 occurs more than once",
+        ),
+    ],
+)
+def test_what_is_probably_a_mistake_warns(make, sentence: str) -> None:
+    with pytest.warns(UserWarning, match=sentence):
+        make()
