@@ -57,7 +57,7 @@ def plain(given: Any, name: str, allowed: Sequence[tuple[str, ...]], coords: Coo
 
 def _filled(given: Any) -> Any:
     """An array with NaN at masked entries."""
-    return given.astype(float).filled(np.nan) if np.ma.isMaskedArray(given) else given
+    return np.ma.filled(given.astype(float), np.nan) if np.ma.isMaskedArray(given) else given
 
 
 def _trial(

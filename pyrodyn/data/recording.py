@@ -132,7 +132,7 @@ def recording(
         variables["condition"] = (("trial",), _array(labels, "condition"))
 
     inside = np.arange(values.shape[1]) < lengths[:, None]
-    masks = {"valid": (valid, dims)}
+    masks: dict[str, tuple[Any, tuple[str, ...]]] = {"valid": (valid, dims)}
     if both:
         masks["signal_valid"] = (signal_valid, dims_of["signal"])
     for name, (array, its_dims) in masks.items():
