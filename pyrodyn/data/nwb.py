@@ -1,20 +1,18 @@
 """Spike times in NWB files, binned around an event of every trial.
 
-A spike at time s belongs to bin k of a trial whose first bin begins at a when::
+Bins are closed on the left, see `pyrodyn.data.binning`. A trial is kept if its event is known and
+its whole window was observed (``obs_intervals``) for at least one unit; units that were not
+observed throughout a kept trial are marked in ``valid``.
 
-    k = floor((s - a) / bin_width),
-
-that is, bins are closed on the left. In floating point a spike that lies on an edge may come out
-a hair to its left; a spike within a millionth of a bin below an edge therefore counts as on it.
-That is far finer than the clock of any recording system.
-
-A trial is kept where its event is known and its whole window was observed (``obs_intervals``) for
-at least one unit; units that were not observed throughout a kept trial are marked in ``valid``.
+Files that are probably not as intended are refused or warned of in one sentence: spike times in
+another unit than seconds, a stop time far beyond the others', series whose timestamps do not match
+their samples.
 
 Source: the NWB standard (Rübel et al., eLife 2022); read with pynwb.
 """
 
 import contextlib
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
@@ -26,13 +24,42 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyrodyn.data.binning import (
+    EDGE,
+    averaged,
+    bins_in_window,
+    check_bin_width,
+    counted,
+    in_bins,
+)
+from pyrodyn.data.nwb_series import Series, find, path_of, read_series
 from pyrodyn.data.recording import recording
-
-EDGE = 1e-6
-"""Share of a bin by which a time may miss an edge and still count as on it."""
+from pyrodyn.data.schema import shortened
 
 RAGGED = {"spike_times", "obs_intervals", "electrodes", "waveforms"}
-"""Columns of the units table with many values per unit, which a filter on units does not need."""
+"""Columns of the units table with many values per unit, which are not given to ``unit_filter``."""
+
+LONGEST_TRIAL = 20
+"""Factor by which the longest trial may exceed the median."""
+
+LEAST_FILLED = 0.1
+"""Fraction of the bins of an array of unequal trials that must be measured."""
+
+LEAST_IN_TRIALS = 0.02
+"""Fraction of spikes between the first and the last trial below which the times are in doubt."""
+
+
+class _Spikes(NamedTuple):
+    """The kept units."""
+
+    times: list[NDArray]
+    """Sorted spike times of every unit, in seconds."""
+    observed: list[NDArray | None]
+    """``(interval, 2)`` observed intervals of every unit; None for the whole session."""
+    labels: list[Any]
+    """One per unit, unique."""
+    groups: list[str] | None
+    """Electrode group (probe) of every unit, if the file has it."""
 
 
 def read_nwb(
@@ -43,6 +70,9 @@ def read_nwb(
     window: tuple[float, float] | None = None,
     condition: str | None = None,
     behavior: Sequence[str] = (),
+    trials: str | None = "trials",
+    units: str | None = None,
+    trial_filter: Callable[[pd.DataFrame], Any] | None = None,
     unit_filter: Callable[[pd.DataFrame], Any] | None = None,
 ) -> xr.Dataset:
     """Spike counts per trial from an NWB file.
@@ -52,121 +82,93 @@ def read_nwb(
         bin_width: seconds per bin.
         align_to: column of the trials table with the time of the event that becomes time 0.
         window: first and last edge of the bins in seconds relative to the event, such as
-            ``(-0.25, 0.45)``, an integer number of bins. Without it every trial is binned from the
+            ``(-0.25, 0.45)``, an integer number of bins. By default every trial is binned from the
             event to its ``stop_time``, so trials may differ in length.
         condition: column of the trials table that becomes ``condition``.
-        behavior: names of time series to average in the same bins; a bin without a sample is NaN.
-            Columns of a series are named ``NAME_0``, ``NAME_1``, ...; the coordinate ``unit`` says
-            their units.
+        behavior: names of time series to average in the same bins, or their paths, such as
+            ``"Position/SpatialSeries"``, if several have the same name; a bin without a sample is
+            NaN. Columns of a series are named ``NAME_0``, ``NAME_1``, ...; the coordinate ``unit``
+            holds their units.
+        trials: name of the table of intervals that are the trials; None for a continuous recording:
+            one trial from the start of the session to the last spike.
+        units: path of the units table, if it is not the file's own.
+        trial_filter: from the trials table to a bool per trial, true for those to keep, such as
+            ``lambda trials: trials["target"].notna()``.
         unit_filter: from the units table to a bool per unit, true for those to keep, such as
-            ``lambda units: units["quality"] == "good"``.
+            ``lambda units: units["quality"] == "good"``. The column ``group_name`` holds the
+            electrode group (probe) of every unit.
 
     Returns:
-        A validated recording; trials and neurons are labelled with their ids in the file.
+        A validated recording; trials and neurons are labelled with their ids in the file, and the
+        coordinate ``probe`` holds the electrode groups of the neurons, if there are several.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is broken, lacks what is asked for, or no trial is left.
-        ImportError: where pynwb is not installed.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is broken or lacks what is asked for, or no trial remains.
+        ImportError: if pynwb is not installed.
     """
     path = Path(path)
-    if not (np.isfinite(bin_width) and bin_width > 0):
-        raise ValueError(
-            f"bin_width is {bin_width!r}; it is the seconds per bin, a positive number"
-        )
+    check_bin_width(bin_width)
     if window is not None:
-        span = (window[1] - window[0]) / bin_width
-        if not (span > 0.5 and abs(span - round(span)) < EDGE):
-            raise ValueError(
-                f"window {tuple(window)} must run from its first to its last edge in an integer"
-                f" number of bins of {bin_width:g} s"
-            )
+        bins_in_window(window, bin_width)
+    if isinstance(behavior, str):
+        behavior = (behavior,)
+    if len(set(behavior)) < len(behavior):
+        raise ValueError(f"behavior={list(behavior)} names a time series twice")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     with _opened(path) as file:
-        trials = _table(file.trials, "trials", path)
-        units = _table(file.units, "units", path)
-        wanted = {"align_to": align_to, "condition": condition}
-        for argument, column in (wanted | ({} if window else {"window": "stop_time"})).items():
-            if column is not None and column not in trials:
+        spikes = _read_units(_units_table(file, units), unit_filter)
+        if trials is None:
+            table = _whole_session(spikes)
+        else:
+            table = _frame(_trials_table(file, trials), "trials")
+        table = table[_selected(table, trial_filter, "trial_filter", "trials")]
+        columns = {"align_to": align_to, "condition": condition}
+        for argument, column in (columns | ({} if window else {"window": "stop_time"})).items():
+            if column is not None and column not in table:
                 raise ValueError(
-                    f"{path}: {argument} needs the column {column!r}, which the trials table has"
-                    f" not; its columns are {', '.join(map(str, trials.columns))}"
+                    f"{argument} needs the column {column!r}, which the trials table lacks; its"
+                    f" columns are {', '.join(map(str, table.columns))}"
                 )
-        if "spike_times" not in file.units.colnames:
-            raise ValueError(f"{path}: the units table has no spike_times")
-        kept_units = _kept_units(units, unit_filter, path)
-        spikes = [np.sort(file.units.get_unit_spike_times(int(i))) for i in kept_units]
-        observed: list[NDArray | None] = [None] * len(kept_units)
-        if "obs_intervals" in file.units.colnames:
-            observed = [np.asarray(file.units.get_unit_obs_intervals(int(i))) for i in kept_units]
-        series = [_time_series(file, name, path) for name in behavior]
+        series = [read_series(file, name) for name in behavior]
+        starts, lengths = _windows(table, align_to, window, bin_width)
+        kept, covered = _kept_trials(table, align_to, spikes, starts, lengths, bin_width)
+        table, starts, lengths = table[kept], starts[kept], lengths[kept]
+        conditions = None if condition is None else _conditions(table, condition)
+        counts = counted(spikes.times, starts, lengths, bin_width)
+        _check_spikes(spikes, counts, starts, lengths, bin_width)
+        values = [_behavior(one, starts, lengths, bin_width) for one in series]
 
-    starts, lengths = _windows(trials, align_to, window, bin_width, path)
-    known = np.isfinite(starts) & (lengths > 0)
-    stops = starts + lengths * bin_width
-    slack = EDGE * bin_width
-    covered = np.stack([_covered(starts, stops, spans, slack) for spans in observed], axis=1)
-    kept = known & covered.any(axis=1)
-    if not kept.any():
-        raise ValueError(
-            f"{path}: no trial has a known {align_to} and a window inside the observed intervals"
+        inside = np.arange(counts.shape[1]) < lengths[:, None]
+        valid = inside if covered.all() else inside[..., None] & covered[:, None, :]
+        names: dict[str, Any] = {
+            "trial": np.asarray(_unique(table.index.tolist(), "trial ids")),
+            "neuron": np.asarray(spikes.labels),
+        }
+        if series:
+            names["quantity"] = [label for one in series for label in one.labels]
+        data = recording(
+            counts,
+            bin_width=bin_width,
+            start=0.0 if window is None else float(window[0]),
+            condition=conditions,
+            behavior=np.concatenate(values, axis=-1) if series else None,
+            valid=None if valid.all() else valid,
+            names=names,
         )
-    if not kept.all():
-        labels = trials.index[~kept]
-        shown = ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
-        warnings.warn(
-            f"{path}: {len(labels)} of {len(trials)} trials are dropped, whose {align_to} is"
-            f" missing or whose window was not observed: {shown}",
-            UserWarning,
-            stacklevel=2,
-        )
-    starts, lengths, covered = starts[kept], lengths[kept], covered[kept]
-    num_trials, num_bins = len(starts), int(lengths.max())
-    counts = np.zeros((num_trials, num_bins, len(spikes)), np.int32)
-    for neuron, times in enumerate(spikes):
-        _, trial, time = _in_bins(times, starts, lengths, bin_width)
-        np.add.at(counts[:, :, neuron], (trial, time), 1)
-    inside = np.arange(num_bins) < lengths[:, None]
-    valid = inside if covered.all() else inside[..., None] & covered[:, None, :]
-    columns = [_averaged(one, starts, lengths, num_bins, bin_width) for one in series]
-    names: dict[str, Any] = {
-        "trial": trials.index[kept].to_numpy(),
-        "neuron": units.index[kept_units].to_numpy(),
-    }
-    if series:
-        names["quantity"] = [label for one in series for label in one.labels]
-    data = recording(
-        counts,
-        bin_width=bin_width,
-        start=0.0 if window is None else float(window[0]),
-        condition=None if condition is None else trials[condition].to_numpy()[kept],
-        behavior=np.concatenate(columns, axis=-1) if series else None,
-        valid=None if valid.all() else valid,
-        names=names,
-    )
     if series:
         data = data.assign_coords(
             unit=("quantity", [one.unit for one in series for _ in one.labels])
         )
+    if spikes.groups is not None and len(set(spikes.groups)) > 1:
+        data = data.assign_coords(probe=("neuron", spikes.groups))
     return data
-
-
-class _Series(NamedTuple):
-    """One behavioural time series, sorted in time."""
-
-    times: NDArray
-    """``(sample,)``, in seconds."""
-    values: NDArray
-    """``(sample, column)``, in ``unit``."""
-    labels: list[str]
-    """One per column."""
-    unit: str
-    """As the file writes it."""
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    """An opened file; whatever goes wrong with it becomes one sentence that names the file."""
     try:
         from pynwb import NWBHDF5IO
     except ImportError:
@@ -177,58 +179,150 @@ def _opened(path: Path) -> Iterator[Any]:
         try:
             file = stack.enter_context(NWBHDF5IO(str(path), mode="r")).read()
         except Exception as error:  # pynwb, hdmf and h5py each raise their own on a broken file
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path} is broken or no NWB file: {reason}") from None
-        yield file
+            reason = textwrap.shorten(str(error), 300) or type(error).__name__
+            raise ValueError(f"{path} is broken or not an NWB file: {reason}") from None
+        try:
+            yield file
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError) as error:
+            reason = textwrap.shorten(str(error), 300)
+            raise ValueError(
+                f"{path} could not be read: {type(error).__name__}: {reason}"
+            ) from error
 
 
-def _table(table: Any, name: str, path: Path) -> pd.DataFrame:
-    if table is None or len(table) == 0:
-        raise ValueError(f"{path} has no {name} table, so there is nothing to bin")
+def _trials_table(file: Any, name: str) -> Any:
+    """The table of intervals of a name."""
+    from pynwb.epoch import TimeIntervals
+
+    if name == "trials" and file.trials is not None:
+        return file.trials
+    every = [one for one in file.objects.values() if isinstance(one, TimeIntervals)]
+    if name != "trials":
+        return find(every, name, "tables of intervals", "trials=")
+    others = ", ".join(sorted(map(path_of, every)))
+    remedy = f"choose one of its tables of intervals by trials= ({others}), or" if every else "give"
+    raise ValueError(
+        f"the file has no trials table; {remedy} trials=None to read the session as one trial,"
+        " which pyrodyn.data.segment cuts"
+    )
+
+
+def _units_table(file: Any, path: str | None) -> Any:
+    """The units table: the file's own, or the one of a path."""
+    from pynwb.misc import Units
+
+    every = [one for one in file.objects.values() if isinstance(one, Units)]
+    if path is not None:
+        table = find(every, path, "units tables", "units=")
+    elif file.units is not None:
+        table = file.units
+    elif len(every) == 1:
+        table = every[0]
+    elif every:
+        paths = ", ".join(sorted(map(path_of, every)))
+        raise ValueError(f"the file has several units tables; choose one by units= ({paths})")
+    else:
+        from pynwb import TimeSeries
+
+        series = [one for one in file.objects.values() if isinstance(one, TimeSeries)]
+        raise ValueError(
+            "the file has no units table, so there are no spike times to bin; its time series are"
+            f" {', '.join(sorted(map(path_of, series))) or 'none'}"
+        )
+    if "spike_times" not in table.colnames:
+        raise ValueError("the units table has no spike_times")
+    return table
+
+
+def _frame(table: Any, name: str) -> pd.DataFrame:
+    if len(table) == 0:
+        raise ValueError(f"the {name} table is empty")
     return table.to_dataframe(exclude=RAGGED & set(table.colnames))
 
 
-def _kept_units(
-    units: pd.DataFrame, unit_filter: Callable[[pd.DataFrame], Any] | None, path: Path
-) -> NDArray:
-    """Row numbers of the units to keep."""
-    if unit_filter is None:
-        return np.arange(len(units))
+def _read_units(table: Any, unit_filter: Callable[[pd.DataFrame], Any] | None) -> _Spikes:
+    frame = _frame(table, "units")
+    groups = _groups(table, frame)
+    if groups is not None and "group_name" not in frame:
+        frame = frame.assign(group_name=groups)
+    rows = np.flatnonzero(_selected(frame, unit_filter, "unit_filter", "units"))
+    times, num_unknown = [], 0
+    for row in rows:
+        spikes = np.asarray(table.get_unit_spike_times(int(row)), float)
+        num_unknown += int((~np.isfinite(spikes)).sum())
+        times.append(np.sort(spikes[np.isfinite(spikes)]))
+    if num_unknown:
+        warnings.warn(
+            f"{num_unknown} spike times are not finite and are left out", UserWarning, stacklevel=4
+        )
+    observed: list[NDArray | None] = [None] * len(rows)
+    if "obs_intervals" in table.colnames:
+        observed = [np.asarray(table.get_unit_obs_intervals(int(row)), float) for row in rows]
+        for row, spans in zip(rows, observed, strict=True):
+            if spans is not None and spans.size and not (spans[:, 1] >= spans[:, 0]).all():
+                raise ValueError(
+                    f"the obs_intervals of unit {frame.index[row]} do not run from start to stop"
+                )
+    labels = [frame.index[row] for row in rows]
+    if groups is not None and len(set(labels)) < len(labels):
+        labels = [f"{groups[row]}:{frame.index[row]}" for row in rows]
+    kept_groups = None if groups is None else [groups[row] for row in rows]
+    return _Spikes(times, observed, _unique(labels, "unit ids"), kept_groups)
+
+
+def _groups(table: Any, frame: pd.DataFrame) -> list[str] | None:
+    """Name of every unit's electrode group, from its own column or that of its electrodes."""
+    if "electrode_group" in frame:
+        return [str(getattr(group, "name", group)) for group in frame["electrode_group"]]
+    if "electrodes" not in table.colnames:
+        return None
+    electrodes = table["electrodes"].target.table
+    if "group_name" not in electrodes.colnames:
+        return None
+    names = np.asarray(electrodes["group_name"][:])
+    rows = [np.asarray(table["electrodes"].get(i, index=True), int) for i in range(len(table))]
+    return ["+".join(sorted({str(name) for name in names[row]})) or "none" for row in rows]
+
+
+def _unique(labels: list[Any], what: str) -> list[Any]:
+    """Labels, or if some repeat, labels with the row number appended."""
+    if len(set(labels)) == len(labels):
+        return labels
+    warnings.warn(
+        f"{what} repeat in the file; they are labelled ID.ROW instead", UserWarning, stacklevel=4
+    )
+    return [f"{label}.{row}" for row, label in enumerate(labels)]
+
+
+def _selected(
+    frame: pd.DataFrame, keep: Callable[[pd.DataFrame], Any] | None, argument: str, name: str
+) -> NDArray[np.bool_]:
+    """Mask of the rows that a filter keeps."""
+    if keep is None:
+        return np.ones(len(frame), bool)
     try:
-        mask = np.asarray(unit_filter(units))
+        mask = np.asarray(keep(frame))
     except KeyError as error:
         raise ValueError(
-            f"{path}: unit_filter asks for the column {error}, which the units table has not; its"
-            f" columns are {', '.join(map(str, units.columns))}"
+            f"{argument} asks for the column {error}, which the {name} table lacks; its columns"
+            f" are {', '.join(map(str, frame.columns))}"
         ) from None
-    if mask.dtype != bool or mask.shape != (len(units),):
-        raise ValueError(f"unit_filter must give one bool for each of the {len(units)} units")
+    if mask.dtype != bool or mask.shape != (len(frame),):
+        raise ValueError(f"{argument} must give one bool for each of the {len(frame)} {name}")
     if not mask.any():
-        raise ValueError(f"{path}: unit_filter keeps none of the {len(units)} units")
-    return np.flatnonzero(mask)
+        raise ValueError(f"{argument} keeps none of the {len(frame)} {name}")
+    return mask
 
 
-def _time_series(file: Any, name: str, path: Path) -> _Series:
-    from pynwb import TimeSeries
-
-    every = [one for one in file.objects.values() if isinstance(one, TimeSeries)]
-    found = [one for one in every if one.name == name]
-    if len(found) != 1:
-        raise ValueError(
-            f"{path} has {len(found)} time series named {name!r}; its time series are"
-            f" {', '.join(sorted(one.name for one in every)) or 'none'}"
-        )
-    series = found[0]
-    values = np.asarray(series.data[:], float) * series.conversion + series.offset
-    if series.timestamps is not None:
-        times = np.asarray(series.timestamps[:], float)
-    else:
-        times = series.starting_time + np.arange(len(values)) / series.rate
-    order = np.argsort(times, kind="stable")
-    values = values.reshape(len(values), -1)
-    width = values.shape[1]
-    labels = [name] if width == 1 else [f"{name}_{column}" for column in range(width)]
-    return _Series(times[order], values[order], labels, str(series.unit))
+def _whole_session(spikes: _Spikes) -> pd.DataFrame:
+    """A trials table of one trial: from the start of the session to the last spike."""
+    last = [times[-1] for times in spikes.times if times.size]
+    if not last:
+        raise ValueError("the units have no spikes, so the session has no known end")
+    first = min(0.0, *(times[0] for times in spikes.times if times.size))
+    return pd.DataFrame({"start_time": [first], "stop_time": [max(last)]})
 
 
 def _windows(
@@ -236,22 +330,95 @@ def _windows(
     align_to: str,
     window: tuple[float, float] | None,
     bin_width: float,
-    path: Path,
 ) -> tuple[NDArray, NDArray]:
     """The first bin's left edge and the number of bins of every trial."""
-    try:
-        events = trials[align_to].to_numpy(float)
-    except (TypeError, ValueError):
-        raise ValueError(f"{path}: column {align_to!r} does not hold times in seconds") from None
+    events = _times(trials, align_to)
+    if {"start_time", "stop_time"} <= set(trials.columns) and align_to != "start_time":
+        begin, end = _times(trials, "start_time"), _times(trials, "stop_time")
+        known = np.isfinite(events) & np.isfinite(begin) & np.isfinite(end)
+        outside = known & ((events < begin - bin_width) | (events > end + bin_width))
+        if outside.sum() > 0.5 * known.sum():
+            warnings.warn(
+                f"{align_to} lies outside start_time and stop_time in {outside.sum()} of"
+                f" {known.sum()} trials; it must be in seconds from the start of the session, as"
+                " they are",
+                UserWarning,
+                stacklevel=3,
+            )
     if window is not None:
-        num_bins = round((window[1] - window[0]) / bin_width)
-        return events + window[0], np.full(len(events), num_bins)
-    spans = np.nan_to_num(trials["stop_time"].to_numpy(float) - events, nan=-1.0)
-    return events, np.floor(spans / bin_width + EDGE).astype(int)
+        return events + window[0], np.full(len(events), bins_in_window(window, bin_width))
+    spans = np.nan_to_num(_times(trials, "stop_time") - events, nan=-1.0, posinf=-1.0)
+    bins = np.floor(np.clip(spans, -1.0, None) / bin_width + EDGE)
+    positive = bins[bins > 0]
+    if positive.size:
+        longest, median = int(np.argmax(bins)), float(np.median(positive))
+        filled = positive.sum() / (positive.size * positive.max())
+        if positive.max() > LONGEST_TRIAL * median or filled < LEAST_FILLED:
+            raise ValueError(
+                f"trial {trials.index[longest]} lasts {spans[longest]:g} s where the median trial"
+                f" lasts {median * bin_width:g} s, and all would be padded to its length; give"
+                " window=, or drop it by trial_filter=lambda trials: trials.index !="
+                f" {trials.index[longest]}"
+            )
+    return events, bins.astype(int)
+
+
+def _times(trials: pd.DataFrame, column: str) -> NDArray:
+    """A column of times in seconds."""
+    values = trials[column]
+    try:
+        if values.dtype == bool:
+            raise TypeError
+        return values.to_numpy(float)
+    except (TypeError, ValueError):
+        raise ValueError(f"column {column!r} does not hold one time in seconds per trial") from None
+
+
+def _kept_trials(
+    trials: pd.DataFrame,
+    align_to: str,
+    spikes: _Spikes,
+    starts: NDArray,
+    lengths: NDArray,
+    bin_width: float,
+) -> tuple[NDArray, NDArray]:
+    """Which trials are kept, and which units were observed in those, ``(trial, unit)``."""
+    known = np.isfinite(starts)
+    long_enough = lengths > 0
+    # The session begins at time 0 unless there are spikes before.
+    opening = min([0.0, *(times[0] for times in spikes.times if times.size)])
+    slack = EDGE * bin_width
+    in_session = starts >= opening - slack
+    stops = starts + lengths * bin_width
+    covered = np.stack([_covered(starts, stops, spans, slack) for spans in spikes.observed], axis=1)
+    reasons = (
+        (~known, f"whose {align_to} is missing"),
+        (known & ~long_enough, "whose stop_time is missing or does not follow the event"),
+        (known & long_enough & ~in_session, "whose window begins before the session"),
+        (
+            known & long_enough & in_session & ~covered.any(axis=1),
+            "whose window was not observed",
+        ),
+    )
+    kept = known & long_enough & in_session & covered.any(axis=1)
+    dropped = [
+        f"{int(mask.sum())} {reason} ({shortened(trials.index[mask])})"
+        for mask, reason in reasons
+        if mask.any()
+    ]
+    if not kept.any():
+        raise ValueError(f"no trial of {len(trials)} can be used: {'; '.join(dropped)}")
+    if dropped:
+        warnings.warn(
+            f"{int((~kept).sum())} of {len(trials)} trials are dropped: {'; '.join(dropped)}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return kept, covered[kept]
 
 
 def _covered(starts: NDArray, stops: NDArray, spans: NDArray | None, slack: float) -> NDArray:
-    """Which windows lie inside one observed span, where spans that touch are one."""
+    """Which windows lie inside one observed interval, where touching intervals are joined."""
     if spans is None:
         return np.ones(len(starts), bool)
     if len(spans) == 0:
@@ -265,28 +432,56 @@ def _covered(starts: NDArray, stops: NDArray, spans: NDArray | None, slack: floa
     return (span >= 0) & (stops <= last[span] + slack)
 
 
-def _in_bins(
-    times: NDArray, starts: NDArray, lengths: NDArray, bin_width: float
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Which sorted times fall in which bin of which trial: positions, trials and bins, aligned."""
-    first = np.searchsorted(times, starts - EDGE * bin_width)
-    last = np.searchsorted(times, starts + lengths * bin_width)
-    found = last - first
-    trial = np.repeat(np.arange(len(starts)), found)
-    position = np.arange(found.sum()) + np.repeat(first - (np.cumsum(found) - found), found)
-    time = np.floor((times[position] - starts[trial]) / bin_width + EDGE).astype(int)
-    inside = (time >= 0) & (time < lengths[trial])
-    return position[inside], trial[inside], time[inside]
+def _conditions(trials: pd.DataFrame, column: str) -> NDArray:
+    """One label per trial."""
+    values = trials[column]
+    missing = values.isna().to_numpy(bool)
+    if missing.any():
+        raise ValueError(
+            f"condition {column!r} is missing in trials {shortened(trials.index[missing])}; drop"
+            f" them by trial_filter=lambda trials: trials[{column!r}].notna()"
+        )
+    if any(isinstance(value, list | tuple | np.ndarray) for value in values):
+        raise ValueError(f"column {column!r} holds several values per trial, not one condition")
+    return values.to_numpy()
 
 
-def _averaged(
-    series: _Series, starts: NDArray, lengths: NDArray, num_bins: int, bin_width: float
-) -> NDArray:
-    """A series' mean in every bin, ``(trial, time, column)``; NaN where a bin has no sample."""
-    position, trial, time = _in_bins(series.times, starts, lengths, bin_width)
-    shape = (len(starts), num_bins)
-    total = np.zeros((*shape, series.values.shape[1]))
-    number = np.zeros((*shape, 1))
-    np.add.at(total, (trial, time), series.values[position])
-    np.add.at(number, (trial, time), 1)
-    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+def _check_spikes(
+    spikes: _Spikes, counts: NDArray, starts: NDArray, lengths: NDArray, bin_width: float
+) -> None:
+    """Refuse windows without a single spike; warn if nearly all spikes lie outside the trials."""
+    total = sum(times.size for times in spikes.times)
+    first, last = starts.min(), (starts + lengths * bin_width).max()
+    if not total:
+        raise ValueError("the units have no spikes")
+    between = sum(
+        int(np.searchsorted(times, last) - np.searchsorted(times, first)) for times in spikes.times
+    )
+    spike_range = (
+        f"{min(times[0] for times in spikes.times if times.size):g} to"
+        f" {max(times[-1] for times in spikes.times if times.size):g} s"
+    )
+    remedy = "all times of an NWB file must be in seconds; some may be in milliseconds or samples"
+    if not counts.any():
+        raise ValueError(
+            f"none of the {total} spike times ({spike_range}) lies in a trial ({first:g} to"
+            f" {last:g} s); {remedy}"
+        )
+    if between < LEAST_IN_TRIALS * total:
+        warnings.warn(
+            f"only {between} of {total} spike times ({spike_range}) lie between the first and the"
+            f" last trial ({first:g} to {last:g} s); {remedy}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _behavior(series: Series, starts: NDArray, lengths: NDArray, bin_width: float) -> NDArray:
+    """A series' means in the bins of the trials."""
+    if not in_bins(series.times, starts, lengths, bin_width)[0].size:
+        shown = f"{series.times[0]:g} to {series.times[-1]:g} s" if series.times.size else "none"
+        raise ValueError(
+            f"no sample of {series.labels[0]!r} lies in a trial (samples: {shown}; trials:"
+            f" {starts.min():g} to {(starts + lengths * bin_width).max():g} s)"
+        )
+    return averaged(series.times, series.values, starts, lengths, bin_width)

@@ -703,7 +703,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "h5 named nwb": (
         lambda at: read(hdf5(at / "a.nwb", x=[1]), bin_width=0.1),
-        r"a\.nwb is broken or no NWB file: ",
+        r"a\.nwb is broken or not an NWB file: ",
     ),
     "window of no whole bins": (
         lambda at: read_nwb(at / "a.nwb", bin_width=0.3, window=(0.0, 0.7)),
@@ -715,33 +715,33 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "nwb without trials": (
         lambda at: read(nwb(at / "a.nwb", trials=()), bin_width=0.1),
-        r"a\.nwb has no trials table, so there is nothing to bin",
+        r"a\.nwb: the file has no trials table; give trials=None to read the session as one trial",
     ),
     "nwb without units": (
         lambda at: read(nwb(at / "a.nwb", units=()), bin_width=0.1),
-        r"a\.nwb has no units table, so there is nothing to bin",
+        r"a\.nwb: the file has no units table, .*; its time series are none",
     ),
     "no such event": (
         lambda at: read_nwb(nwb(at / "a.nwb"), bin_width=0.1, align_to="go"),
-        r"align_to needs the column 'go', .* has not; its columns are start_time, stop_time, kind",
+        r"align_to needs the column 'go', .* lacks; its columns are start_time, stop_time, kind",
     ),
     "event that is no time": (
         lambda at: read_nwb(nwb(at / "a.nwb"), bin_width=0.1, align_to="kind"),
-        r"a\.nwb: column 'kind' does not hold times in seconds",
+        r"a\.nwb: column 'kind' does not hold one time in seconds per trial",
     ),
     "no such condition": (
         lambda at: read_nwb(nwb(at / "a.nwb"), bin_width=0.1, condition="target"),
-        r"condition needs the column 'target', which the trials table has not",
+        r"condition needs the column 'target', which the trials table lacks",
     ),
     "no such behavior": (
         lambda at: read_nwb(nwb(at / "a.nwb"), bin_width=0.1, behavior=["hand"]),
-        r"a\.nwb has 0 time series named 'hand'; its time series are none",
+        r"a\.nwb: 0 time series are named 'hand'; there are none",
     ),
     "no such column of units": (
         lambda at: read_nwb(
             nwb(at / "a.nwb"), bin_width=0.1, unit_filter=lambda units: units["quality"] == "good"
         ),
-        r"unit_filter asks for the column 'quality', which the units table has not",
+        r"unit_filter asks for the column 'quality', which the units table lacks",
     ),
     "no unit kept": (
         lambda at: read_nwb(
@@ -751,7 +751,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no trial kept": (
         lambda at: read_nwb(nwb(at / "a.nwb", trials=[(1.0, np.nan)]), bin_width=0.1),
-        r"no trial has a known start_time and a window inside the observed intervals",
+        r"no trial of 1 can be used: 1 whose stop_time is missing or does not follow .* \(0\)",
     ),
     "write a pickle": (
         lambda at: write(good(), at / "a.pkl"),

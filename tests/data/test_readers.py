@@ -341,7 +341,9 @@ def test_nwb_whole_trials_of_unequal_length(tmp_path: Path) -> None:
 
 def test_nwb_window_around_an_event_with_condition_and_behavior(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "a.nwb")
-    with pytest.warns(UserWarning, match=r"1 of 4 trials are dropped, whose go is missing.*: 2$"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 4 trials are dropped: 1 whose go is missing \(2\)$"
+    ):
         data = read_nwb(
             path,
             bin_width=0.1,
@@ -389,7 +391,7 @@ def test_nwb_unobserved_windows(tmp_path: Path) -> None:
         13: [[1.9, 6.0]],
     }
     path = write_nwb(tmp_path / "a.nwb", observed)
-    with pytest.warns(UserWarning, match=r"1 of 4 trials are dropped.*not observed: 0$"):
+    with pytest.warns(UserWarning, match=r"1 of 4 trials are dropped: 1 .* not observed \(0\)$"):
         data = read_nwb(path, bin_width=0.1, window=(0.0, 0.5))
     assert data["trial"].values.tolist() == [1, 2, 3]
     assert data["counts"][0, :, 0].values.tolist() == [1, 2, 0, 0, 1]
