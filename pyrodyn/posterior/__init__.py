@@ -1,7 +1,39 @@
-"""Model + recording -> ArviZ `DataTree`; predictive checks for neural data."""
+"""Posteriors as ArviZ trees, and checks of them.
 
-from pyrodyn.posterior.checks import fano_factor, for_ppc
+====================  ==============================================================================
+`to_datatree`         draws for every trial as a `DataTree`; the groups: `pyrodyn.posterior.tree`
+`predict`             posterior means and standard deviations alone
+`for_ppc`             a view of a tree for ArviZ's predictive checks
+`statistics`          statistics of neural data, for such checks
+`predictive_p_values` posterior predictive p-values, tabulated by `summarise_p_values`
+`randomised_pit`      calibration of predicted counts
+`elpd`                log evidence per trial, for `arviz_stats.compare`
+====================  ==============================================================================
+
+For example::
+
+    tree = to_datatree(fitted, new_trials)
+    print(summarise_p_values(predictive_p_values(tree)))
+"""
+
+from pyrodyn.posterior import statistics
+from pyrodyn.posterior.comparison import elpd
+from pyrodyn.posterior.ppc_view import for_ppc
 from pyrodyn.posterior.predict import predict
+from pyrodyn.posterior.predictive_checks import (
+    predictive_p_values,
+    randomised_pit,
+    summarise_p_values,
+)
 from pyrodyn.posterior.tree import to_datatree
 
-__all__ = ["fano_factor", "for_ppc", "predict", "to_datatree"]
+__all__ = [
+    "elpd",
+    "for_ppc",
+    "predict",
+    "predictive_p_values",
+    "randomised_pit",
+    "statistics",
+    "summarise_p_values",
+    "to_datatree",
+]

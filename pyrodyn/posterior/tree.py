@@ -5,6 +5,8 @@
                                     sites that all trials share have no dim ``trial``
 ``posterior_predictive``            ``x`` drawn from the observation model
 ``log_likelihood``                  ``x``: log p(x | latents) summed within each trial
+``log_prior``                       ``latents``: log p(latents) of each trial; ``shared``: that of
+                                    sites that all trials share
 ``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and for draws of a
                                     guide ``log_q``, log q(latents | x); the terms of shared sites
                                     apart, as ``lp_shared`` and ``log_q_shared``. Per trial what the
@@ -183,6 +185,7 @@ def _parts(
                 "posterior": build.sites(drawn.sites, num_chains),
                 "posterior_predictive": build.predictive(drawn.predictive, num_chains),
                 "log_likelihood": build.per_trial(drawn.log_likelihood, num_chains),
+                "log_prior": build.log_prior(drawn, num_chains),
                 "sample_stats": build.sample_stats(drawn, num_chains),
             }
             if num_prior_draws:
@@ -244,6 +247,17 @@ class _Builder:
         names = {name.replace("/", "_"): value for name, value in values.items()}
         dims = {name: ["trial"] for name in names}
         return self._dataset("log_likelihood", names, dims, num_chains, units="nats")
+
+    def log_prior(self, drawn: Draws, num_chains: int) -> xr.Dataset:
+        """Log density of the latents: what remains of log p(x, latents) without observations."""
+        # Where counts and a signal are observed, x is the sum of both.
+        own = {block.x for block in self.observed} - {"x"}
+        observed = [value for name, value in drawn.log_likelihood.items() if name not in own]
+        arrays = {"latents": drawn.log_p.local - torch.stack(observed).sum(0)}
+        dims: dict[str, list[str]] = {"latents": ["trial"], "shared": []}
+        if drawn.log_p.shared is not None:
+            arrays["shared"] = drawn.log_p.shared
+        return self._dataset("log_prior", arrays, dims, num_chains, units="nats")
 
     def sample_stats(self, drawn: Draws, num_chains: int) -> xr.Dataset:
         """Log densities of the draws, and what the method reports."""

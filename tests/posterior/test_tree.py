@@ -13,8 +13,9 @@ import pyrodyn
 from pyrodyn.data import held_out, recording
 from pyrodyn.infer import ELBO
 from pyrodyn.models import LFADS
-from pyrodyn.posterior import fano_factor, for_ppc, predict, to_datatree
+from pyrodyn.posterior import for_ppc, predict, to_datatree
 from pyrodyn.posterior.draws import GuideSampler
+from pyrodyn.posterior.statistics import fano_factor
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 7, 10, 4
 SIZES = {
@@ -53,6 +54,7 @@ def test_groups_dims_and_coordinates(model, counts):
         "posterior",
         "posterior_predictive",
         "log_likelihood",
+        "log_prior",
         "sample_stats",
         "prior",
         "prior_predictive",

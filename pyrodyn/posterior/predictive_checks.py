@@ -1,0 +1,163 @@
+"""Posterior predictive p-values and a probability integral transform that is right for counts."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pyrodyn.data.schema import OBSERVED, blocks, measured
+from pyrodyn.posterior import statistics
+from pyrodyn.posterior.ppc_view import PREDICTIVE, Statistic, takes_rates
+
+OF_COUNTS: Mapping[str, Statistic] = {
+    "mean_rate": statistics.mean_rate,
+    "zero_fraction": statistics.zero_fraction,
+    "fano_factor": statistics.fano_factor,
+    "dispersion": statistics.dispersion,
+}
+"""Statistics that are looked at by default."""
+
+
+def predictive_p_values(
+    tree: xr.DataTree, checks: Mapping[str, Statistic] | None = None
+) -> xr.Dataset:
+    """Posterior predictive p-values of statistics, value by value::
+
+        p = P(T(x', theta) > T(x, theta) | x) + P(T(x', theta) = T(x, theta) | x) / 2
+
+    with x' and theta drawn from the posterior. Near 0 the data's statistic lies above what the
+    model predicts, near 1 below. A statistic with a parameter ``rates`` is a discrepancy: it is
+    computed for data and prediction with the rates of the same draw.
+
+    These p-values are conservative (concentrated around 0.5 under the right model) where the
+    posterior has adapted to the same data: look at trials that the fit has not seen.
+
+    Source: Gelman, Meng & Stern, Statistica Sinica 6:733, 1996.
+
+    Args:
+        tree: from `to_datatree`, of counts or of one signal.
+        checks: statistics by name, such as those of `pyrodyn.posterior.statistics`; by default
+            mean rate, zero fraction, Fano factor and dispersion given the rates.
+
+    Returns:
+        Per statistic its p-values along the dims that it leaves, and as ``{name}_error`` their
+        Monte Carlo standard errors; NaN where the statistic is undefined. The attribute
+        ``num_draws`` is the number of draws behind each.
+    """
+    checks = OF_COUNTS if checks is None else checks
+    (observed, predicted), rates = _observed_and_predicted(tree), None
+    found = {}
+    for name, statistic in checks.items():
+        if takes_rates(statistic):
+            if rates is None:
+                (variable,) = (b.rates for b in blocks(_recorded(tree)))
+                rates = tree["posterior"][variable].load()
+            of_data = statistic(observed, rates=rates)
+            of_draws = statistic(predicted, rates=rates)
+        else:
+            of_data, of_draws = statistic(observed), statistic(predicted)
+        exceeds = (of_draws > of_data) + 0.5 * (of_draws == of_data)
+        is_defined = of_data.notnull() & of_draws.notnull()
+        both = ("chain", "draw")
+        p = exceeds.where(is_defined).mean(both)
+        num = is_defined.sum(both)
+        # One success and one failure more, so that p = 0 does not look exact.
+        padded = (p * num + 1) / (num + 2)
+        found[name] = p
+        found[f"{name}_error"] = (padded * (1 - padded) / num.where(num > 0)) ** 0.5
+    num_draws = predicted.sizes["chain"] * predicted.sizes["draw"]
+    return xr.Dataset(found, attrs={"num_draws": num_draws})
+
+
+def summarise_p_values(p_values: xr.Dataset, level: float = 0.05) -> pd.DataFrame:
+    """A table of p-values with one row per statistic, corrected for the number of values.
+
+    Args:
+        p_values: from `predictive_p_values`.
+        level: false discovery rate at which values count as flagged (Benjamini & Hochberg, Journal
+            of the Royal Statistical Society B 57:289, 1995), two-sided.
+
+    Returns:
+        Columns ``num`` (defined values), ``median`` (of p), ``num_flagged`` and ``can_flag``,
+        whether the number of draws suffices to flag a single value.
+    """
+    num_draws = int(p_values.attrs["num_draws"])
+    rows = {}
+    for name in p_values.data_vars:
+        if str(name).endswith("_error"):
+            continue
+        p = p_values[name].values.ravel()
+        p = p[np.isfinite(p)]
+        # A p-value from draws is never below one over their number.
+        two_sided = np.clip(2 * np.minimum(p, 1 - p), 1 / (num_draws + 1), 1)
+        thresholds = level * np.arange(1, len(p) + 1) / max(len(p), 1)
+        below = np.flatnonzero(np.sort(two_sided) <= thresholds)
+        rows[str(name)] = {
+            "num": len(p),
+            "median": float(np.median(p)) if len(p) else np.nan,
+            "num_flagged": int(below[-1]) + 1 if len(below) else 0,
+            "can_flag": bool(len(p) and 1 / (num_draws + 1) <= thresholds[0]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def randomised_pit(
+    tree: xr.DataTree,
+    group: Literal["posterior_predictive", "prior_predictive"] = "posterior_predictive",
+    seed: int = 0,
+) -> xr.DataArray:
+    """Randomised probability integral transform of each observation among its predictions::
+
+        (#{x' < x} + u (#{x' = x} + 1)) / (num_draws + 1),    u ~ U(0, 1)
+
+    Uniform on (0, 1) whenever the data are one more draw of the predictive distribution, for
+    counts as for real values. ArviZ's `plot_ppc_pit` takes predictions for continuous and rejects
+    counts even where they are exactly right.
+
+    Source: Czado, Gneiting & Held, Biometrics 65:1254, 2009; ranks with ties broken at random.
+
+    Args:
+        tree: from `to_datatree`, of counts or of one signal.
+        group: the predictions.
+        seed: seeds u.
+
+    Returns:
+        Values with the dims of the observations, NaN where nothing was measured.
+    """
+    observed, predicted = _observed_and_predicted(tree, group)
+    both = ("chain", "draw")
+    num_draws = predicted.sizes["chain"] * predicted.sizes["draw"]
+    u = np.random.default_rng(seed).random(observed.shape)
+    below, equal = (predicted < observed).sum(both), (predicted == observed).sum(both)
+    return ((below + u * (equal + 1)) / (num_draws + 1)).where(observed.notnull())
+
+
+def _recorded(tree: xr.DataTree) -> xr.Dataset:
+    names = {unit: name for name, unit in OBSERVED.items()}
+    x = tree["observed_data"].to_dataset().data_vars.values()
+    return tree["constant_data"].to_dataset().assign({names[str(v.dims[-1])]: v for v in x}).load()
+
+
+def _observed_and_predicted(
+    tree: xr.DataTree, group: str = PREDICTIVE[0]
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Data and predictions, NaN where nothing was measured, with their conditions."""
+    if group not in tree.children:
+        raise ValueError(
+            f"the tree has no group {group}; its groups are {', '.join(tree.children)}"
+        )
+    recorded = _recorded(tree)
+    if len(blocks(recorded)) > 1:
+        raise ValueError(
+            "this tree holds counts and a signal; take one of them, by for_ppc(tree, statistic=...)"
+        )
+    (block,) = blocks(recorded)
+    where = measured(recorded, block)
+    observed = tree["observed_data"][block.x].load().where(where)
+    predicted = tree[group][block.x].load().where(where)
+    if "condition" in recorded:
+        condition = {"condition": ("trial", recorded["condition"].values)}
+        observed, predicted = observed.assign_coords(condition), predicted.assign_coords(condition)
+    return observed, predicted
