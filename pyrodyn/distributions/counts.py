@@ -4,11 +4,11 @@
     negative binomial      x ~ Poisson(m w), w ~ Gamma(1/phi, 1/phi)    var = m + phi m^2
     zero-inflated Poisson  x = 0 with probability pi, else x ~ Poisson(m)
 
-Networks speak in log rates, and so do these densities: no rate is exponentiated only to take its
-logarithm again, and values and gradients stay finite for log rates within +-40. Poisson is the
-place to start. The negative binomial is for counts more variable than their rate explains
-(phi -> 0 gives the Poisson back), zero inflation for units that now and then fall silent whatever
-their rate.
+The parameters are log rates, as networks output them, so that no logarithm of an exponential is
+taken: values and gradients are finite for log rates within +-40, and a rate of exactly 0
+(``log_rate = -inf``) has log probability 0 at a count of 0 and -inf elsewhere. Start with the
+Poisson; the negative binomial is for counts more variable than their rate explains (phi -> 0 is the
+Poisson), zero inflation for units that occasionally fall silent whatever their rate.
 
 Parameters and values keep their own shapes and broadcast as late as possible: what depends on the
 counts alone (log x!) is computed once per batch, not once per particle.
@@ -31,23 +31,23 @@ from torch.nn import functional
 from pyrodyn.kernels.affine_poisson import ZERO_LOG_ZERO
 
 MIN_LOG_DISPERSION = -30.0
-"""Below it 100 counts tell the law from a Poisson by less than 1e-9 nats; 1/phi stays finite."""
+"""Bound that keeps 1/phi finite; below it the log probabilities of 100 counts differ from those of
+the Poisson by less than 1e-9 nats."""
 
 NO_COUNT = 1e-20
-"""What stands for a count of 0 where its logarithm is taken."""
+"""Replaces a count of 0 where its logarithm is taken."""
 
 STIRLING_FROM = 16.0
-"""Where Stirling's series with the terms below errs by less than 1e-15."""
+"""From this argument on the error of Stirling's series with the terms below is under 1e-15."""
 
 STIRLING_TERMS = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 """B_2k / (2k (2k - 1)), Abramowitz & Stegun 6.1.41."""
 
+TABLE_SIZE = 256
+"""Log factorials of counts below it are tabulated."""
 
-LOOKED_UP = 256
-"""Counts below it have their log factorial looked up."""
-
-WORTH_LOOKING_UP = 2**12
-"""Numbers of counts from which on that is faster than computing it."""
+TABLE_FROM = 2**12
+"""Number of counts from which the table is faster than computing log factorials."""
 
 
 class LogPoisson(TorchDistribution):
@@ -65,8 +65,8 @@ class LogPoisson(TorchDistribution):
         self.log_rate = log_rate
         super().__init__(log_rate.shape, validate_args=validate_args)
 
-    # Not functools' cached_property: a mean first asked for under no_grad, by `sample` say, must
-    # still carry the gradient of the density.
+    # Not functools.cached_property: a mean first computed under no_grad, by `sample` for instance,
+    # must still carry a gradient afterwards.
     @lazy_property
     def mean(self) -> Float[Tensor, "..."]:
         """Expected count per bin, computed once."""
@@ -86,14 +86,14 @@ class LogPoisson(TorchDistribution):
         """Log probability in nats; ``value`` broadcasts against the batch shape."""
         if self._validate_args:
             self._validate_sample(value)
-        # The mean goes in without its graph: the gradient of the density is written by hand.
+        # Detached: the gradient of the density is written by hand.
         density: Tensor = _LogPoissonDensity.apply(self.log_rate, self.mean.detach(), value)
         return density
 
 
 class _LogPoissonDensity(torch.autograd.Function):
-    """x a - exp(a) - log x! of a log rate a, whose gradient is x - exp(a): one pass over memory for
-    each of these terms where autograd would take two and keep every intermediate.
+    """x a - exp(a) - log x! of a log rate a, with gradient x - exp(a): one pass over memory for
+    each of these terms, where autograd would take two and keep every intermediate.
     """
 
     generate_vmap_rule = True
@@ -111,7 +111,7 @@ class _LogPoissonDensity(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         log_rate, mean, value = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+        if torch.is_grad_enabled():  # create_graph=True
             mean = log_rate.exp()
         d_log_rate = (grad * (value - mean)).sum_to_size(log_rate.shape)
         if not ctx.needs_input_grad[2]:
@@ -123,17 +123,17 @@ class _LogPoissonDensity(torch.autograd.Function):
 def log_factorial(count: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Log x! = log Gamma(x + 1).
 
-    Where many small counts lie on a CPU it is looked up, which costs a fifth of computing it.
+    For many small counts on a CPU it is read from a table, at a fifth of the cost.
     """
-    if count.is_cuda or count.requires_grad or count.numel() < WORTH_LOOKING_UP:
+    if count.is_cuda or count.requires_grad or count.numel() < TABLE_FROM:
         return torch.lgamma(count + 1)
-    whole = count.int()
-    least, largest = whole.aminmax()
-    has_fractions = any(whole.to(count.dtype).sub_(count).aminmax())
-    if least < 0 or largest >= LOOKED_UP or has_fractions:
+    integers = count.int()
+    least, largest = integers.aminmax()
+    has_fractions = any(integers.to(count.dtype).sub_(count).aminmax())
+    if least < 0 or largest >= TABLE_SIZE or has_fractions:
         return torch.lgamma(count + 1)
-    table = torch.lgamma(torch.arange(1, LOOKED_UP + 1, dtype=count.dtype, device=count.device))
-    return table.index_select(0, whole.flatten()).view(count.shape)
+    table = torch.lgamma(torch.arange(1, TABLE_SIZE + 1, dtype=count.dtype, device=count.device))
+    return table.index_select(0, integers.flatten()).view(count.shape)
 
 
 class NegativeBinomialMean(TorchDistribution):
@@ -178,7 +178,7 @@ class NegativeBinomialMean(TorchDistribution):
 
     @lazy_property
     def dispersion(self) -> Float[Tensor, "..."]:
-        """Variance beyond Poisson relative to the squared mean (phi), in its own shape."""
+        """Phi, in its own shape."""
         return self.log_dispersion.clamp(min=MIN_LOG_DISPERSION).exp()
 
     @property
@@ -218,9 +218,7 @@ class NegativeBinomialMean(TorchDistribution):
 
 
 class ZeroInflatedLogPoisson(TorchDistribution):
-    """Poisson that is silenced with probability pi = sigmoid(gate_logits).
-
-    The probabilities of silence and of spikes::
+    """Poisson that is silenced with probability pi = sigmoid(gate_logits)::
 
         log p(0) = log(pi + (1 - pi) exp(-m))
         log p(x) = log(1 - pi) + log Poisson(x; m)    for x > 0
@@ -277,10 +275,9 @@ class ZeroInflatedLogPoisson(TorchDistribution):
 def stirling_remainder(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Log Gamma(z) - [(z - 1/2) log z - z + log(2 pi) / 2] for z > 0, to working precision.
 
-    What remains of differences of log Gammas once the leading terms, which cancel, are taken off on
-    paper.
+    It replaces log Gammas in differences whose leading terms cancel analytically.
     """
-    # Each branch sees only arguments of its own, so that neither's gradient can spoil the other's.
+    # Each branch is evaluated within its own range only, so that both gradients are finite.
     small = z.clamp(max=STIRLING_FROM)
     leading = (small - 0.5) * small.log() - small + 0.5 * math.log(2 * math.pi)
     inverse = z.clamp(min=STIRLING_FROM).reciprocal()

@@ -1,16 +1,16 @@
-"""Positive amplitudes: calcium events, and other signals without a sign::
+"""Gamma distributions of non-negative amplitudes, such as calcium events::
 
     gamma                 x ~ Gamma(k, k / m)            mean m, var = m^2 / k
     zero-inflated gamma   x = 0 with probability pi, else x ~ Gamma(k, k / m)
 
-Deconvolved calcium traces are exactly 0 in most frames and skewed elsewhere, which is what the
-second is for (Wei et al. 2020, arXiv 2006.03737; here without their shift of the nonzero part). Its
-density is with respect to a point mass at 0 plus Lebesgue measure, so values at 0 and elsewhere add
-up in one log likelihood.
+Deconvolved calcium traces are exactly 0 in most frames and skewed elsewhere, which the second
+models (Wei et al. 2020, arXiv 2006.03737; here without their shift of the nonzero part). Its
+density is with respect to a point mass at 0 plus Lebesgue measure, so that the log densities of
+zeros and of other values can be added.
 
-A gamma density has no logarithm at x = 0, and there filler of unmeasured entries may sit. A zero is
-therefore scored as the smallest normal float: finite, with finite gradients, so that a mask can
-remove it.
+The log density of a gamma at x = 0 is infinite or undefined, and unmeasured entries may be filled
+with 0. A zero is therefore scored as the smallest normal float, whose log density and gradients are
+finite, so that a mask can remove them.
 """
 
 import math
@@ -82,8 +82,8 @@ class MeanGamma(TorchDistribution):
         k = self.concentration
         log_value = value.clamp(min=torch.finfo(value.dtype).tiny).log()
         t = log_value - self.log_mean
-        # k log k - k - log Gamma(k), whose digits a large k cancels, with Stirling's leading terms
-        # subtracted on paper.
+        # k log k - k - log Gamma(k), which cancels for large k; the leading terms of Stirling's
+        # series are subtracted analytically.
         normaliser = 0.5 * (k / (2 * math.pi)).log() - stirling_remainder(k)
         # Far out e^t continues along its tangent, so that it and its gradient stay finite.
         near = t.clamp(max=0.8 * math.log(torch.finfo(t.dtype).max))
@@ -104,7 +104,7 @@ class ZeroInflatedGamma(TorchDistribution):
     Args:
         log_mean: log m, the mean of the nonzero part.
         concentration: k > 0 of the nonzero part.
-        gate_logits: logit of the probability of 0.
+        gate_logits: logit of pi, the probability of 0.
         validate_args: check arguments and scored values; costs as much as the density.
     """
 

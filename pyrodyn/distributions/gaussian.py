@@ -1,11 +1,11 @@
-"""Gaussian and Student-t vectors that share a covariance::
+"""Gaussian and Student-t distributions of vectors that share a covariance::
 
     z = mean + L eps,                eps ~ N(0, I),  C = L L'       Gaussian
     z = mean + L eps / sqrt(g),      g ~ Gamma(df/2, df/2)          Student-t, heavy tails
 
-A chain meets the same process noise at every bin and in every particle. Its factor L, the inverse
-of L and the log determinant are worked out once (`Covariance`) and not once per draw and density,
-which is what `torch.distributions.MultivariateNormal` would do.
+Process noise has the same covariance at every bin and for every particle. Its factor L, the inverse
+of L and the log determinant are computed once (`Covariance`), whereas
+`torch.distributions.MultivariateNormal` would compute them for every sample and density.
 """
 
 import math
@@ -25,7 +25,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class Covariance(NamedTuple):
-    """A covariance in the forms that draws and densities need; left dims are free.
+    """A covariance in the forms that sampling and densities need, with any left dims.
 
     Attributes:
         factor: L, triangular, ``(*left, dim, dim)``.
@@ -51,25 +51,25 @@ class Covariance(NamedTuple):
 
     @classmethod
     def of_precision(cls, precision: Float[Tensor, "*left dim dim"]) -> "Covariance":
-        """From C^-1. Where that is not positive definite all fields are no numbers, so that whoever
-        guards a loss or a rate can say where it happened.
+        """From C^-1. All fields are NaN where it is not positive definite, so that the checks of
+        losses and rates can report it.
         """
         root, failed = torch.linalg.cholesky_ex(precision)
         if failed.any():
             is_off = failed.bool()[..., None, None]
             root, precision = (each.masked_fill(is_off, torch.nan) for each in (root, precision))
         eye = torch.eye(precision.shape[-1], device=precision.device, dtype=precision.dtype)
-        # C^-1 = R R', so that C = L L' with L = R^-T, and L^-1 = R' is at hand.
+        # C^-1 = R R', so that C = L L' with L = R^-T and L^-1 = R'.
         factor = torch.linalg.solve_triangular(root.mT, eye.expand_as(precision), upper=True)
         half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return cls(factor, root.mT, half_log_det, precision, factor @ factor.mT)
 
     def to(self, like: Tensor) -> "Covariance":
-        """The same in the precision and on the device of another tensor."""
+        """The same with the dtype and on the device of another tensor."""
         return Covariance(*(field.to(like) for field in self))
 
     def at(self, t: int) -> "Covariance":
-        """That of bin t, where there is one per ``(trial, time)``; else the one that all share."""
+        """The covariance of bin t if left dims are ``(trial, time)``, or the shared one if none."""
         if self.half_log_det.ndim == 0:
             return self
         return Covariance(*(field[:, t] for field in self))
@@ -78,12 +78,12 @@ class Covariance(NamedTuple):
 def picked(
     values: Shaped[Tensor, "particle trial *dim"], rows: Int[Tensor, " row"]
 ) -> Shaped[Tensor, "particle trial *dim"]:
-    """The values of particles that are copies of others, by `rows_of` their ancestors."""
+    """The values of resampled particles, from the `rows_of` their ancestors."""
     return values.flatten(0, 1).index_select(0, rows).view(values.shape)
 
 
 def rows_of(ancestors: Int[Tensor, "particle trial"]) -> Int[Tensor, " row"]:
-    """Where ancestors lie once particles and trials are one dim."""
+    """Indices of the ancestors when particles and trials are flattened into one dim."""
     num_trials = ancestors.shape[1]
     trials = torch.arange(num_trials, device=ancestors.device)
     return ancestors.mul(num_trials).add_(trials).flatten()
@@ -111,18 +111,18 @@ class SharedNormal(TorchDistribution):
         return self._mean
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SharedNormal":
-        """The same law for more independent draws."""
+        """The same distribution for more independent draws."""
         return self.with_mean(self._mean.expand(*batch_shape, -1), self.covariance)
 
     def with_mean(
         self, mean: Float[Tensor, "*batch dim"], covariance: Covariance
     ) -> "SharedNormal":
-        """A law of the same family with another mean and covariance."""
+        """A distribution of the same family with another mean and covariance."""
         return SharedNormal(mean, covariance)
 
     def picked(self, rows: Int[Tensor, " row"]) -> "SharedNormal":
-        """The law of particles that are copies of others, by `rows_of` their ancestors; a law that
-        all particles share stays as it is.
+        """The distribution of resampled particles, from the `rows_of` their ancestors; one that all
+        particles share is returned unchanged.
         """
         if self.batch_shape.numel() < len(rows):
             return self
@@ -142,7 +142,7 @@ class SharedNormal(TorchDistribution):
 
 
 class SharedStudentT(SharedNormal):
-    """Student-t vectors: all entries of a draw share its scale.
+    """Multivariate Student-t: all entries of a sample share the mixing variable g.
 
     Args:
         mean: ``(*batch, dim)``.
@@ -159,7 +159,7 @@ class SharedStudentT(SharedNormal):
     def with_mean(
         self, mean: Float[Tensor, "*batch dim"], covariance: Covariance
     ) -> "SharedStudentT":
-        """A law of the same family with another mean and covariance."""
+        """A distribution of the same family with another mean and covariance."""
         return SharedStudentT(mean, covariance, self.df)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
@@ -181,12 +181,13 @@ class SharedStudentT(SharedNormal):
         return constant - self.covariance.half_log_det - 0.5 * (df + dim) * torch.log1p(square / df)
 
 
-def sample_with_log_ratio(law: TorchDistributionMixin, prior: TorchDistributionMixin) -> Drawn:
-    """A draw of a law, and how much likelier a prior of the same batch shape makes it."""
-    if type(law) is SharedNormal and type(prior) is SharedNormal:
-        one, other = law.covariance, prior.covariance
-        noise = torch.randn(law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
-        means = (noise, law.mean, one.factor, prior.mean, other.inverse)
+def sample_with_log_ratio(proposal: TorchDistributionMixin, prior: TorchDistributionMixin) -> Drawn:
+    """A sample of a proposal, and its log density ratio to a prior of the same batch shape."""
+    if type(proposal) is SharedNormal and type(prior) is SharedNormal:
+        one, other = proposal.covariance, prior.covariance
+        mean = proposal.mean
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+        means = (noise, mean, one.factor, prior.mean, other.inverse)
         return draw_with_log_ratio(*means, one.half_log_det, other.half_log_det)
-    z = law()  # by rsample if it has one
-    return Drawn(z, prior.log_prob(z) - law.log_prob(z))
+    z = proposal()  # by rsample if it has one
+    return Drawn(z, prior.log_prob(z) - proposal.log_prob(z))

@@ -1,9 +1,9 @@
-"""Laws of which some entries count::
+"""Distributions of which only some entries are scored::
 
     log p(x_e) where entry e is scored, 0 elsewhere
 
-Whatever an entry that is not scored would give, infinity and NaN included, is left out, of the
-density and of its gradient.
+Entries that are not scored do not enter the density or its gradient, even if theirs would be
+infinite or NaN.
 """
 
 from collections.abc import Sequence
@@ -18,42 +18,42 @@ from torch import Tensor
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their number of bytes."""
 
-WORTH_MASKING = 2**18
-"""Numbers of values from which on masking their bits is faster than choosing among them."""
+BITMASK_FROM = 2**18
+"""Number of values from which masking their bits is faster than `torch.where`."""
 
 
 class Masked(TorchDistribution):
-    """The scored entries of a law; the others are drawn as it draws them, and weigh nothing.
+    """The scored entries of a distribution; the others are sampled as usual and have density 1.
 
     Args:
-        law: law of every entry, without event dims.
-        scored: which entries count; broadcasts against the law's batch shape.
-        filler: a value inside the support, looked at in place of what is not scored, so that no
-            unmeasured value is.
+        base: distribution of every entry, without event dims.
+        scored: which entries are scored; broadcasts against the batch shape of ``base``.
+        filler: a value inside the support, which replaces the values that are not scored before
+            the density is evaluated.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(
-        self, law: TorchDistributionMixin, scored: Bool[Tensor, "..."], filler: float
+        self, base: TorchDistributionMixin, scored: Bool[Tensor, "..."], filler: float
     ) -> None:
-        self.law, self.scored, self.filler = law, scored, filler
-        super().__init__(law.batch_shape, validate_args=False)
+        self.base, self.scored, self.filler = base, scored, filler
+        super().__init__(base.batch_shape, validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Masked":
         """The same for more particles."""
-        return Masked(self.law.expand(torch.Size(batch_shape)), self.scored, self.filler)
+        return Masked(self.base.expand(torch.Size(batch_shape)), self.scored, self.filler)
 
     @property
     def mean(self) -> Float[Tensor, "..."]:
         """Expected entries, scored or not."""
-        mean: Tensor = self.law.mean
+        mean: Tensor = self.base.mean
         return mean
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
         """Entries, scored or not, ``(*sample_shape, *batch_shape)``."""
-        drawn: Tensor = self.law.sample(torch.Size(sample_shape))
+        drawn: Tensor = self.base.sample(torch.Size(sample_shape))
         return drawn
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -62,16 +62,15 @@ class Masked(TorchDistribution):
             value = zero_unless(self.scored, value)
         else:
             value = torch.where(self.scored, value, self.filler)
-        return zero_unless(self.scored, self.law.log_prob(value))
+        return zero_unless(self.scored, self.base.log_prob(value))
 
 
 def zero_unless(kept: Bool[Tensor, "..."], values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Values where they are kept, 0 elsewhere, as ``torch.where(kept, values, 0)``.
+    """``torch.where(kept, values, 0)``.
 
-    On a CPU that goes entry by entry, and guesses wrong at every other entry of a random mask. Of
-    many values the bits are masked instead, all at once.
+    On a CPU `torch.where` is slow for random masks; the bits of large tensors are masked instead.
     """
-    if values.device.type != "cpu" or values.numel() < WORTH_MASKING:
+    if values.device.type != "cpu" or values.numel() < BITMASK_FROM:
         return torch.where(kept, values, 0.0)
     bits = kept.to(_BITS[values.element_size()]).neg_()
     masked: Tensor = _Masked.apply(values, bits)

@@ -4,9 +4,9 @@ A path z_{1:T} of a process has density::
 
     p(z_{1:T}) = prod_t p(z_t | z_{<t})
 
-and is one Pyro site with event shape ``(time, dim)``. Drawing a path rolls the chain bin by bin;
-scoring a given path needs no roll, because every conditional is known at once. A hundred per-step
-sites would cost more than the whole training step around them.
+and is one Pyro site with event shape ``(time, dim)``. Sampling rolls the process bin by bin;
+scoring a given path needs no roll, because all conditionals can be evaluated at once. A hundred
+per-step sites would cost more than the whole training step around them.
 """
 
 from abc import abstractmethod
@@ -42,7 +42,7 @@ class LastDraw:
 class StatePath(TorchDistribution):
     """Abstract density of a path, event shape ``(time, dim)``.
 
-    A subclass draws by ``rsample`` and scores by `log_prob_steps`; both hold for any left batch
+    A subclass samples by ``rsample`` and scores by `log_prob_steps`; both support any left batch
     dims.
     """
 
@@ -53,9 +53,7 @@ class StatePath(TorchDistribution):
     def log_prob_steps(
         self, path: Float[Tensor, "*batch time dim"]
     ) -> Float[Tensor, "*batch time"]:
-        """Log p(z_t | z_{<t}) of every bin t, right for any path, not only for the last one
-        drawn.
-        """
+        """Log p(z_t | z_{<t}) of every bin t, for any path and not only for the last sample."""
 
     def log_prob(self, value: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*batch"]:
         """Log p(z_{1:T}), the sum of `log_prob_steps` over bins."""

@@ -50,15 +50,15 @@ def test_student_t_increments_are_centred_on_the_bin_before(previous):
     expected = np.zeros(NUM_BINS)
     for t in range(NUM_BINS):
         if t > 0:
-            centre, spread = alpha * path[t - 1].numpy(), scale
+            centre, width = alpha * path[t - 1].numpy(), scale
         elif previous is not None:
-            centre, spread = alpha * previous.numpy(), scale
+            centre, width = alpha * previous.numpy(), scale
         else:
-            centre, spread = 0.0, scale / np.sqrt(1 - alpha**2)
-        expected[t] = scipy.stats.t.logpdf(path[t].numpy(), df, loc=centre, scale=spread).sum()
-    law = Autoregressive(ALPHA, SCALE, NUM_BINS, df=DF, previous=previous)
-    np.testing.assert_allclose(law.log_prob_steps(path), expected, rtol=1e-11)
-    np.testing.assert_allclose(law.log_prob(path), expected.sum(), rtol=1e-11)
+            centre, width = 0.0, scale / np.sqrt(1 - alpha**2)
+        expected[t] = scipy.stats.t.logpdf(path[t].numpy(), df, loc=centre, scale=width).sum()
+    base = Autoregressive(ALPHA, SCALE, NUM_BINS, df=DF, previous=previous)
+    np.testing.assert_allclose(base.log_prob_steps(path), expected, rtol=1e-11)
+    np.testing.assert_allclose(base.log_prob(path), expected.sum(), rtol=1e-11)
 
 
 @pytest.mark.parametrize("previous", [None, torch.tensor([1.3], dtype=torch.float64)])
@@ -95,8 +95,8 @@ def test_draws_have_the_moments_of_the_process(df, continued):
     num_draws, num_bins = 40_000, 5
     df = None if df is None else torch.tensor([9.0, 10.0, 30.0], dtype=torch.float64)
     previous = torch.tensor([2.0, -1.0, 4.0], dtype=torch.float64) if continued else None
-    law = Autoregressive(ALPHA, SCALE, num_bins, df=df, previous=previous)
-    paths = law.rsample((num_draws,))
+    base = Autoregressive(ALPHA, SCALE, num_bins, df=df, previous=previous)
+    paths = base.rsample((num_draws,))
     assert paths.shape == (num_draws, num_bins, 3)
     widening = 1 if df is None else df / (df - 2)
     lags = torch.arange(1, num_bins + 1, dtype=torch.float64)[:, None]
@@ -173,19 +173,19 @@ def test_continuing_a_path_is_scoring_the_whole(df):
 def test_shapes_broadcast_and_expand(df, continued):
     torch.manual_seed(0)
     previous = torch.randn(5, 3, dtype=torch.float64) if continued else None
-    law = Autoregressive(ALPHA, SCALE, NUM_BINS, df=df, previous=previous, batch_shape=(5,))
-    assert law.batch_shape == (5,)
-    assert law.event_shape == (NUM_BINS, 3)
-    assert law.rsample((2,)).shape == (2, 5, NUM_BINS, 3)
-    assert law.sample().shape == (5, NUM_BINS, 3)
-    assert law.log_prob_steps(some_path()).shape == (5, NUM_BINS)
-    assert law.log_prob_steps(some_path(4, 1)).shape == (4, 5, NUM_BINS)
-    wide = law.expand((4, 5))
+    base = Autoregressive(ALPHA, SCALE, NUM_BINS, df=df, previous=previous, batch_shape=(5,))
+    assert base.batch_shape == (5,)
+    assert base.event_shape == (NUM_BINS, 3)
+    assert base.rsample((2,)).shape == (2, 5, NUM_BINS, 3)
+    assert base.sample().shape == (5, NUM_BINS, 3)
+    assert base.log_prob_steps(some_path()).shape == (5, NUM_BINS)
+    assert base.log_prob_steps(some_path(4, 1)).shape == (4, 5, NUM_BINS)
+    wide = base.expand((4, 5))
     assert isinstance(wide, Autoregressive)
     paths = wide.rsample()
     assert paths.shape == (4, 5, NUM_BINS, 3)
     assert not torch.equal(paths[0], paths[1])
-    torch.testing.assert_close(wide.log_prob(paths), law.log_prob(paths))
+    torch.testing.assert_close(wide.log_prob(paths), base.log_prob(paths))
     assert wide.log_prob_steps(paths).shape == (4, 5, NUM_BINS)
 
 
@@ -193,8 +193,8 @@ def test_is_one_pyro_site_under_particles_and_masks(df):
     def program():
         with pyro.plate("trials", 5, dim=-1):
             kept = torch.tensor([True, True, False, True, True])
-            law = Autoregressive(ALPHA, SCALE, NUM_BINS, df=df)
-            return pyro.sample("u", law.mask(kept))
+            base = Autoregressive(ALPHA, SCALE, NUM_BINS, df=df)
+            return pyro.sample("u", base.mask(kept))
 
     with pyro.plate("particles", 4, dim=-2):
         trace = poutine.trace(program).get_trace()
@@ -203,5 +203,5 @@ def test_is_one_pyro_site_under_particles_and_masks(df):
     assert site["value"].shape == (4, 5, NUM_BINS, 3)
     assert site["log_prob"].shape == (4, 5)
     assert (site["log_prob"][:, 2] == 0).all()
-    law = Autoregressive(ALPHA, SCALE, NUM_BINS, df=df)
-    torch.testing.assert_close(site["log_prob"][:, 0], law.log_prob(site["value"][:, 0]))
+    base = Autoregressive(ALPHA, SCALE, NUM_BINS, df=df)
+    torch.testing.assert_close(site["log_prob"][:, 0], base.log_prob(site["value"][:, 0]))

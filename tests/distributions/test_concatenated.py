@@ -1,4 +1,4 @@
-"""Laws side by side: every entry is that of its own law."""
+"""Concatenated distributions: every entry follows that of its own columns."""
 
 import pyro.distributions as dist
 import pytest
@@ -9,7 +9,7 @@ from pyrodyn.distributions import Concatenated, LogPoisson
 NUM_TRIALS, NUM_NEURONS, NUM_CHANNELS = 5, 3, 2
 
 
-def laws(*left):
+def parts(*left):
     generator = torch.Generator().manual_seed(0)
     log_rate = torch.randn(*left, NUM_TRIALS, NUM_NEURONS, generator=generator)
     mean = torch.randn(*left, NUM_TRIALS, NUM_CHANNELS, generator=generator)
@@ -18,8 +18,8 @@ def laws(*left):
 
 
 @pytest.mark.parametrize("left", [(), (4,), (2, 4)])
-def test_densities_are_those_of_the_laws_alone(left):
-    counts, signal = laws(*left)
+def test_densities_are_those_of_the_parts_alone(left):
+    counts, signal = parts(*left)
     together = Concatenated([counts, signal])
     assert together.batch_shape == (*left, NUM_TRIALS, NUM_NEURONS + NUM_CHANNELS)
     assert together.event_shape == ()
@@ -31,9 +31,9 @@ def test_densities_are_those_of_the_laws_alone(left):
         assert torch.equal(getattr(together, moment), expected)
 
 
-def test_draws_are_those_of_the_laws():
+def test_draws_are_those_of_the_parts():
     torch.manual_seed(0)
-    together, num_draws = Concatenated(laws()), 20_000
+    together, num_draws = Concatenated(parts()), 20_000
     drawn = together.sample((num_draws,))
     assert drawn.shape == (num_draws, NUM_TRIALS, NUM_NEURONS + NUM_CHANNELS)
     assert not drawn.requires_grad
@@ -44,7 +44,7 @@ def test_draws_are_those_of_the_laws():
 
 
 def test_more_particles_and_masks():
-    together = Concatenated(laws())
+    together = Concatenated(parts())
     scored = torch.rand(together.batch_shape, generator=torch.Generator().manual_seed(1)) < 0.5
     x = together.sample()
     expected = torch.where(scored, together.log_prob(x), 0.0).sum((-2, -1))

@@ -20,9 +20,9 @@ from pyrodyn.distributions.counts import (
 )
 
 SUPPORT = torch.arange(4000, dtype=torch.float64)
-"""Beyond it no law below has mass that a float64 could show."""
+"""Beyond it no distribution below has mass that a float64 could show."""
 
-LAWS = {
+DISTRIBUTIONS = {
     "poisson": LogPoisson,
     "negative_binomial": lambda rate: NegativeBinomialMean(rate, rate.new_tensor(-1.2)),
     "near_poisson": lambda rate: NegativeBinomialMean(rate, rate.new_tensor(-18.0)),
@@ -31,9 +31,9 @@ LAWS = {
 }
 
 
-@pytest.fixture(params=LAWS)
-def law(request):
-    return LAWS[request.param]
+@pytest.fixture(params=DISTRIBUTIONS)
+def family(request):
+    return DISTRIBUTIONS[request.param]
 
 
 @pytest.fixture(params=[-3.0, 0.2, 3.5])
@@ -41,8 +41,8 @@ def log_rate(request):
     return torch.tensor(request.param, dtype=torch.float64)
 
 
-def test_mass_and_moments_add_up_over_the_support(law, log_rate):
-    distribution = law(log_rate)
+def test_mass_and_moments_add_up_over_the_support(family, log_rate):
+    distribution = family(log_rate)
     mass = distribution.log_prob(SUPPORT).exp()
     mean = (mass * SUPPORT).sum()
     torch.testing.assert_close(mass.sum(), torch.ones_like(mean), rtol=0, atol=1e-9)
@@ -51,10 +51,10 @@ def test_mass_and_moments_add_up_over_the_support(law, log_rate):
     torch.testing.assert_close(distribution.variance, variance, rtol=1e-6, atol=0)
 
 
-def test_samples_follow_the_density(law, log_rate):
+def test_samples_follow_the_density(family, log_rate):
     torch.manual_seed(0)
     num_draws = 40_000
-    distribution = law(log_rate)
+    distribution = family(log_rate)
     draws = distribution.sample((num_draws,))
     assert draws.shape == (num_draws,)
     for count in range(4):
@@ -119,7 +119,7 @@ def test_negative_binomial_keeps_its_digits_in_float32(log_dispersion):
         exact = scipy.stats.nbinom.logpmf(counts.double().numpy(), r, r / (r + np.exp(0.5)))
     else:
         exact = scipy.stats.poisson.logpmf(counts.double().numpy(), np.exp(0.5))
-    # At phi = e^-12 and 25 counts the two laws differ by 1.6e-3 nats.
+    # At phi = e^-12 and 25 counts the two differ by 1.6e-3 nats.
     np.testing.assert_allclose(single.log_prob(counts).double(), exact, rtol=1e-5, atol=2e-3)
 
 
@@ -137,15 +137,15 @@ def test_negative_binomial_keeps_its_digits_at_large_counts(mean, log_dispersion
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_rate_of_zero_expects_no_count(name, dtype):
     rate = torch.tensor([-torch.inf, -torch.inf, -torch.inf, 0.5], dtype=dtype, requires_grad=True)
     counts = torch.tensor([0.0, 1.0, 7.0, 2.0], dtype=dtype)
-    log_prob = LAWS[name](rate).log_prob(counts)
+    log_prob = DISTRIBUTIONS[name](rate).log_prob(counts)
     silent = torch.zeros((), dtype=dtype)
     torch.testing.assert_close(log_prob[0], silent)
     assert (log_prob[1:3] == -torch.inf).all()
-    one = LAWS[name](rate[3:].detach()).log_prob(counts[3:])
+    one = DISTRIBUTIONS[name](rate[3:].detach()).log_prob(counts[3:])
     torch.testing.assert_close(log_prob[3:], one)
     # The others' gradients do not suffer.
     (gradient,) = torch.autograd.grad(log_prob[[0, 3]].sum(), rate)
@@ -153,11 +153,11 @@ def test_a_rate_of_zero_expects_no_count(name, dtype):
     assert gradient[3].isfinite()
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_what_is_no_number_remains_none(name):
     rate, counts = torch.tensor([torch.nan, 0.0, 0.0]), torch.tensor([0.0, torch.nan, 1.0])
     with pyro.validation_enabled(False):
-        assert LAWS[name](rate).log_prob(counts).isnan().tolist() == [True, True, False]
+        assert DISTRIBUTIONS[name](rate).log_prob(counts).isnan().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("log_dispersion", [-25.0, -3.0, 0.0, 4.0])
@@ -179,9 +179,9 @@ def test_gradients_are_those_of_the_density():
     log_rate = torch.tensor([-2.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
     other = torch.tensor([-3.0, 0.1, 0.4], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a: LogPoisson(a).log_prob(counts), (log_rate,))
-    for law in (NegativeBinomialMean, ZeroInflatedLogPoisson):
+    for family in (NegativeBinomialMean, ZeroInflatedLogPoisson):
         assert torch.autograd.gradcheck(
-            lambda a, b, law=law: law(a, b).log_prob(counts), (log_rate, other)
+            lambda a, b, family=family: family(a, b).log_prob(counts), (log_rate, other)
         )
 
 
@@ -214,16 +214,16 @@ def test_factorials_looked_up_are_those_computed(dtype, odd):
 def test_values_and_gradients_stay_finite(dtype, counts):
     extremes = torch.tensor(list(itertools.product([-40.0, 0.0, 40.0], repeat=2)), dtype=dtype)
     x = torch.tensor(counts, dtype=dtype)
-    for law in (lambda a, _: LogPoisson(a), NegativeBinomialMean, ZeroInflatedLogPoisson):
+    for family in (lambda a, _: LogPoisson(a), NegativeBinomialMean, ZeroInflatedLogPoisson):
         first, second = extremes.clone().requires_grad_().unbind(-1)
         first.retain_grad()
         second.retain_grad()
-        value = law(first, second).log_prob(x)
+        value = family(first, second).log_prob(x)
         value.sum().backward()
         assert torch.isfinite(value).all()
         assert torch.isfinite(first.grad).all()
         assert second.grad is None or torch.isfinite(second.grad).all()
-        assert torch.isfinite(law(first, second).sample()).all()
+        assert torch.isfinite(family(first, second).sample()).all()
 
 
 def test_mask_removes_values_outside_the_support():
@@ -231,24 +231,24 @@ def test_mask_removes_values_outside_the_support():
     other = torch.zeros(3, requires_grad=True)
     x = torch.tensor([1.0, -7.5, 2.0])
     kept = torch.tensor([True, False, True])
-    for law in (
+    for family in (
         lambda a, _: LogPoisson(a, validate_args=False),
         lambda a, b: NegativeBinomialMean(a, b, validate_args=False),
         lambda a, b: ZeroInflatedLogPoisson(a, b, validate_args=False),
     ):
         log_rate.grad = other.grad = None
         filled = torch.where(kept, x, 0.0)
-        masked = law(log_rate, other).mask(kept).to_event(1).log_prob(filled)
-        torch.testing.assert_close(masked, law(log_rate, other).log_prob(x)[kept].sum())
+        masked = family(log_rate, other).mask(kept).to_event(1).log_prob(filled)
+        torch.testing.assert_close(masked, family(log_rate, other).log_prob(x)[kept].sum())
         masked.backward()
         assert log_rate.grad[1] == 0
         assert torch.isfinite(log_rate.grad).all()
 
 
-def test_shapes_broadcast_and_expand(law):
+def test_shapes_broadcast_and_expand(family):
     torch.manual_seed(0)
     log_rate = torch.randn(4, 1, 5, dtype=torch.float64)
-    distribution = law(log_rate)
+    distribution = family(log_rate)
     assert distribution.batch_shape == (4, 1, 5)
     assert distribution.mean.shape == distribution.variance.shape == (4, 1, 5)
     assert distribution.sample((2, 3)).shape == (2, 3, 4, 1, 5)
@@ -267,8 +267,8 @@ def test_shapes_broadcast_and_expand(law):
 
 def test_parameters_broadcast_against_each_other():
     log_mean, per_neuron = torch.zeros(2, 1), torch.zeros(3)
-    for law in (NegativeBinomialMean, ZeroInflatedLogPoisson):
-        distribution = law(log_mean, per_neuron)
+    for family in (NegativeBinomialMean, ZeroInflatedLogPoisson):
+        distribution = family(log_mean, per_neuron)
         assert distribution.batch_shape == distribution.mean.shape == (2, 3)
         assert distribution.variance.shape == distribution.sample().shape == (2, 3)
         assert distribution.log_prob(torch.zeros(())).shape == (2, 3)
@@ -304,14 +304,14 @@ def test_factorials_cost_one_batch_and_the_rate_one_exponential():
 
 
 @pytest.mark.parametrize("draw_first", [True, False])
-def test_gradient_does_not_depend_on_a_draw_before(law, draw_first):
+def test_gradient_does_not_depend_on_a_draw_before(family, draw_first):
     log_rate = torch.tensor([0.3, 1.0], requires_grad=True)
-    distribution = law(log_rate)
+    distribution = family(log_rate)
     if draw_first:
         distribution.sample()
     distribution.log_prob(torch.tensor([0.0, 2.0])).sum().backward()
     fresh = log_rate.detach().clone().requires_grad_()
-    law(fresh).log_prob(torch.tensor([0.0, 2.0])).sum().backward()
+    family(fresh).log_prob(torch.tensor([0.0, 2.0])).sum().backward()
     torch.testing.assert_close(log_rate.grad, fresh.grad)
 
 
@@ -325,13 +325,13 @@ def test_validation_refuses_what_is_no_count():
             distribution.log_prob(torch.tensor([0.0, 0.5]))
 
 
-def test_is_a_pyro_site_under_particles(law):
+def test_is_a_pyro_site_under_particles(family):
     def program():
         with pyro.plate("trials", 6, dim=-1):
             log_rate = pyro.sample(
                 "z", pyro.distributions.Normal(torch.zeros(3, 2), 1.0).to_event(2)
             )
-            pyro.sample("x", law(log_rate).to_event(2), obs=torch.ones(6, 3, 2))
+            pyro.sample("x", family(log_rate).to_event(2), obs=torch.ones(6, 3, 2))
 
     particles = pyro.plate("particles", 5, dim=-2)
     trace = poutine.trace(particles(program)).get_trace()

@@ -14,7 +14,7 @@ def tensor(value, dtype=torch.float64):
     return torch.tensor(value, dtype=dtype)
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "peaked": lambda mean: MeanGamma(mean, tensor(6.0)),
     "exponential": lambda mean: MeanGamma(mean, tensor(1.0)),
     "spiky": lambda mean: MeanGamma(mean, tensor(0.4)),
@@ -23,7 +23,7 @@ LAWS = {
 }
 
 
-@pytest.fixture(params=LAWS)
+@pytest.fixture(params=DISTRIBUTIONS)
 def name(request):
     return request.param
 
@@ -46,7 +46,7 @@ def expectation(distribution, function):
 
 
 def test_density_and_moments_integrate(name, log_mean):
-    distribution = LAWS[name](log_mean)
+    distribution = DISTRIBUTIONS[name](log_mean)
     total = expectation(distribution, torch.ones_like)
     torch.testing.assert_close(total, tensor(1.0), rtol=0, atol=1e-8)
     mean = expectation(distribution, lambda x: x)
@@ -58,7 +58,7 @@ def test_density_and_moments_integrate(name, log_mean):
 def test_samples_follow_the_density(name, log_mean):
     torch.manual_seed(0)
     num_draws = 20_000
-    distribution = LAWS[name](log_mean)
+    distribution = DISTRIBUTIONS[name](log_mean)
     draws = distribution.sample((num_draws,))
     error = (distribution.variance / num_draws).sqrt()
     assert (draws.mean() - distribution.mean).abs() < 4 * error
@@ -133,14 +133,14 @@ def test_values_and_gradients_stay_finite(dtype, x):
         assert torch.isfinite(each.grad).all()
 
 
-@pytest.mark.parametrize("law", [MeanGamma, ZeroInflatedGamma])
+@pytest.mark.parametrize("family", [MeanGamma, ZeroInflatedGamma])
 @pytest.mark.parametrize("x", [1e4, 1e12, 1e30])
-def test_far_out_values_and_gradients_are_finite_and_point_back(law, x):
+def test_far_out_values_and_gradients_are_finite_and_point_back(family, x):
     log_mean = tensor([-80.0, -300.0], torch.float32).requires_grad_()
     k = tensor(2.0, torch.float32).requires_grad_()
     value = tensor(x, torch.float32).requires_grad_()
-    rest = (tensor(0.3, torch.float32),) if law is ZeroInflatedGamma else ()
-    log_prob = law(log_mean, k, *rest).log_prob(value)
+    rest = (tensor(0.3, torch.float32),) if family is ZeroInflatedGamma else ()
+    log_prob = family(log_mean, k, *rest).log_prob(value)
     assert log_prob.isfinite().all()
     assert (log_prob < -1e20).all()
     gradients = torch.autograd.grad(log_prob.sum(), (log_mean, k, value))
@@ -153,11 +153,11 @@ def test_masked_zeros_leave_no_trace(zero_inflated):
     log_mean = torch.zeros(3, requires_grad=True)
     k = torch.full((3,), 0.7, requires_grad=True)
     gate = (torch.zeros(3),) if zero_inflated else ()
-    law = ZeroInflatedGamma if zero_inflated else MeanGamma
+    family = ZeroInflatedGamma if zero_inflated else MeanGamma
     kept = torch.tensor([True, False, True])
     x = torch.tensor([0.4, 0.0, 1.3])
-    total = law(log_mean, k, *gate).mask(kept).to_event(1).log_prob(x)
-    expected = law(log_mean[kept], k[kept], *(g[kept] for g in gate)).log_prob(x[kept]).sum()
+    total = family(log_mean, k, *gate).mask(kept).to_event(1).log_prob(x)
+    expected = family(log_mean[kept], k[kept], *(g[kept] for g in gate)).log_prob(x[kept]).sum()
     torch.testing.assert_close(total, expected)
     total.backward()
     for parameter in (log_mean, k):
@@ -176,8 +176,8 @@ def test_reparameterised_draws_carry_the_gradient_of_the_moments():
     # d E[x] / d log_mean = m, and d E[x^2] / dk = -m^2 / k^2
     (by_mean,) = torch.autograd.grad(draws.mean(), log_mean, retain_graph=True)
     mean = log_mean.exp().item()
-    spread = mean / np.sqrt(2.0)
-    assert abs(by_mean - mean) < 4 * spread / np.sqrt(40_000)
+    deviation = mean / np.sqrt(2.0)
+    assert abs(by_mean - mean) < 4 * deviation / np.sqrt(40_000)
     parts = [torch.autograd.grad((p**2).mean(), k, retain_graph=True)[0] for p in draws.split(1000)]
     parts = torch.stack(parts)
     assert (parts.mean() + mean**2 / 4).abs() < 4 * parts.std() / len(parts) ** 0.5

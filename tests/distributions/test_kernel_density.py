@@ -1,4 +1,4 @@
-"""Laws near points: against Pyro's own mixture, and their draws."""
+"""Kernel densities against Pyro's own mixture, and their samples."""
 
 import pyro.distributions as dist
 import pytest
@@ -17,22 +17,22 @@ def near(num_points=50, width=0.3, dtype=torch.double):
 
 @pytest.mark.parametrize("left", [(), (4,), (2, 4)])
 def test_its_density_is_that_of_a_mixture(left, monkeypatch):
-    """Worked out in several parts too."""
-    monkeypatch.setattr(kernel_density, "MOST_DISTANCES", 150)
-    law = near()
+    """Also when computed in several parts."""
+    monkeypatch.setattr(kernel_density, "DISTANCES_AT_ONCE", 150)
+    base = near()
     mixture = dist.MixtureSameFamily(
         dist.Categorical(logits=torch.zeros(50, dtype=torch.double)),
-        dist.Normal(law.points, law.width).to_event(1),
+        dist.Normal(base.points, base.width).to_event(1),
     )
     value = mixture.sample(left).requires_grad_()
-    found = law.expand(left).log_prob(value)
+    found = base.expand(left).log_prob(value)
     assert found.shape == left
     torch.testing.assert_close(found, mixture.log_prob(value))
     (gradient,) = torch.autograd.grad(found.sum(), value)
     (expected,) = torch.autograd.grad(mixture.log_prob(value).sum(), value)
     torch.testing.assert_close(gradient, expected)
-    torch.testing.assert_close(law.mean, mixture.mean)
-    torch.testing.assert_close(law.variance, mixture.variance)
+    torch.testing.assert_close(base.mean, mixture.mean)
+    torch.testing.assert_close(base.variance, mixture.variance)
 
 
 def test_narrow_kernels_keep_their_digits():
@@ -47,9 +47,9 @@ def test_narrow_kernels_keep_their_digits():
 
 def test_draws_lie_near_points():
     torch.manual_seed(0)
-    law, num_draws = near(num_points=3, width=0.05), 30_000
-    drawn = law.expand((2,)).rsample((num_draws // 2,)).reshape(num_draws, DIM)
-    distance = (drawn[:, None] - law.points) / law.width
+    base, num_draws = near(num_points=3, width=0.05), 30_000
+    drawn = base.expand((2,)).rsample((num_draws // 2,)).reshape(num_draws, DIM)
+    distance = (drawn[:, None] - base.points) / base.width
     closest = distance.square().sum(-1).argmin(1)
     share = torch.bincount(closest) / num_draws
     torch.testing.assert_close(share, torch.full((3,), 1 / 3), atol=0.015, rtol=0)

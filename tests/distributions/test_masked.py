@@ -12,10 +12,10 @@ from pyrodyn.distributions.masked import Masked, zero_unless
 KEPT = torch.tensor([[True, False, True], [False, True, True]])
 
 
-@pytest.fixture(autouse=True, params=[0, module.WORTH_MASKING], ids=["bits", "choice"])
+@pytest.fixture(autouse=True, params=[0, module.BITMASK_FROM], ids=["bits", "choice"])
 def worth_masking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, whatever the number of values."""
-    monkeypatch.setattr(module, "WORTH_MASKING", request.param)
+    monkeypatch.setattr(module, "BITMASK_FROM", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -47,21 +47,21 @@ def test_no_gradient_comes_from_an_entry_left_out_that_overflows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("law", "filler", "unmeasured"),
+    ("base", "filler", "unmeasured"),
     [
         (LogPoisson(torch.randn(4, 2, 3)), 0.0, torch.nan),
         (dist.Gamma(torch.rand(4, 2, 3) + 0.5, torch.ones(3)), 1.0, 0.0),
     ],
 )
 def test_density_is_that_of_the_scored_entries(
-    law: dist.TorchDistribution, filler: float, unmeasured: float
+    base: dist.TorchDistribution, filler: float, unmeasured: float
 ) -> None:
     x = torch.tensor([[1.0, 3.0, 2.0], [4.0, 2.0, 1.0]])
-    scored = Masked(law, KEPT, filler)
-    expected = torch.where(KEPT, law.log_prob(x), 0.0)
+    scored = Masked(base, KEPT, filler)
+    expected = torch.where(KEPT, base.log_prob(x), 0.0)
     x[~KEPT] = unmeasured
     torch.testing.assert_close(scored.log_prob(x), expected)
     expanded = scored.expand([5, 4, 2, 3])
     torch.testing.assert_close(expanded.log_prob(x), expected.expand(5, 4, 2, 3))
     assert expanded.sample().shape == (5, 4, 2, 3)
-    torch.testing.assert_close(scored.mean, law.mean)
+    torch.testing.assert_close(scored.mean, base.mean)

@@ -111,7 +111,7 @@ def _sample(
         name: trace.nodes[name]["value"].expand(size, 1, *trace.nodes[name]["fn"].event_shape)
         for name in latent_sites(trace)
     }
-    return sites, trace.nodes["x"]["fn"].base_dist.law
+    return sites, trace.nodes["x"]["fn"].base_dist.base
 
 
 def _log_likelihood(
