@@ -1,7 +1,7 @@
-"""Dropout of a program that is run more than once.
+"""The same dropout masks in several runs of a program.
 
-A guide with dropout is another law at every run. Where one run draws and a later one tells the
-density of those draws, both must drop the same.
+Under dropout a guide is another distribution in every run. If one run draws and a later one scores
+those draws, both must use the same masks.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from pyrodyn.infer.traces import Program
 
 
 class FixedDropout(TorchFunctionMode):
-    """A program that drops at every run what it dropped at its first.
+    """A program whose later runs use the dropout masks of its first.
 
     Args:
         program: a model or guide.
@@ -42,12 +42,12 @@ class FixedDropout(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Dropout by a kept mask; anything else as it is."""
+        """Dropout by a stored mask; any other function unchanged."""
         if func is functional.dropout:
-            return self._dropped(*args, **(kwargs or {}))
+            return self._dropout(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _dropped(
+    def _dropout(
         self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         if not training or p == 0:

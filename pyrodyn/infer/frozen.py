@@ -1,4 +1,4 @@
-"""Parameters that are constants for a while, and which ones a value depends on."""
+"""Freezing of parameters, and which parameters a value depends on."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,19 +8,19 @@ from torch import Tensor
 
 @contextlib.contextmanager
 def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """What is worked out inside does not lead back to these parameters."""
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in wanted:
+    """Values computed inside have no gradient with respect to these parameters."""
+    thawed = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in thawed:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
+        for parameter in thawed:
             parameter.requires_grad_(True)
 
 
 def parameters_behind(value: Tensor) -> set[Tensor]:
-    """The leaves of the graph that autograd has recorded of a value, itself if it is one."""
+    """The leaves of a value's autograd graph; the value itself if it is a leaf."""
     found, visited, pending = set(), set(), [value.grad_fn]
     if value.requires_grad and value.is_leaf:
         found.add(value)

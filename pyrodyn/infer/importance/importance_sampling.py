@@ -1,10 +1,10 @@
-"""Importance sampling: a guide's draws, weighed into the posterior's::
+"""Importance sampling: draws of a guide, weighted per trial to follow the posterior::
 
     w_k = p(x, z_k) / q(z_k | x),     log p(x) ~ log mean_k w_k
 
-trial by trial. The weights' largest ones are smoothed by a generalised Pareto law, whose shape
-k-hat tells whether they can be trusted (Vehtari et al., JMLR 25:72, 2024): below 0.7 they can;
-above, the guide misses mass of the posterior, or K is too small for its dimension.
+The largest weights are smoothed by a generalised Pareto distribution, whose shape k-hat measures
+their reliability (Vehtari et al., JMLR 25:72, 2024): below 0.7 they can be trusted; above, the
+guide misses mass of the posterior, or K is too small for its dimension.
 """
 
 import math
@@ -29,10 +29,10 @@ from pyrodyn.infer.traces import Program, guide_program, is_local, latent_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 LEAST_TAILS = 5
-"""Of as many tails all weights consist at least."""
+"""The tail is at most this fraction (1 / 5) of all weights."""
 
 FEWEST_PARTICLES = 30
-"""Of which a fifth, the tail, are the six of which a quarter is one, as arviz' fit needs."""
+"""Their tail has six weights, the fewest to which arviz can fit the distribution."""
 
 LOWEST_TAIL = 700.0
 """Nats below the largest weight at which weights round to 0 in double precision."""
@@ -43,21 +43,21 @@ class Smoothed(NamedTuple):
 
     Attributes:
         log_weights: normalised over particles.
-        pareto_k: k-hat per trial; minus infinity where the largest weights are all the same, so
-            that there is no tail, and infinity where most of the largest are nothing beside the
-            very largest, so that there is no law to fit.
+        pareto_k: k-hat per trial; minus infinity if the largest weights are all equal, so that
+            there is no tail, and infinity if most of them are negligible beside the very largest,
+            so that no distribution can be fitted.
     """
 
     log_weights: Float[Tensor, "particle trial"]
     pareto_k: Float[Tensor, " trial"]
 
     def resampled(self, num_draws: int) -> Int[Tensor, "draw trial"]:
-        """Which particles to take as ``num_draws`` draws of every trial's posterior."""
+        """Indices of ``num_draws`` particles per trial, sampled by their weights."""
         return torch.multinomial(self.log_weights.exp().T, num_draws, replacement=True).T
 
 
 class ImportanceSample(NamedTuple):
-    """Weighed draws of a guide.
+    """Weighted draws of a guide.
 
     Attributes:
         sites: latent sites by name, ``(particle, trial, *event)``.
@@ -80,7 +80,7 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
     """Smooth the largest weights of every trial.
 
     Raises:
-        ValueError: for fewer particles than a tail can be told from.
+        ValueError: for fewer than `FEWEST_PARTICLES`.
     """
     num_tail = _num_tail(len(log_weights))
     smoothed, shapes = zip(
@@ -91,14 +91,14 @@ def pareto_smoothed(log_weights: Float[Tensor, "particle trial"]) -> Smoothed:
 
 
 def pareto_k(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " trial"]:
-    """K-hat alone, without a sort of all weights.
+    """K-hat only, without sorting all weights.
 
     Raises:
-        ValueError: for fewer particles than a tail can be told from.
+        ValueError: for fewer than `FEWEST_PARTICLES`.
     """
     num_tail = _num_tail(len(log_weights))
     num_given = LEAST_TAILS * num_tail
-    # Of those psislw takes the same tail if their efficiency is said to be low.
+    # With this relative efficiency psislw takes the same tail of the given weights as of all.
     shapes = [
         _pareto_smoothed(of_trial.topk(num_given).values, num_tail, r_eff=1 / num_given)[1]
         for of_trial in log_weights.T
@@ -109,22 +109,22 @@ def pareto_k(log_weights: Float[Tensor, "particle trial"]) -> Float[Tensor, " tr
 def _pareto_smoothed(
     log_weights: Float[Tensor, " particle"], num_tail: int, r_eff: float = 1.0
 ) -> tuple[NDArray[np.double], float]:
-    """Those of one trial, and k-hat."""
+    """Smoothed log weights of one trial, and k-hat."""
     given = log_weights.double().cpu().numpy()
     tail = np.sort(given)[-num_tail:]
     if tail[-1] - tail[num_tail // 4] > LOWEST_TAIL:
         return given, math.inf
     try:
         # psislw is written for leave-one-out, whose weights are 1 / likelihood: it takes -log w.
-        with np.errstate(over="ignore"):  # of the tail of laws that no weights should follow
+        with np.errstate(over="ignore"):  # quantiles of very heavy tails overflow
             smoothed, pareto_k = array_stats.psislw(-given, r_eff=r_eff)
-    except ValueError:  # the largest weights are all the same
+    except ValueError:  # the largest weights are all equal
         return given, -math.inf
     return np.asarray(smoothed), float(pareto_k)
 
 
 def _num_tail(num_particles: int) -> int:
-    """How many of the largest weights a law is fitted to."""
+    """Number of the largest weights that the distribution is fitted to."""
     _check_enough(num_particles)
     return math.floor(min(num_particles / LEAST_TAILS, 3 * math.sqrt(num_particles)))
 
@@ -134,22 +134,22 @@ def _check_enough(num_particles: int) -> None:
     if num_particles < FEWEST_PARTICLES:
         raise ValueError(
             f"num_particles={num_particles}; smoothing the largest weights needs at least"
-            f" {FEWEST_PARTICLES}, and some hundreds to be worth while"
+            f" {FEWEST_PARTICLES}, and some hundreds to be reliable"
         )
 
 
 def _check_weights(
     log_weights: Float[Tensor, "particle trial"], trials: Int[Tensor, " trial"]
 ) -> None:
-    is_none = log_weights.isnan() | log_weights.isposinf()
-    is_off = is_none.any(0) | log_weights.isneginf().all(0)
-    if is_off.any():
-        at = int(is_off.nonzero()[0])
-        num_none = int(is_none[:, at].sum())
-        what = f"{num_none} of {len(log_weights)} are not finite" if num_none else "all are 0"
+    is_undefined = log_weights.isnan() | log_weights.isposinf()
+    is_failed = is_undefined.any(0) | log_weights.isneginf().all(0)
+    if is_failed.any():
+        at = int(is_failed.nonzero()[0])
+        number = int(is_undefined[:, at].sum())
+        what = f"{number} of {len(log_weights)} are not finite" if number else "all are 0"
         raise ArithmeticError(
-            f"trial {int(trials[at])} cannot be weighed: of its draws' weights {what};"
-            " paths may run off to infinity from where the guide puts them (fit longer, or with a"
+            f"trial {int(trials[at])} has no usable importance weights: {what};"
+            " trajectories may diverge from where the guide starts them (fit longer, or with a"
             " lower learning_rate; for a neural ODE also with more substeps)"
         )
 
@@ -170,18 +170,18 @@ def log_evidence(
 def importance_sample(
     model: Program, guide: Program, batch: Batch, num_particles: int = 1000
 ) -> ImportanceSample:
-    """Weigh draws of a guide.
+    """Draw from a guide and compute importance weights.
 
     Args:
-        model: a model of the zoo or any Pyro program with the plate of trials at dim -1.
-        guide: its guide; every latent site must lie inside the plate over trials.
+        model: a model of the zoo, or any Pyro program with the plate ``trials`` at dim -1.
+        guide: its guide; every latent site must lie inside the plate ``trials``.
         batch: trials.
-        num_particles: K; the smoothing needs some 100.
+        num_particles: K; the smoothing needs about 100.
 
     Raises:
-        ValueError: for too few particles, a batch of another kind of recording, or a guide with
-            sites that all trials share.
-        ArithmeticError: when a trial's weights are all 0, or one is infinite or no number.
+        ValueError: for too few particles, a batch of another kind of recording, or a guide that
+            draws trials jointly or has sites that all trials share.
+        ArithmeticError: if a trial's weights are all 0, or one is infinite or NaN.
     """
     _check_enough(num_particles)
     if isinstance(model, LatentDynamics):
@@ -196,7 +196,7 @@ def importance_sample(
         if not is_local(site):
             raise ValueError(
                 f"site {name!r} is shared by all trials, so no trial has weights of its own;"
-                " importance_sample is for guides whose sites lie in the plate over trials"
+                " importance_sample needs a guide whose sites lie in the plate over trials"
             )
         value = site["value"]
         sites[name] = value.expand(*shape, *value.shape[value.ndim - site["fn"].event_dim :])

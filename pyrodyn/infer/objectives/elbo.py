@@ -35,8 +35,8 @@ class Terms(NamedTuple):
 
     Attributes:
         log_likelihood: E_q[log p(x | z)], factors of the model included.
-        kl: KL(q || p) per latent site, unweighted; or one for all ``latents``, where the guide
-            makes them from auxiliary draws.
+        kl: KL(q || p) per latent site, unweighted; a single one named ``latents`` if the guide has
+            auxiliary draws.
         factors: see `Evaluation`.
     """
 
@@ -48,15 +48,14 @@ class Terms(NamedTuple):
 class ELBO(Objective):
     """The evidence lower bound, optionally annealed.
 
-    Where torch knows KL(q || p) of a site in closed form, that is used; elsewhere log q - log p of
-    the guide's own draw, the same-path estimate, which is unbiased and exactly 0 where guide and
-    prior agree.
+    KL(q || p) of a site is computed in closed form if torch has one, and otherwise estimated by
+    log q - log p of the guide's draw, which is unbiased and exactly 0 where guide and prior agree.
 
     Args:
         num_particles: draws of the guide per step, vectorised.
         beta: weight per site (a number or a `Ramp`); sites not named have weight 1, which is the
-            plain bound. A weight multiplies a latent site's KL, or a factor's log density (such as
-            ``recurrent_weights``).
+            plain bound. A weight multiplies a latent site's KL, or the log density of a factor such
+            as ``recurrent_weights``.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class ELBO(Objective):
         self.is_bound = all(ramp.final == 1 for ramp in self.ramps.values())
 
     def describe(self) -> dict[str, Any]:
-        """What a card says of this objective."""
+        """The settings, for a model's card."""
         beta = {site: ramp._asdict() for site, ramp in self.ramps.items()}
         return {"name": "ELBO", "num_particles": self.num_particles, "beta": beta}
 
@@ -95,12 +94,12 @@ class ELBOLoss(Loss):
         self.objective = objective
 
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
-        """Negative ELBO; the KL of every site is shown, unweighted."""
+        """Negative ELBO; the unweighted KL of every site is logged."""
         terms = self.terms(batch, step)
         kl = [self._weight(site, step) * value for site, value in terms.kl.items()]
         loss = torch.stack([-terms.log_likelihood, *kl]).sum()
-        shown = {f"kl_{site}": value for site, value in terms.kl.items()}
-        return Evaluation(loss, shown, terms.factors)
+        logged = {f"kl_{site}": value for site, value in terms.kl.items()}
+        return Evaluation(loss, logged, terms.factors)
 
     def terms(self, batch: Batch, step: int | None = None) -> Terms:
         """Log likelihood and KLs, from one vectorised run of both programs."""
@@ -119,8 +118,8 @@ class ELBOLoss(Loss):
         for name in self.objective.ramps:
             if name not in weighable:
                 raise ValueError(
-                    f"beta names the site {name!r}, which has no weight in this bound; those that"
-                    f" have are {', '.join(weighable)}"
+                    f"beta names the site {name!r}, which has no weight in this bound; the sites"
+                    f" with a weight are {', '.join(weighable)}"
                 )
         evidence = [
             (1.0 if name == "x" else self._weight(name, step))
@@ -172,5 +171,5 @@ def _kl(guide_site: Mapping[str, Any], model_site: Mapping[str, Any]) -> Float[T
     except NotImplementedError:
         closed_form = None
     kl = q.log_prob(value) - p.log_prob(value) if closed_form is None else closed_form
-    # The model's scale for both, so that a guide need not know how many trials a batch stands for.
+    # The model's scale for both: a guide need not know the size of the recording.
     return scale_and_mask(kl, model_site["scale"], model_site["mask"]).sum()

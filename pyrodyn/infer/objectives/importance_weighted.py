@@ -2,17 +2,18 @@
 
     IWELBO_K = sum over trials n of  E[ log 1/K sum_k w_n^k ],   w = p(x, z) / q(z | x)
 
-The mean over particles is taken within every trial, and the number of trials that a minibatch
-stands for multiplies the result: inside the logarithm it would be a power of the weights, and one
-weight for all trials jointly would drown K particles. A site outside the plate over trials is drawn
-once, and enters as it does in the ELBO.
+The mean over particles is taken within every trial, and the bound of a minibatch is scaled outside
+the logarithm: a scale inside would be a power of the weights, and a single weight for all trials
+jointly would degenerate. A site outside the plate over trials is drawn once and enters as in the
+ELBO.
 
 Gradients of the guide's parameters (the model's are those of the bound throughout):
 
-* ``iwae``: of the bound itself. Its signal fades as K grows (Rainforth et al. 2018).
-* ``stl``: sticking the landing, without the score of q (Roeder et al. 2017). For K = 1 unbiased and
-  without variance where q is the posterior; biased for K > 1.
-* ``dreg``: doubly reparameterised (Tucker et al. 2019): unbiased, and its signal grows with K.
+* ``iwae``: of the bound itself. Its signal-to-noise ratio falls with K (Rainforth et al. 2018).
+* ``stl``: sticking the landing, without the score of q (Roeder et al. 2017). For K = 1 unbiased,
+  and with zero variance if q is the posterior; biased for K > 1.
+* ``dreg``: doubly reparameterised (Tucker et al. 2019): unbiased, and its signal-to-noise ratio
+  rises with K.
 
 Source: Burda et al. 2016.
 """
@@ -69,7 +70,7 @@ class IWELBO(Objective):
         self.gradient = gradient
 
     def describe(self) -> dict[str, Any]:
-        """What a card says of this objective."""
+        """The settings, for a model's card."""
         return {"name": "IWELBO", "num_particles": self.num_particles, "gradient": self.gradient}
 
     def __call__(self, model: Program, guide: Program) -> "IWELBOLoss":
@@ -80,21 +81,24 @@ class IWELBO(Objective):
 class RWS(Objective):
     """Reweighted wake-sleep (Bornschein & Bengio 2015; the wake phases of both).
 
-    The model climbs the importance-weighted bound, the guide the log density of draws weighted to
-    be the posterior's, so that it need not be reparameterised and covers the posterior rather than
-    one of its modes. A parameter that model and guide share takes both gradients.
+    The model maximises the importance-weighted bound, the guide its log density of draws that are
+    weighted to follow the posterior. The guide therefore need not be reparameterised, and covers
+    the posterior rather than one of its modes. A parameter that model and guide share receives both
+    gradients.
 
     Args:
-        num_particles: K; with 1 the weights say nothing.
+        num_particles: K, at least 2.
     """
 
     def __init__(self, num_particles: int) -> None:
         super().__init__(num_particles)
         if num_particles < 2:
-            raise ValueError("RWS weights draws against each other: num_particles must exceed 1")
+            raise ValueError(
+                "RWS weights draws relative to each other: num_particles must exceed 1"
+            )
 
     def describe(self) -> dict[str, Any]:
-        """What a card says of this objective."""
+        """The settings, for a model's card."""
         return {"name": "RWS", "num_particles": self.num_particles}
 
     def __call__(self, model: Program, guide: Program) -> "RWSLoss":
@@ -286,8 +290,8 @@ def weighted_draws(
                 term = scale_and_mask(log_prob, site["scale"], site["mask"])
                 shared = shared + sign * term.sum() / _num_copies(term, num_particles)
                 continue
-            # The model's scale and mask for both: a guide need not know how many trials a batch
-            # stands for. An auxiliary site of the guide counts as one of the model's does.
+            # The model's scale and mask for both: a guide need not know the size of the recording.
+            # An auxiliary site of the guide is scaled as one of the model's.
             scale, mask = 1.0, site["mask"]
             if name in model_trace:
                 scale = model_trace.nodes[name]["scale"] / batch.weight

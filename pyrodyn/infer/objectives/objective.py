@@ -1,8 +1,7 @@
-"""What all objectives share: an objective is what a fit minimises.
+"""The interface of objectives.
 
-An objective is used as ``objective(model, guide)(batch)``: a module that holds the model's and the
-guide's parameters and returns the negative bound of the whole recording in nats, estimated from the
-batch.
+``objective(model, guide)`` is a loss: a module with the model's and the guide's parameters. Called
+with a batch it returns the negative bound of the whole recording in nats, estimated from the batch.
 """
 
 from abc import abstractmethod
@@ -24,7 +23,7 @@ class Ramp(NamedTuple):
         num_steps: length of the ramp in training steps; 0 for none.
         start: step at which it begins.
         final: the weight after it.
-        initial: the weight before it; above ``final`` it holds a site to its prior at first.
+        initial: the weight before it; a value above ``final`` keeps a site near its prior at first.
     """
 
     num_steps: int = 0
@@ -50,11 +49,11 @@ class Evaluation(NamedTuple):
     """An objective on one batch.
 
     Attributes:
-        loss: what training lowers, for the whole recording in nats; its gradient is the estimator
-            that the objective promises.
-        logged: quantities worth watching, by name, in the same units.
-        factors: what the model weighs beside its observations, such as ``recurrent_weights``; with
-            any, the bound is one on the evidence times these.
+        loss: the quantity that training minimises, for the whole recording in nats; its gradient is
+            the objective's estimator.
+        logged: further quantities for the training log, by name, summed over trials.
+        factors: names of the model's factors, such as ``recurrent_weights``; with any, the bound is
+            one on the evidence times these.
     """
 
     loss: Float[Tensor, ""]
@@ -68,7 +67,7 @@ class Objective:
     Attributes:
         num_particles: draws per trial.
         final_step: first training step at which every weight is final.
-        is_bound: whether the loss, with final weights, is a bound on the evidence.
+        is_bound: whether the loss, with final weights, is a bound on the negative log evidence.
     """
 
     num_particles: int
@@ -81,7 +80,7 @@ class Objective:
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What a card says of this objective."""
+        """The settings, for a model's card."""
 
     @abstractmethod
     def __call__(self, model: Program, guide: Program) -> "Loss":
@@ -113,17 +112,17 @@ class Loss(nn.Module):
 
 
 def check_own_guide(objective: Objective, model: Program, guide: Program) -> StateSpaceModel:
-    """The model, for an objective that runs a filter.
+    """The model, for an objective that runs a particle filter.
 
     Raises:
-        ValueError: for a model that is no state-space model, and a guide that is not its own.
+        ValueError: for a model that is not a state-space model, and a guide that is not its own.
     """
     name = type(objective).__name__
     if not isinstance(model, StateSpaceModel):
-        raise ValueError(f"{name} needs a StateSpaceModel; {type(model).__name__} is none")
+        raise ValueError(f"{name} needs a StateSpaceModel; {type(model).__name__} is not one")
     if getattr(guide, "__self__", None) is not model:
         raise ValueError(
-            f"{name} draws from model.proposal and takes model.guide alone; to guide it otherwise,"
-            " set another Proposal as model.proposal"
+            f"{name} draws from model.proposal and accepts no guide but model.guide; to change the"
+            " proposal distribution, set another Proposal as model.proposal"
         )
     return model

@@ -1,21 +1,26 @@
-"""The score of the evidence, from smoothed paths (Fisher's identity)::
+"""The score of the evidence, from smoothed latent trajectories (Fisher's identity)::
 
     d log p(x) / d theta = E[ d log p(x, z) / d theta | x ],    z ~ p(z | x)
 
-Paths come from a particle filter and smoother and are as given as data are: every bin has its own
-share of the gradient, and none goes back through a trial. VSMC's gradient does, may grow with every
-bin on the way, and leaves out what the choice of survivors contributes; this one tends to that of
-the evidence itself as particles grow in number. Where process noise is small beside what the data
-leave open of a path, its steps are small too, as those of EM are: a bound that is differentiated
-along its paths does better there.
+Trajectories are drawn by a particle filter and smoother and treated as data: the gradient is a sum
+over bins, without backpropagation through time. VSMC's gradient is backpropagated through the
+trial, may grow with every bin, and omits the contribution of resampling; this one converges to the
+gradient of the evidence as the number of particles grows. If the process noise is small relative to
+the posterior uncertainty of the trajectory, convergence is slow, as it is for EM: a bound with a
+pathwise gradient does better then.
 
-The proposal climbs log q of the same paths (a wake phase: q covers the posterior). Parameters of
-the model that enter q are held meanwhile, so that the model climbs the evidence alone.
+The proposal maximises log q of the same trajectories (a wake phase: q covers the posterior).
+Parameters of the model that enter q are frozen meanwhile, so that the model maximises the evidence
+only.
+
+With a poor proposal few particles carry all the weight, and the gradient is far off: the fraction
+of such trials is logged as ``poor_trials``, and a warning is issued once.
 
 Sources: Poyiadjis, Doucet & Singh 2011 (the score by particles); Gu, Ghahramani & Turner 2015 (the
 proposal).
 """
 
+import warnings
 from typing import Any
 
 import pyro
@@ -34,16 +39,19 @@ from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.state_space import StateSpaceModel
 
+FEWEST_EFFECTIVE = 5.0
+"""Effective particles, the mean over a trial's bins, below which its score is unreliable."""
+
 
 class SmoothedScore(Objective):
-    """The evidence as a particle filter estimates it, climbed by its score.
+    """The evidence as a particle filter estimates it, maximised by its score.
 
-    Paths are drawn by backward simulation, or along their ancestors where the path alone is no
-    Markov chain (LFADS), which tells early bins of long trials by few particles.
+    Trajectories are drawn by backward simulation, or by ancestral tracing where the latent path by
+    itself is not a Markov chain (LFADS); then the early bins of long trials rest on few particles.
 
     Args:
         num_particles: of the filter.
-        num_draws: smoothed paths per trial.
+        num_draws: smoothed trajectories per trial.
         resampling: a name in `pyrodyn.infer.smc.resampling.RESAMPLING`.
     """
 
@@ -56,7 +64,7 @@ class SmoothedScore(Objective):
         self.num_draws, self.resampling = num_draws, resampling
 
     def describe(self) -> dict[str, Any]:
-        """What a card says of this objective."""
+        """The settings, for a model's card."""
         return {
             "name": "SmoothedScore",
             "num_particles": self.num_particles,
@@ -81,6 +89,11 @@ class SmoothedScoreLoss(Loss):
     def __init__(self, objective: SmoothedScore, model: StateSpaceModel, guide: Program) -> None:
         super().__init__(model, guide)
         self.objective = objective
+        self._has_warned = False
+
+    @property
+    def _fewest(self) -> float:
+        return min(FEWEST_EFFECTIVE, 0.5 * self.objective.num_particles)
 
     @property
     def state_space(self) -> StateSpaceModel:
@@ -89,26 +102,49 @@ class SmoothedScoreLoss(Loss):
         return self.model
 
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
-        """Negative evidence; shown is the mean share of particles that count (``ess``)."""
+        """Negative log evidence. Logged are ``ess``, the mean effective sample size as a fraction
+        of the particles, and ``poor_trials``, the fraction of trials with fewer than
+        `FEWEST_EFFECTIVE` effective particles.
+        """
         model, objective = self.state_space, self.objective
         with torch.no_grad():
             filtered = particle_filter(
                 model, batch, objective.num_particles, resampling=objective.resampling
             )
-            share = filtered.effective_sample_size.mean(0) / objective.num_particles
+            effective = _effective_particles(filtered)
+            is_poor = effective < self._fewest
         loss = -batch.weight * filtered.log_evidence.sum()
         if torch.is_grad_enabled():
+            self._warn_if_poor(effective)
             surrogate = self._surrogate(batch, filtered)
             loss = loss - (surrogate - surrogate.detach())
         priors = model.weight_priors()
         return Evaluation(
             loss=loss - sum(priors.values()),
-            logged={"ess": batch.weight * share.sum()},
+            logged={
+                "ess": batch.weight * (effective / objective.num_particles).sum(),
+                "poor_trials": batch.weight * is_poor.to(effective.dtype).sum(),
+            },
             factors=tuple(priors),
         )
 
+    def _warn_if_poor(self, effective: Float[Tensor, " trial"]) -> None:
+        """Warn, once, if the proposal is so poor that the gradient is unreliable in most trials."""
+        median = float(effective.median())
+        if self._has_warned or median >= self._fewest:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"SmoothedScore: half the trials have at most {median:.1f} effective particles of"
+            f" {self.objective.num_particles}, so its gradient is unreliable; take a better"
+            " proposal (train the guide by RWS or VSMC first), or more particles",
+            stacklevel=4,
+        )
+
     def _surrogate(self, batch: Batch, filtered: FilterResult) -> Float[Tensor, ""]:
-        """Mean log p(x, z) + log q(z) of smoothed paths, each with the parameters that it moves."""
+        """Mean of log p(x, z) + log q(z) over smoothed trajectories, each a function of the
+        parameters that it trains.
+        """
         model = self.state_space
         drawn = particle_smoother(
             model,
@@ -120,15 +156,15 @@ class SmoothedScoreLoss(Loss):
         log_p = self._log_density(model.model, drawn, batch)
         of_model = parameters_behind(log_p)
         if of_model.issuperset(p for p in model.parameters() if p.requires_grad):
-            return log_p  # the guide has none of its own
+            return log_p  # the guide has no parameters of its own
         with frozen(of_model):
             return log_p + self._log_density(model.guide, drawn, batch)
 
     def _log_density(
         self, program: Program, drawn: SmoothedPaths, batch: Batch
     ) -> Float[Tensor, ""]:
-        """Of the path, and of the data where a program has them, for the whole recording, mean over
-        draws.
+        """Of the trajectories, and of the data if the program has them, for the whole recording,
+        mean over draws.
         """
         model, num_draws = self.state_space, self.objective.num_draws
         given = {model.path_site: drawn.paths, model.initial_condition_site: drawn.starts}
@@ -138,3 +174,10 @@ class SmoothedScoreLoss(Loss):
         names = [name for name in (*given, "x") if name in trace]
         trace.compute_log_prob(lambda name, site: name in names)
         return torch.stack([trace.nodes[name]["log_prob_sum"] for name in names]).sum() / num_draws
+
+
+def _effective_particles(filtered: FilterResult) -> Float[Tensor, " trial"]:
+    """Effective sample size after a bin was seen, mean over bins."""
+    last = filtered.log_weights[-1].exp().square().sum(0).reciprocal()
+    # Recorded are the sizes on entering a bin, with the lookahead if any; the first is uniform.
+    return torch.cat([filtered.effective_sample_size[1:], last[None]]).mean(0)

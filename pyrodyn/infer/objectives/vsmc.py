@@ -3,15 +3,16 @@ bound::
 
     VSMC_K = E[ sum_t log (1/K sum_k w_t^k) ]  <=  log p(x)
 
-One family: with one particle it is the ELBO, without resampling the importance-weighted bound. The
-path's gradient flows through the reparameterised particles; resampling is a discrete choice, whose
-own share of the gradient is
+With one particle it is the ELBO, without resampling the importance-weighted bound. Gradients flow
+through the reparameterised particles. Resampling is a discrete choice, whose contribution to the
+gradient is
 
-* left out (``gradient="biased"``): small variance, the choice of the papers and the place to start;
-* estimated by the score of the ancestors (``gradient="unbiased"``), which has much variance. It
-  needs multinomial resampling, whose law is known, and a threshold of 0 or 1: in between, whether a
-  trial is resampled jumps with the weights, and the bound with it, which no score tells;
-* sidestepped by ``resampling="soft"``, whose weights carry a gradient.
+* omitted by ``gradient="biased"``: low variance, the choice of the papers and the default;
+* estimated by the score of the ancestors with ``gradient="unbiased"``, which has high variance. It
+  needs multinomial resampling, whose ancestor probabilities are known, and an ESS threshold of 0 or
+  1: in between, the bound is discontinuous where a trial begins to be resampled, and the score does
+  not account for that;
+* avoided by ``resampling="soft"``, whose weights are differentiable.
 
 Sources: Maddison et al. 2017, Naesseth et al. 2018, Le et al. 2018.
 """
@@ -35,8 +36,8 @@ class VSMC(Objective):
     Args:
         num_particles: K.
         resampling: a name in `pyrodyn.infer.smc.resampling.RESAMPLING`.
-        ess_threshold: resample a trial when its effective sample size is below this share of K;
-            1 at every bin, 0 never (the importance-weighted bound).
+        ess_threshold: resample a trial when its effective sample size is below this fraction
+            of K; 1 resamples at every bin, 0 never (the importance-weighted bound).
         gradient: ``"biased"`` or ``"unbiased"``, see the module's docstring.
     """
 
@@ -54,18 +55,18 @@ class VSMC(Objective):
             raise ValueError(f"gradient={gradient!r} is unknown; it is 'biased' or 'unbiased'")
         if gradient == "unbiased" and resampling != "multinomial":
             raise ValueError(
-                "the unbiased gradient needs the law of the ancestors, known for"
-                " resampling='multinomial' alone"
+                "the unbiased gradient needs the probabilities of the ancestors, which are known"
+                " only for resampling='multinomial'"
             )
         if gradient == "unbiased" and ess_threshold not in (0, 1):
             raise ValueError(
-                f"the unbiased gradient cannot follow resampling at ess_threshold={ess_threshold},"
-                " which sets in by jumps; take 1 (at every bin) or 0 (never)"
+                f"the unbiased gradient does not hold for ess_threshold={ess_threshold}, where the"
+                " bound is discontinuous; take 1 (resample at every bin) or 0 (never)"
             )
         self.resampling, self.ess_threshold, self.gradient = resampling, ess_threshold, gradient
 
     def describe(self) -> dict[str, Any]:
-        """What a card says of this objective."""
+        """The settings, for a model's card."""
         return {
             "name": "VSMC",
             "num_particles": self.num_particles,
@@ -76,7 +77,7 @@ class VSMC(Objective):
 
     @property
     def is_plain(self) -> bool:
-        """Whether particles compete, are resampled at every bin, and that without a gradient."""
+        """Whether particles are resampled at every bin and without a gradient."""
         is_classical = self.resampling != "soft" and self.gradient == "biased"
         return is_classical and self.num_particles > 1 and self.ess_threshold == 1
 
@@ -105,7 +106,7 @@ class VSMCLoss(Loss):
         self.objective, self.algorithm = objective, algorithm
 
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
-        """Negative bound; shown is the mean share of particles that count (``ess``, per trial)."""
+        """Negative bound; ``ess``, the mean effective sample size as a fraction of K, is logged."""
         model, objective = self.algorithm.model, self.objective
         with model.hoisting():
             observed = Observed.of(model, batch)
@@ -114,11 +115,11 @@ class VSMCLoss(Loss):
                 scheme = scheme_named(objective.resampling)
                 found = low_rank_bound(model, observed, objective.num_particles, scheme)
             bound, ess = self._run(observed) if found is None else found
-        share = ess / objective.num_particles
+        fraction = ess / objective.num_particles
         priors = model.weight_priors()
         return Evaluation(
             loss=-(batch.weight * bound.sum() + sum(priors.values())),
-            logged={"ess": batch.weight * share.sum()},
+            logged={"ess": batch.weight * fraction.sum()},
             factors=tuple(priors),
         )
 
@@ -139,8 +140,8 @@ class VSMCLoss(Loss):
 
 
 def _score_term(scores: list[tuple[Tensor, Tensor]], evidence: Tensor) -> Tensor:
-    """A term with the gradient sum_t score_t (log Z - log Z_{t-1}): ancestors chosen at a bin do
-    not change what was found before it, which therefore is left out.
+    """A term with the gradient sum_t score_t (log Z - log Z_{t-1}); evidence from before a bin does
+    not depend on the ancestors chosen there, so leaving it out reduces the variance only.
     """
     terms = [log_prob * (evidence - before) for log_prob, before in scores]
     return torch.stack(terms).sum(0)

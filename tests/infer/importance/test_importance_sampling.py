@@ -34,11 +34,11 @@ def test_the_error_is_that_of_many_runs():
     torch.manual_seed(0)
     runs = [importance_sample(model, model.guide, batch, 1000) for _ in range(100)]
     spread = torch.stack([run.log_evidence for run in runs]).std(0)
-    told = torch.stack([run.log_evidence_error for run in runs]).mean(0)
-    torch.testing.assert_close(told, spread, rtol=0.3, atol=0.0)
+    estimated = torch.stack([run.log_evidence_error for run in runs]).mean(0)
+    torch.testing.assert_close(estimated, spread, rtol=0.3, atol=0.0)
 
 
-def test_k_hat_tells_a_good_guide_from_a_bad_one():
+def test_k_hat_separates_a_good_guide_from_a_bad_one():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
 
@@ -56,9 +56,9 @@ def test_k_hat_tells_a_good_guide_from_a_bad_one():
 
 
 @pytest.mark.parametrize(
-    ("offset", "says"), [(torch.nan, "60 of 60 are not finite"), (1e30, "all are 0")]
+    ("offset", "expected"), [(torch.nan, "60 of 60 are not finite"), (1e30, "all are 0")]
 )
-def test_a_trial_that_cannot_be_weighed_is_named(offset, says):
+def test_a_trial_without_usable_weights_is_named(offset, expected):
     batch = batch_of(data())
     offsets = torch.zeros(NUM_TRIALS)
     offsets[2] = offset
@@ -66,14 +66,16 @@ def test_a_trial_that_cannot_be_weighed_is_named(offset, says):
     def model(batch):
         with pyro.plate("trials", NUM_TRIALS, dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([NUM_TRIALS]))
-            law = dist.Normal(z + offsets, 1.0, validate_args=False)
-            pyro.sample("x", law, obs=torch.zeros(NUM_TRIALS))
+            observation = dist.Normal(z + offsets, 1.0, validate_args=False)
+            pyro.sample("x", observation, obs=torch.zeros(NUM_TRIALS))
 
     def guide(batch):
         with pyro.plate("trials", NUM_TRIALS, dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0).expand([NUM_TRIALS]))
 
-    with pytest.raises(ArithmeticError, match=f"trial 2 cannot be weighed.*{says}"):
+    with pytest.raises(
+        ArithmeticError, match=f"trial 2 has no usable importance weights: {expected}"
+    ):
         importance_sample(model, guide, batch, 60)
 
 
@@ -85,7 +87,7 @@ def test_requests_that_make_no_weights_are_refused():
             importance_sample(model, model.guide, batch, num_particles)
 
 
-def test_weights_that_are_all_the_same_are_as_good_as_draws():
+def test_equal_weights_are_as_good_as_posterior_draws():
     recorded = data()
     model, batch = linear_network(recorded, proposal="bootstrap"), batch_of(recorded)
     scored = batch.scored.clone()
@@ -98,7 +100,7 @@ def test_weights_that_are_all_the_same_are_as_good_as_draws():
     assert sample.smoothed.pareto_k[1:].isfinite().all()
 
 
-def test_k_hat_of_weights_that_are_nothing_beside_the_largest_is_infinite():
+def test_k_hat_is_infinite_if_all_but_the_largest_weight_are_negligible():
     torch.manual_seed(0)
     one_alone = torch.full((100, 1), -torch.inf, dtype=torch.float64)
     one_alone[3] = 0.0
@@ -116,7 +118,7 @@ def test_k_hat_of_hopeless_weights_is_never_small(spread):
 
 
 @pytest.mark.parametrize("num_particles", [FEWEST_PARTICLES, 31, 224, 225, 226, 5000])
-def test_k_hat_alone_is_that_of_all_weights(num_particles):
+def test_k_hat_without_smoothing_equals_that_of_all_weights(num_particles):
     torch.manual_seed(0)
     log_weights = torch.tensor([0.3, 2.0, 30.0]) * torch.randn(num_particles, 3)
     log_weights[::7, 0] = -torch.inf

@@ -406,7 +406,7 @@ def test_plain_and_fully_ramped_weights_are_a_bound():
 def test_a_weight_for_what_has_none_is_refused(site):
     model = LinearGaussian(has_global=True, precision=0.3)
     loss = ELBO(beta={site: 0.5})(model, model.posterior)
-    message = f"beta names the site '{site}', .* those that have are w, z, weights"
+    message = f"beta names the site '{site}', .* sites with a weight are w, z, weights"
     with pytest.raises(ValueError, match=message):
         loss(model.batch)
 
@@ -415,7 +415,7 @@ def test_a_weight_for_what_has_none_is_refused(site):
 def test_a_weight_per_site_is_refused_where_the_guide_has_no_kl_per_site():
     model = LinearGaussian()
     loss = ELBO(beta={"z": 0.5})(model, AutoNormal(model))
-    with pytest.raises(ValueError, match=r"beta names the site 'z', .* have are latents"):
+    with pytest.raises(ValueError, match=r"beta names the site 'z', .* with a weight are latents"):
         loss(model.batch)
 
 

@@ -532,7 +532,7 @@ def test_every_parameter_has_the_gradient_of_the_definition(model_name, objectiv
 @pytest.mark.parametrize("model_name", ["LowRankRNN, encoder", "LFADS, inferred inputs"])
 def test_estimators_without_the_score_of_q_are_unbiased(model_name, gradient, num_particles):
     model, batch = made(model_name)
-    batch = copies_of(batch, 200)  # independent draws side by side
+    batch = copies_of(batch, 60)  # independent draws side by side
     parameters = [p for p in model.parameters() if p.requires_grad and p.numel()]
 
     def flat(objective: Objective, seed: int) -> Tensor:

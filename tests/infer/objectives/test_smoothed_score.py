@@ -108,3 +108,21 @@ def test_the_proposal_climbs_the_density_of_the_exact_posterior():
     error = found.std(0) / repeats**0.5
     assert wanted.abs().max() > 10 * error.max()
     assert ((found.mean(0) - wanted).abs() <= 5 * error + 0.01 * wanted.abs().max()).all()
+
+
+def test_a_poor_proposal_is_logged_and_warned_of_once():
+    recorded = data()
+    model, batch = linear_network(recorded, proposal="bootstrap"), batch_of(recorded)
+    with torch.no_grad():
+        for part in model.observation.singles():
+            part.log_scale.fill_(-5.0)  # observations so sharp that the prior rarely explains them
+    loss = SmoothedScore(200)(model, model.guide)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="effective particles of 200, so its gradient is unrel"):
+        logged = loss.evaluate(batch).logged
+    assert logged["poor_trials"] == NUM_TRIALS
+    loss.evaluate(batch)  # a second warning would be an error here
+    good = linear_network(recorded)
+    assert SmoothedScore(200)(good, good.guide).evaluate(batch).logged["poor_trials"] == 0
+    with torch.no_grad():  # no gradient is wanted
+        SmoothedScore(200)(model, model.guide).evaluate(batch)

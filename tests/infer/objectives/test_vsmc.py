@@ -122,7 +122,7 @@ def test_the_unbiased_gradient_is_that_of_the_bound():
     its_error = float((up.var() + down.var()).sqrt() / 40**0.5 / (2 * step))
     tolerance = 4 * (its_error**2 + float(error[0]) ** 2) ** 0.5
     assert abs(float(gradient[0]) - difference) < tolerance
-    # What is left out by the biased one is real: the test would see a wrong gradient.
+    # The biased gradient differs by more than the tolerance, so a wrong one would be seen.
     apart = abs(float(biased[0]) - difference)
     assert apart > tolerance + 4 * float(error_of_biased[0])
 
@@ -163,7 +163,7 @@ def test_minibatches_stand_for_the_recording():
     [
         (ELBO(16), 1),
         (IWELBO(16), 1),
-        (IWELBO(16, "dreg"), 2),  # once to draw, once to score with parameters held
+        (IWELBO(16, "dreg"), 2),  # once to draw, once to score with frozen parameters
         (IWELBO(16, "stl"), 2),
         (RWS(16), 1),
         (VSMC(16), 1),
@@ -219,7 +219,7 @@ def test_settings_that_make_no_bound_are_refused():
         ({"num_particles": 0}, "num_particles=0"),
         ({"num_particles": 4, "resampling": "best"}, "resampling='best' is unknown"),
         ({"num_particles": 4, "gradient": "exact"}, "gradient='exact' is unknown"),
-        ({"num_particles": 4, "ess_threshold": 2.0}, r"ess_threshold=2\.0 is a share"),
+        ({"num_particles": 4, "ess_threshold": 2.0}, r"ess_threshold=2\.0 is a fraction"),
         (
             {
                 "num_particles": 4,
@@ -227,9 +227,9 @@ def test_settings_that_make_no_bound_are_refused():
                 "resampling": "multinomial",
                 "ess_threshold": 0.5,
             },
-            "sets in by jumps",
+            "bound is discontinuous",
         ),
-        ({"num_particles": 4, "gradient": "unbiased"}, "resampling='multinomial' alone"),
+        ({"num_particles": 4, "gradient": "unbiased"}, "only for resampling='multinomial'"),
     ):
         with pytest.raises(ValueError, match=said):
             VSMC(**settings)
