@@ -6,6 +6,8 @@ import sys
 import pytest
 
 SCRIPT = """
+import tempfile
+
 import numpy as np
 import torch
 
@@ -14,7 +16,7 @@ from pyrodyn.data import recording
 from pyrodyn.infer import (
     ELBO, SequentialMonteCarlo, check_guide, filter_bin, importance_sample, particle_filter
 )
-from pyrodyn.models import LFADS, LowRankRNN, NodeSAE
+from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, load, save
 
 recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
 model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
@@ -25,6 +27,12 @@ def made_for_more():
     other = LowRankRNN(3, latent_dim=1, num_units=2)
     other.proposal = LowRankRNN(5, latent_dim=1, num_units=2).proposal
     return other.guide
+
+
+def saved_and_loaded_as(model_class):
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        load(folder, model_class=model_class)
 
 
 for name, call in {
@@ -42,6 +50,7 @@ for name, call in {
     "width": lambda: NodeSAE(3, initial_noise="2"),
     "epochs": lambda: fit(model, recorded, max_epochs=2.5),
     "run": lambda: analysis.free_run(model.dynamics(), 2, 3),
+    "class": lambda: saved_and_loaded_as(model),
     "encoder": lambda: made_for_more()(model.trials_of(recorded).batch()),
 }.items():
     try:
@@ -69,6 +78,7 @@ SENTENCES = (
     "epochs: max_epochs=2.5 must be an integer of at least 1",
     "run: Dynamics does not say where paths begin and what is seen of them; give a model of"
     " pyrodyn.models",
+    "class: model_class must be a subclass of LatentDynamics: the class, no instance",
     "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
     " model 1",
 )

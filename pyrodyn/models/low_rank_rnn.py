@@ -42,6 +42,12 @@ from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.kernels.affine_poisson import affine_poisson_log_prob, softplus_and_log
 from pyrodyn.kernels.gaussian import log_factor
 from pyrodyn.kernels.low_rank import low_rank_step
+from pyrodyn.kernels.low_rank_vsmc import (
+    GaussianWeights,
+    NetworkSteps,
+    PoissonWeights,
+    low_rank_vsmc,
+)
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.initial_loadings import initial_loadings
 from pyrodyn.models.latent_dynamics import check_config
@@ -54,7 +60,15 @@ from pyrodyn.models.proposals import (
     best_explanation,
     explaining,
 )
-from pyrodyn.models.state_space import Bootstrap, Distribution, Proposal, StateSpaceModel
+from pyrodyn.models.state_space import (
+    Bootstrap,
+    Bound,
+    Distribution,
+    Observed,
+    Proposal,
+    Resample,
+    StateSpaceModel,
+)
 
 NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
@@ -444,6 +458,63 @@ class LowRankRNN(StateSpaceModel):
         left = wrong - centre @ C.mT
         constant = -0.5 * (left.square() / r + r.log() + LOG_2PI).sum(-1)
         return log_factor(state.z - centre, (left / r) @ C, J, constant) * scored_weight
+
+    def fused_vsmc(
+        self, observed: Observed, num_particles: int, resample: Resample
+    ) -> Bound | None:
+        """The bound by `pyrodyn.kernels.low_rank_vsmc`: of low-rank networks with Gaussian noise,
+        for the optimal proposal of a Gaussian observation whose scored entries are all visible, and
+        for Poisson counts with an encoder and an affine readout.
+        """
+        bypassed = ("emission", "log_likelihood", "mean_step", "currents", "activate")
+        if self.is_full_rank or not self.has_gaussian_steps():
+            return None
+        if not self.has_own(*bypassed, of=LowRankRNN):
+            return None
+        encoding, proposal = observed.encoding, type(self.proposal)
+        is_exact = proposal is OptimalFactor and encoding.is_exact
+        counts = isinstance(self.observation, Poisson) and self.readout_from != "rates"
+        if not is_exact and not (proposal is EncoderFactor and counts):
+            return None
+        first, later = encoding.first, encoding.later
+        v = self.filtered(observed.inputs)
+        steps = NetworkSteps(
+            self.initial(None, observed.inputs[:, 0]).mean,
+            functional.linear(v, self.input_weights) if v.shape[-1] else None,
+            self.m,
+            self.n,
+            self.step_threshold(),
+            self.decay(),
+            encoding.of_all_bins(first.gain, later.gain, 2),
+            encoding.of_all_bins(first.shift, later.shift, 1),
+            encoding.of_all_bins(first.covariance.factor, later.covariance.factor, 2),
+        )
+        weights: GaussianWeights | PoissonWeights
+        if is_exact:
+            weights = GaussianWeights(
+                encoding.of_all_bins(first.slope, later.slope, 1),
+                encoding.of_all_bins(first.curvature, later.curvature, 2),
+                encoding.of_all_bins(first.constant, later.constant, 0),
+                later.centre,
+            )
+        else:
+            weight = observed.scored.to(observed.x.dtype) * observed.scored_weight
+            x = torch.where(observed.scored, observed.x, self.observation.filler)
+            noises = self.process_noise()
+            first_ratio, later_ratio = (
+                posterior.covariance.half_log_det - noise.half_log_det
+                for posterior, noise in zip((first, later), noises, strict=True)
+            )
+            log_ratio = encoding.of_all_bins(first_ratio, later_ratio, 0)
+            weights = PoissonWeights(
+                *self.affine_readout(v),
+                torch.stack([noise.inverse for noise in noises]),
+                log_ratio - (weight * torch.lgamma(x + 1)).sum(-1),
+                x,
+                weight,
+                self.rate_link(),
+            )
+        return Bound(*low_rank_vsmc(steps, weights, self.activation, num_particles, resample))
 
     def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Distribution:
         if self.noise_df is None:

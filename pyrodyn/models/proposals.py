@@ -70,17 +70,17 @@ class Conditioned(NamedTuple):
             below.
         covariance: P.
         centre: s; None for a factor that is no density, as those below.
-        pull: A' h.
+        slope: A' h.
         curvature: A' J.
         constant: with which the integral over z of N(z; m, Q) and the factor has the logarithm
-            constant + (m - s)' pull - (m - s)' curvature (m - s) / 2.
+            constant + (m - s)' slope - (m - s)' curvature (m - s) / 2.
     """
 
     gain: Float[Tensor, "... dim dim"]
     shift: Float[Tensor, "... dim"]
     covariance: Covariance
     centre: Float[Tensor, "... dim"] | None
-    pull: Float[Tensor, "... dim"] | None
+    slope: Float[Tensor, "... dim"] | None
     curvature: Float[Tensor, "... dim dim"] | None
     constant: Float[Tensor, "..."] | None
 
@@ -124,13 +124,13 @@ class Conditioned(NamedTuple):
         is_shared = self.gain.ndim == 2
         covariances = zip(*(apart(field, is_shared) for field in self.covariance), strict=True)
         return [
-            Conditioned(gain, shift, Covariance(*covariance), centre, pull, curvature, constant)
-            for gain, shift, covariance, centre, pull, curvature, constant in zip(
+            Conditioned(gain, shift, Covariance(*covariance), centre, slope, curvature, constant)
+            for gain, shift, covariance, centre, slope, curvature, constant in zip(
                 apart(self.gain, is_shared),
                 apart(self.shift, False),
                 covariances,
                 apart(self.centre, False),
-                apart(self.pull, False),
+                apart(self.slope, False),
                 apart(self.curvature, is_shared),
                 apart(self.constant, False),
                 strict=True,
@@ -173,6 +173,15 @@ class Factor:
         first = Conditioned.of(h[:, :1], first_J, noises[0], its)
         later = Conditioned.of(h, J, noises[1], density)
         return cls(h, J, first, later, is_exact)
+
+    def of_all_bins(
+        self, first: Float[Tensor, "..."], later: Float[Tensor, "..."], event_dims: int
+    ) -> Float[Tensor, "trial time *event"]:
+        """A field of `first` and of `later`, joined along time; what bins share is repeated."""
+        event = first.shape[first.ndim - event_dims :]
+        num_trials, num_bins = self.h.shape[:2]
+        first = first.expand(num_trials, 1, *event)
+        return torch.cat([first, later.expand(num_trials, num_bins, *event)[:, 1:]], 1)
 
     @functools.cached_property
     def bins(self) -> tuple[Conditioned, list[Conditioned]]:
@@ -273,9 +282,9 @@ class OptimalFactor(FactorProposal):
     ) -> Float[Tensor, "*left"]:
         """Log p(x_t | state_{t-1}) over the visible entries."""
         bin_ = encoding.at(t, is_first)
-        assert bin_.centre is not None and bin_.pull is not None
+        assert bin_.centre is not None and bin_.slope is not None
         assert bin_.curvature is not None and bin_.constant is not None
-        return log_factor(prior.mean - bin_.centre, bin_.pull, bin_.curvature, bin_.constant)
+        return log_factor(prior.mean - bin_.centre, bin_.slope, bin_.curvature, bin_.constant)
 
     def is_exact(self, encoding: Factor) -> bool:
         """Whether every scored entry is visible."""

@@ -30,13 +30,24 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
 
     Args:
         model: the model to keep.
-        folder: made where it does not exist.
+        folder: created if it does not exist.
+
+    Raises:
+        ValueError: for a class of one's own that has the name of one of `MODELS`, for which it
+            would be taken on loading.
+        TypeError: for a config or record that JSON cannot express.
     """
+    name = type(model).__name__
+    if MODELS.get(name, type(model)) is not type(model):
+        raise ValueError(
+            f"{type(model).__module__}.{name} has the name of a model of pyrodyn, which it would be"
+            " loaded as; rename the class"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = {
         "pyrodyn": version("pyrodyn"),
-        "model": type(model).__name__,
+        "model": name,
         "config": model.config,
         "record": model.record,
     }
@@ -52,26 +63,32 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
     beside.replace(folder / "card.json")
 
 
-def load(folder: str | Path, proposal: Proposal | None = None) -> LatentDynamics:
+def load(
+    folder: str | Path,
+    proposal: Proposal | None = None,
+    model_class: type[LatentDynamics] | None = None,
+) -> LatentDynamics:
     """The model that `save` wrote, in evaluation mode on the CPU.
 
     Args:
         folder: written by `save`, or ``model`` in a folder written by `pyrodyn.fit`.
         proposal: of the kind that stood in place of the model's own; its weights are read too. Not
             needed for `Bootstrap`.
+        model_class: the class of the model, if it is not one of `pyrodyn.models.MODELS`.
 
     Raises:
         FileNotFoundError: where there is no card.
-        ValueError: where card and weights are broken or do not fit together, or the model was saved
-            with a proposal of another kind.
+        ValueError: where card and weights are broken or do not fit together, the model is of
+            another class or of one that is not in `MODELS`, or it was saved with a proposal of
+            another kind.
     """
     folder = Path(folder)
     card = read_card(folder)
     try:
-        model = MODELS[card["model"]](**card["config"])
+        model = _class_of(card["model"], model_class, folder)(**card["config"])
         model.record = card["record"]
     except KeyError as error:
-        raise ValueError(f"{folder}/card.json lacks or does not know {error}") from None
+        raise ValueError(f"{folder}/card.json lacks {error}") from None
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder}/card.json describes no {card['model']}: {reason}") from None
@@ -87,6 +104,24 @@ def load(folder: str | Path, proposal: Proposal | None = None) -> LatentDynamics
         reason = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"the weights in {folder} cannot be loaded: {reason}") from None
     return model.eval()
+
+
+def _class_of(name: str, given: type[LatentDynamics] | None, folder: Path) -> type[LatentDynamics]:
+    """The class of a saved model: the one given, or the one of that name in `MODELS`."""
+    if given is None:
+        if name not in MODELS:
+            raise ValueError(
+                f"the model in {folder} is a {name}, which is none of {', '.join(MODELS)}; give its"
+                f" class, load(..., model_class={name})"
+            )
+        return MODELS[name]
+    if not (isinstance(given, type) and issubclass(given, LatentDynamics)):
+        raise ValueError("model_class must be a subclass of LatentDynamics: the class, no instance")
+    if given.__name__ != name:
+        raise ValueError(
+            f"the model in {folder} is a {name}, not a {given.__name__}; give model_class={name}"
+        )
+    return given
 
 
 def _propose(

@@ -18,12 +18,12 @@ which may be particles and, where all bins are scored at once, time.
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ State = Any
 
 Distribution: TypeAlias = TorchDistributionMixin  # noqa: UP040 (a lazy alias hides that it is untyped)
 """A distribution of vectors, or of the entries of an observation."""
+
+Resample: TypeAlias = Callable[[Float[Tensor, "particle trial"]], Int[Tensor, "particle trial"]]  # noqa: UP040 (shape checks at run time refuse a lazy alias)
+"""Draws the ancestors of particles from their log weights."""
 
 
 class StateSpaceModel(LatentDynamics):
@@ -188,6 +191,19 @@ class StateSpaceModel(LatentDynamics):
         law = Masked(self.emission(state), scored, self.observation.filler)
         return law.log_prob(x).sum(-1) * scored_weight
 
+    def fused_vsmc(
+        self, observed: "Observed", num_particles: int, resample: Resample
+    ) -> "Bound | None":
+        """The VSMC bound by a kernel that fuses all bins of a trial; None for a model, proposal or
+        data without one, which is the default: `pyrodyn.infer.VSMC` then runs the particle filter.
+
+        Args:
+            observed: whole trials.
+            num_particles: K, above 1.
+            resample: applied at every bin.
+        """
+        return None
+
     # ------------------------------------------------------------------ derived programs
 
     def model(self, batch: Batch) -> None:
@@ -251,6 +267,49 @@ class StateSpaceModel(LatentDynamics):
 
     def record_deterministic(self, states: State) -> None:
         """Deterministic sites of `model` beside ``rates``; by default none."""
+
+
+class Observed(NamedTuple):
+    """What a particle filter sees of a batch: the bins that the model generates, encoded once.
+
+    Attributes:
+        x: observations ``(trial, time, neuron)``.
+        scored: which entries are scored.
+        inputs: known inputs ``(trial, time, input)``.
+        scored_weight: see `Batch`.
+        encoding: of the batch, by the model's proposal.
+    """
+
+    x: Float[Tensor, "trial time neuron"]
+    scored: Bool[Tensor, "trial time neuron"]
+    inputs: Float[Tensor, "trial time input"]
+    scored_weight: float
+    encoding: Any
+
+    @classmethod
+    def of(cls, model: StateSpaceModel, batch: Batch) -> "Observed":
+        """A batch, encoded by the model's proposal."""
+        if batch.x is None:
+            raise ValueError("the batch holds no observations to filter")
+        return cls(
+            x=batch.x[:, model.first_bin :],
+            scored=batch.scored[:, model.first_bin :],
+            inputs=model.known_inputs(batch),
+            scored_weight=batch.scored_weight,
+            encoding=model.proposal.encode(model, batch),
+        )
+
+
+class Bound(NamedTuple):
+    """A VSMC bound and its diagnostic.
+
+    Attributes:
+        log_evidence: the bound, per trial.
+        effective_sample_size: of the weights before resampling, averaged over bins.
+    """
+
+    log_evidence: Float[Tensor, " trial"]
+    effective_sample_size: Float[Tensor, " trial"]
 
 
 class Proposal(nn.Module):

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import Normal
 
 from pyrodyn.data import CoordinatedDropout, Forecast, HoldOutNeurons, Trials, held_out, recording
 from pyrodyn.infer import ELBO
 from pyrodyn.infer.traces import paired_traces
 from pyrodyn.models import LFADS
-from pyrodyn.models.lfads import SCALE_FLOOR
+from pyrodyn.models.lfads import SCALE_FLOOR, ControllerPath
+from pyrodyn.models.state_space import Proposal
+from pyrodyn.posterior import predict
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 6, 12, 5
 SMALL = {
@@ -214,6 +217,43 @@ def test_kept_path_is_not_taken_under_other_inputs():
     quiet = model.generate_factors(g0, u, torch.zeros_like(batch.inputs))
     torch.testing.assert_close(quiet, model.factors(model.generate(g0, u, 0 * batch.inputs)))
     assert (quiet - model.factors(model.generate(g0, u, batch.inputs))).abs().max() > 1e-3
+
+
+# --------------------------------------------------------------- the proposal
+
+
+class Pinned(Proposal):
+    """Inferred inputs near a learned point, whatever the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+
+    def encode(self, model, batch):
+        return None
+
+    def propose(self, prior, memory, encoding, t, is_first):
+        return Normal(self.point, 0.01 * torch.ones(2)).to_event(1)
+
+
+def test_guide_and_predictions_draw_from_the_proposal_of_the_model():
+    model = build()
+    model.proposal = Pinned()
+    ELBO()(model, model.guide)(Trials(data()).batch()).backward()
+    assert (model.proposal.point.grad.abs() > 0).all()
+    found = predict(model, data(), num_draws=4)
+    np.testing.assert_allclose(found["u"] - [2.0, -1.0], 0.0, atol=0.05)
+
+
+def test_the_guide_rolls_the_default_proposal_in_one_go():
+    model, batch = build(), Trials(data()).batch()
+    torch.manual_seed(0)
+    nodes = poutine.trace(model.guide).get_trace(batch).nodes
+    assert isinstance(nodes["u"]["fn"], ControllerPath)
+    torch.manual_seed(0)
+    g0 = model.posterior_g0(batch.seen).rsample()
+    assert torch.equal(nodes["g0"]["value"], g0)
+    assert torch.equal(nodes["u"]["value"], model.posterior_u(batch.seen, g0, batch).rsample())
 
 
 # --------------------------------------------------------------- masks

@@ -13,6 +13,8 @@ from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.saving import load, read_card, save
 from pyrodyn.posterior import predict
 
+SMALL = {"factor_dim": 3, "generator_dim": 7, "controller_dim": 6}
+
 OPTIONS = {
     "inferred_input_dim": 2,
     "input_prior": "student_t",
@@ -87,6 +89,41 @@ def test_what_json_does_not_know_is_refused_before_anything_is_written(model, tm
     assert not list(tmp_path.iterdir())
 
 
+# ------------------------------------------------------------------ classes of a user's own
+
+
+class Shifted(LFADS):
+    """An LFADS with another emission."""
+
+    def emission(self, state):
+        return self.observation(self.readout(self.factors(state.g)) + 1.0)
+
+
+def test_a_subclass_is_loaded_by_its_class(data, tmp_path):
+    model = Shifted.for_recording(data, **SMALL, **OPTIONS).eval()
+    save(model, tmp_path)
+    with pytest.raises(ValueError, match=r"is a Shifted, .*model_class=Shifted\)"):
+        load(tmp_path)
+    loaded = load(tmp_path, model_class=Shifted)
+    assert type(loaded) is Shifted
+    one, other = (predict(m, data, num_draws=3, seed=1) for m in (model, loaded))
+    xr.testing.assert_identical(one, other)
+
+
+def test_another_class_than_that_of_the_model_is_refused(model, tmp_path):
+    save(model, tmp_path)
+    assert type(load(tmp_path, model_class=LFADS)) is LFADS
+    with pytest.raises(ValueError, match="is a LFADS, not a Shifted; give model_class=LFADS"):
+        load(tmp_path, model_class=Shifted)
+
+
+def test_a_class_that_would_be_taken_for_one_of_the_zoo_is_not_saved(data, tmp_path):
+    model = type("LFADS", (Shifted,), {}).for_recording(data, **SMALL)
+    with pytest.raises(ValueError, match=r"has the name of a model of pyrodyn.*rename the class"):
+        save(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------ interrupted writes
 
 
@@ -145,10 +182,13 @@ def fewer_parameters(folder: Path) -> None:
         (lambda f: (f / "card.json").write_text("{"), r"card\.json is no JSON: Expecting"),
         (lambda f: (f / "card.json").write_bytes(b"\xff\xfe"), r"card\.json is no JSON: .*decode"),
         (lambda f: (f / "card.json").write_text("[1]"), r"card\.json is no card, which names"),
-        (lambda f: edited(f, model=None), r"card\.json lacks or does not know 'model'"),
-        (lambda f: edited(f, config=None), r"card\.json lacks or does not know 'config'"),
-        (lambda f: edited(f, record=None), r"card\.json lacks or does not know 'record'"),
-        (lambda f: edited(f, model="SFADL"), r"card\.json lacks or does not know 'SFADL'"),
+        (lambda f: edited(f, model=None), r"card\.json lacks 'model'"),
+        (lambda f: edited(f, config=None), r"card\.json lacks 'config'"),
+        (lambda f: edited(f, record=None), r"card\.json lacks 'record'"),
+        (
+            lambda f: edited(f, model="SFADL"),
+            r"is a SFADL, which is none of LFADS, .*load\(\.\.\., model_class=SFADL\)",
+        ),
         (
             lambda f: edited(f, config={"num_neurons": 5, "wings": 2}),
             r"card\.json describes no LFADS: .*'wings'",

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, check_own_guide
-from pyrodyn.infer.smc.particle_filter import Observed, SequentialMonteCarlo, check_threshold
+from pyrodyn.infer.smc.particle_filter import SequentialMonteCarlo, check_threshold
 from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program
-from pyrodyn.models.low_rank_vsmc import low_rank_bound
+from pyrodyn.models.state_space import Observed
 
 
 class VSMC(Objective):
@@ -113,7 +113,9 @@ class VSMCLoss(Loss):
             found = None
             if objective.is_plain:
                 scheme = scheme_named(objective.resampling)
-                found = low_rank_bound(model, observed, objective.num_particles, scheme)
+                found = model.fused_vsmc(
+                    observed, objective.num_particles, lambda log_w: scheme(log_w).ancestors
+                )
             bound, ess = self._run(observed) if found is None else found
         fraction = ess / objective.num_particles
         priors = model.weight_priors()

@@ -22,13 +22,12 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.smc.particle_filter import (
-    Observed,
     Particles,
     SequentialMonteCarlo,
     StepRecord,
     check_alive,
 )
-from pyrodyn.models.state_space import StateSpaceModel
+from pyrodyn.models.state_space import Observed, StateSpaceModel
 
 
 class Stream(NamedTuple):

@@ -29,42 +29,12 @@ from pyrodyn.distributions.gaussian import SharedNormal, picked, rows_of, sample
 from pyrodyn.infer.smc.resampling import effective_sample_size, scheme_named
 from pyrodyn.models.state_space import (
     Distribution,
+    Observed,
     State,
     StateSpaceModel,
     check_proposed,
     check_reparameterised,
 )
-
-
-class Observed(NamedTuple):
-    """What a run sees: some bins of some trials, encoded once.
-
-    Attributes:
-        x: ``(trial, time, neuron)``.
-        scored: which entries count.
-        inputs: ``(trial, time, input)``.
-        scored_weight: see `Batch`.
-        encoding: what the proposal made of the batch.
-    """
-
-    x: Float[Tensor, "trial time neuron"]
-    scored: Bool[Tensor, "trial time neuron"]
-    inputs: Float[Tensor, "trial time input"]
-    scored_weight: float
-    encoding: Any
-
-    @classmethod
-    def of(cls, model: StateSpaceModel, batch: Batch) -> "Observed":
-        """A batch as the model's proposal sees it."""
-        if batch.x is None:
-            raise ValueError("the batch holds no observations to filter")
-        return cls(
-            x=batch.x[:, model.first_bin :],
-            scored=batch.scored[:, model.first_bin :],
-            inputs=model.known_inputs(batch),
-            scored_weight=batch.scored_weight,
-            encoding=model.proposal.encode(model, batch),
-        )
 
 
 class Particles(NamedTuple):

@@ -13,8 +13,7 @@ from pyrodyn.infer import (
     particle_filter,
     particle_smoother,
 )
-from pyrodyn.infer.smc.particle_filter import Observed
-from pyrodyn.models.state_space import Bootstrap
+from pyrodyn.models.state_space import Bootstrap, Observed
 
 OPTIONS = {
     "no_inputs": {},

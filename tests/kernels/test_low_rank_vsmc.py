@@ -6,10 +6,9 @@ import torch
 
 from pyrodyn.data import recording
 from pyrodyn.infer import VSMC
-from pyrodyn.infer.smc.particle_filter import Observed
 from pyrodyn.infer.smc.resampling import RESAMPLING
 from pyrodyn.models import LowRankRNN
-from pyrodyn.models.low_rank_vsmc import low_rank_bound
+from pyrodyn.models.state_space import Observed, StateSpaceModel
 
 SHAPE, NUM_PARTICLES = (3, 9, 6), 5
 
@@ -37,6 +36,10 @@ LEFT = {
 }
 
 
+def systematic(log_weights):
+    return RESAMPLING["systematic"](log_weights).ancestors
+
+
 def some(options: dict, has_inputs: bool = False, is_masked: bool = False):
     rng = np.random.default_rng(0)
     is_signal = options["observation"] == "gaussian"
@@ -61,12 +64,12 @@ def test_bound_and_gradients_are_those_of_the_recorded_run(
 ):
     model, batch = some(TAKEN[name], has_inputs, is_masked and name.startswith(("c", "t")))
     observed = Observed.of(model, batch)
-    assert low_rank_bound(model, observed, NUM_PARTICLES, RESAMPLING["systematic"]) is not None
+    assert model.fused_vsmc(observed, NUM_PARTICLES, systematic) is not None
     loss = VSMC(NUM_PARTICLES)(model, model.guide)
     found = []
     for is_recorded in (False, True):
         if is_recorded:
-            monkeypatch.setattr("pyrodyn.infer.objectives.vsmc.low_rank_bound", lambda *given: None)
+            monkeypatch.setattr(LowRankRNN, "fused_vsmc", StateSpaceModel.fused_vsmc)
         torch.manual_seed(1)
         evaluation = loss.evaluate(batch)
         gradients = torch.autograd.grad(
@@ -82,7 +85,7 @@ def test_bound_and_gradients_are_those_of_the_recorded_run(
 def test_other_models_are_left_to_the_recorded_run(name):
     model, batch = some(LEFT[name])
     observed = Observed.of(model, batch)
-    assert low_rank_bound(model, observed, NUM_PARTICLES, RESAMPLING["systematic"]) is None
+    assert model.fused_vsmc(observed, NUM_PARTICLES, systematic) is None
 
 
 @pytest.mark.parametrize("options", [COUNTS, SIGNAL])
