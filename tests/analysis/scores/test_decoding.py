@@ -95,6 +95,41 @@ def test_penalty_is_chosen_on_training_trials(rng: np.random.Generator) -> None:
     assert decode(features, behavior, features, features[..., :1], penalties=choices).penalty == 1e4
 
 
+def test_cross_validation_leaves_out_whole_trials(rng: np.random.Generator) -> None:
+    """Trials that are constant in time, of features and behaviour that are independent.
+
+    Any bin of a trial predicts the others: folds of bins would choose the smallest penalty.
+    """
+    features = np.repeat(rng.normal(size=(40, 1, 60)), 6, axis=1)
+    behavior = np.repeat(rng.normal(size=(40, 1, 1)), 6, axis=1)
+    chosen = decode(features, behavior, features, behavior, penalties=(1e-4, 1e4)).penalty
+    assert chosen == 1e4
+
+
+@pytest.mark.parametrize("lag", [2, -3])
+def test_behaviour_whose_features_were_not_measured_is_left_out(
+    rng: np.random.Generator, lag: int
+) -> None:
+    features, behavior = lagged_behavior(rng, lag, noise=0.3)
+    valid = np.ones((40, 30), bool)
+    valid[::2, 11:14] = False
+    late = np.roll(valid, lag, axis=1)  # what follows the gap
+    clean = decode(
+        features[:30],
+        np.where((valid & late)[:30, :, None], behavior[:30], np.nan),
+        features[30:],
+        np.where((valid & late)[30:, :, None], behavior[30:], np.nan),
+        lag=lag,
+    )
+    features[~valid] = np.nan
+    result = decode(
+        features[:30], behavior[:30], features[30:], behavior[30:], lag=lag,
+        valid_train=valid[:30], valid_test=valid[30:],
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.per_quantity, clean.per_quantity)
+    assert np.isnan(result.predicted[::2, 11 + lag : 14 + lag]).all()
+
+
 @pytest.mark.parametrize("filler", [1e9, np.nan, np.inf])
 def test_filler_and_missing_behaviour_are_not_read(rng: np.random.Generator, filler: float) -> None:
     features, behavior = lagged_behavior(rng, 2, noise=0.3)

@@ -84,6 +84,15 @@ def test_condition_psth_is_the_shrunk_average() -> None:
     np.testing.assert_allclose(rates[0, :, 1], (1 + mean[1]) / 2)
 
 
+def test_condition_psth_averages_the_measured_trials() -> None:
+    """One spike in every measured bin: n of them and the neuron's mean 1 average to 1."""
+    valid = np.ones((3, 40), bool)
+    valid[1, 20:] = valid[2, 30:] = False
+    counts = np.where(valid[..., None], 1, 0) * np.ones((3, 40, 2), int)
+    data = recording(counts=counts, condition=[0, 0, 0], bin_width=0.01, valid=valid)
+    np.testing.assert_allclose(condition_psth(data, data), 1.0)
+
+
 def test_condition_psth_approaches_the_truth() -> None:
     train, _ = two_conditions(2000, seed=1)
     test, rates = two_conditions(40, seed=2)
