@@ -153,7 +153,7 @@ def scores(
 def fixed_points(model: NodeSAE | RnnSAE, z: np.ndarray, train: xr.Dataset) -> list[str]:
     """Those of the fitted dynamics, one line each in the truth's coordinates."""
     to_truth = analysis.align(z, train["latents"])
-    found = analysis.fixed_points(to_truth.carried(model), starts=to_truth(z))
+    found = analysis.fixed_points(to_truth.transform_dynamics(model), starts=to_truth(z))
     eigenvalues = found["eigenvalues"].values
     if found.attrs["kind"] == "flow":
         eigenvalues = eigenvalues * train.attrs["bin_width"] / train.attrs["time_per_bin"]

@@ -205,7 +205,7 @@ def gaussian_row(model: models.LowRankRNN, valid: xr.Dataset) -> dict[str, float
         sigma_x = float(model.observation.scale().square().mean().sqrt())
         decay = float(model.decay().mean())
 
-    student = to_teacher.carried(model)
+    student = to_teacher.transform_dynamics(model)
 
     def step(z: Array) -> Array:
         """The student's map in the teacher's coordinates."""

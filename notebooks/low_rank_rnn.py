@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A noisy oscillator, found again: low-rank RNNs
+# # Parameter recovery: low-rank RNN
 #
-# A known network with noise in its dynamics makes a recording. We fit a network of the same family
-# by particles and ask what was recovered: the noise, the paths of single trials, the fixed points,
-# the oscillation. It takes about a minute on one core.
+# A known network with noise in its dynamics generates a recording. We fit a network of the same
+# family by variational sequential Monte Carlo and compare: the noise, the trajectories of single
+# trials, the fixed points, the oscillation. The notebook takes about a minute on one core.
 #
 # ## The model
 #
@@ -19,9 +19,9 @@
 # $$
 #
 # with $\phi$ a relu with a threshold per unit, and observations $x$ that here are Gaussian. $S$ is
-# the process noise: the same network, started from the same state, takes another path in every
-# trial. A deterministic model would have to blame such differences on starts or inputs; this one
-# learns how large they are. (Pals et al., NeurIPS 2024.)
+# the process noise: the same network, started from the same state, follows a different trajectory
+# in every trial. A deterministic model must absorb such differences into initial states or inputs;
+# this one estimates their size. (Pals et al., NeurIPS 2024.)
 
 # %%
 import arviz_plots as azp
@@ -37,14 +37,14 @@ from pyrodyn.infer import VSMC, Schedule, particle_filter
 from pyrodyn.models.state_space import Bootstrap
 from pyrodyn.posterior import for_ppc
 
-torch.set_num_threads(1)  # small products gain nothing by a second thread that must wait
+torch.set_num_threads(1)  # such small matrix products are fastest on one thread
 
 # %% [markdown]
 # ## A recording with known truth
 #
-# `teacher` builds a rank-2 network of 20 relu units that goes round a circle of radius 3, once in
-# about 20 bins. All of its parameters are known: decay .9, process noise .2, observation noise .5.
-# Trials start from random places around the centre, each with a phase of its own.
+# `teacher` builds a rank-2 network of 20 relu units with a limit cycle of radius 3 and a period of
+# about 20 bins. All of its parameters are known: decay 0.9, process noise 0.2, observation noise
+# 0.5. Trials start from random states around the centre, each with its own phase.
 
 # %%
 recording = data.teacher(
@@ -55,28 +55,28 @@ train, valid = data.split(recording, (0.8, 0.2), seed=0)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 left.plot(train["time"], train["signal"][0, :, :5], lw=1)
 left.set(xlabel="time (s)", ylabel="signal", title="five channels of one trial")
-for path in train["latents"][:4].values:
-    right.plot(*path.T, lw=1)
+for trajectory in train["latents"][:4].values:
+    right.plot(*trajectory.T, lw=1)
 right.set(xlabel="$z_1$", ylabel="$z_2$", title="true latents of four trials", aspect="equal")
 plt.show()
 
 # %% [markdown]
 # ## A student, and a fit in two stages
 #
-# The student is `LowRankRNN` with random weights but for its readout, which `for_recording` starts
-# from what channels share from one bin to the next, and the observation noise from what that
-# leaves: the latents then have about unit variance from the first step on.
+# The student is a `LowRankRNN` with random weights. `for_recording` initialises its readout from
+# lagged covariances of the channels, and the observation noise from the residual variance: the
+# latents then have about unit variance from the first step on.
 
 # %%
 torch.manual_seed(0)
 model = pyrodyn.models.LowRankRNN.for_recording(train, latent_dim=2, num_units=20, noise="full")
 
 # %% [markdown]
-# The objective is variational sequential Monte Carlo: the log evidence as a particle filter
-# estimates it, a lower bound that gets tighter with more particles. Four particles are enough to
-# find the dynamics; a second, shorter stage with 32 particles and small steps brings the noise
-# where it belongs. For Gaussian observations `for_recording` chooses the optimal proposal, which
-# is known in closed form, so that no encoder has to be trained.
+# The objective is variational sequential Monte Carlo: a particle filter's estimate of the log
+# evidence, a lower bound that becomes tighter with more particles. Four particles are enough to
+# learn the dynamics; a second, shorter stage with 32 particles and a smaller learning rate refines
+# the noise. For Gaussian observations `for_recording` chooses the optimal proposal, which is known
+# in closed form, so that no encoder has to be trained.
 
 # %%
 first = pyrodyn.fit(
@@ -102,9 +102,9 @@ second = pyrodyn.fit(
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
-for index, (stage, said) in enumerate(((first, "4 particles"), (second, "32 particles"))):
+for index, (stage, label) in enumerate(((first, "4 particles"), (second, "32 particles"))):
     epoch = stage.history["epoch"] + index * first.history.sizes["epoch"]
-    axis.plot(epoch, stage.history["valid_loss"], color=f"C{index}", label=said)
+    axis.plot(epoch, stage.history["valid_loss"], color=f"C{index}", label=label)
 axis.set(xlabel="epoch", ylabel="validation loss\n(nats per trial)")
 axis.legend(frameon=False)
 plt.show()
@@ -112,17 +112,17 @@ plt.show()
 # %% [markdown]
 # ## The noise
 #
-# Latents are known up to an affine map only: $z$ and $T z + c$ with the weights changed to match
-# explain the same data. So before anything is compared, the truth is regressed on the student's
-# filtered means, on training trials. The same map takes the student's process noise $S$ to
-# $A^\top S A$.
+# Latents are identified only up to an affine map: $T z + c$, with the weights transformed to match,
+# explains the same data as $z$. The true latents are therefore first regressed on the student's
+# filtered means, on training trials and without the first five bins, in which the filter has few
+# data. The same map transforms the student's process noise $S$ to $A^\top S A$.
 
 # %%
 with torch.no_grad():
     torch.manual_seed(0)
     filtered_train = particle_filter(model, model.trials_of(train).batch(), 256)
 means = filtered_train.mean().transpose(0, 1).numpy()[:, 5:]
-to_teacher = analysis.align(means, train["latents"].values[:, 5:])  # called, it maps latents
+to_teacher = analysis.align(means, train["latents"].values[:, 5:])  # calling it maps latents
 A = to_teacher.matrix
 
 with torch.no_grad():
@@ -136,15 +136,15 @@ print(f"observation noise      {0.5:.3f}  {observation_noise:.3f}")
 print(f"decay a                {0.9:.3f}  {decay:.3f}")
 
 # %% [markdown]
-# The decay alone is no property of the dynamics: relu units that are on all the time can make up
-# for it. The map as a whole is compared further down.
+# The decay alone is not identified: relu units that are always active can compensate for it. The
+# dynamics as a whole are compared below.
 #
 # ## Two proposals
 #
-# A particle filter estimates the log evidence of each trial without bias in the evidence itself.
-# How well depends on the proposal. The bootstrap filter moves particles by the dynamics alone and
-# weighs them by the data afterwards; where the data say much about the latents, few of them count.
-# The optimal proposal looks at the observation first.
+# A particle filter's estimate of each trial's evidence is unbiased; its variance depends on the
+# proposal. The bootstrap filter moves particles by the dynamics alone and weights them by the data
+# afterwards; if the data determine the latents well, few particles have any weight. The optimal
+# proposal takes the next observation into account.
 
 # %%
 batch = model.trials_of(valid).batch()
@@ -156,38 +156,39 @@ for name, proposal in proposals.items():
     with torch.no_grad():
         runs = [particle_filter(model, batch, 256) for _ in range(5)]
     evidence = torch.stack([run.log_evidence.sum(0) for run in runs])
-    share = runs[0].effective_sample_size.mean(1) / 256
-    axis.plot(valid["time"], share, label=name)
+    fraction = runs[0].effective_sample_size.mean(1) / 256
+    axis.plot(valid["time"], fraction, label=name)
     print(
         f"{name:9}  log evidence {evidence.mean():8.2f} nats per trial;"
         f" sd from run to run {evidence.std(0).mean():.2f}"
     )
 model.proposal = proposals["optimal"]
-axis.set(xlabel="time (s)", ylabel="effective sample size\n(share of particles)", ylim=(0, 1.05))
+axis.set(xlabel="time (s)", ylabel="effective sample size\n(fraction of particles)", ylim=(0, 1.05))
 axis.legend(frameon=False, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# The size at a bin is that of the weights that enter it: 1 at the first, and for the bootstrap
-# filter very few at the second, since its first particles come from the wide law of $z_1$.
+# The effective sample size at a bin is that of the weights before it: 1 at the first bin, and for
+# the bootstrap filter very small at the second, since its first particles come from the broad prior
+# of $z_1$.
 #
-# Both filters aim at the same number. The one that scatters more comes out lower on average, as the
-# logarithm of an unbiased estimate must.
+# Both filters estimate the same evidence. The estimate of higher variance has the lower mean
+# logarithm, by Jensen's inequality.
 #
-# ## Paths of single trials
+# ## Trajectories of single trials
 #
-# The smoother draws whole paths given all bins of a trial. `to_datatree` puts them, and all that
-# goes with them, into an ArviZ `DataTree`.
+# The smoother draws whole trajectories given all bins of a trial. `to_datatree` returns them as an
+# ArviZ `DataTree`, with predictions, data and diagnostics.
 
 # %%
 tree = pyrodyn.to_datatree(model, valid, method="smoother", num_draws=100, num_particles=256)
-paths = to_teacher(tree["posterior/z"].squeeze("chain"))  # (draw, trial, time, latent)
-low, high = np.quantile(paths, (0.05, 0.95), axis=0)
-true_paths = valid["latents"].values
-inside = ((low < true_paths) & (true_paths < high)).mean()
-error = np.sqrt(np.square(paths.mean(0) - true_paths).mean())
+draws = to_teacher(tree["posterior/z"].squeeze("chain"))  # (draw, trial, time, latent)
+low, high = np.quantile(draws, (0.05, 0.95), axis=0)
+true_latents = valid["latents"].values
+inside = ((low < true_latents) & (true_latents < high)).mean()
+error = np.sqrt(np.square(draws.mean(0) - true_latents).mean())
 print(f"RMS error of the posterior mean {error:.3f}, the radius of the circle is 3")
-print(f"90 % intervals hold the truth at {100 * inside:.0f} % of the bins")
+print(f"90 % intervals contain the truth at {100 * inside:.0f} % of the bins")
 
 # %%
 trial = 2
@@ -195,25 +196,26 @@ figure, axes = plt.subplots(2, 1, figsize=(8, 4), sharex=True, layout="constrain
 for dim, axis in enumerate(axes):
     band = (low[trial, :, dim], high[trial, :, dim])
     axis.fill_between(valid["time"], *band, color="C0", alpha=0.4, lw=0, label="90 % of draws")
-    axis.plot(valid["time"], true_paths[trial, :, dim], color="black", lw=1, label="true")
+    axis.plot(valid["time"], true_latents[trial, :, dim], color="black", lw=1, label="true")
     axis.set_ylabel(f"$z_{dim + 1}$")
 axes[1].set_xlabel("time (s)")
 axes[0].legend(frameon=False, ncols=2, loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Bands between quantiles of 100 draws are a little narrow: of a model that is exactly right they
-# would hold 88 %.
+# Intervals between quantiles of 100 draws are slightly narrow: with the true model they would
+# contain 88 %.
 #
-# The tree has groups for draws of latents and data, for the data themselves, and for what the
-# filter says of itself.
+# The tree has groups for draws of latents and data, for the data themselves, and for the
+# diagnostics of the filter.
 
 # %%
 tree
 
 # %% [markdown]
-# ArviZ's plots take it. Do data drawn from the fitted model look like the data? Here the
-# distributions of four channels over all trials and bins: data in black, draws in blue.
+# ArviZ's plots accept it. A posterior predictive check compares data drawn from the fitted model
+# with the recording, here by the distributions of four channels over all trials and bins: data in
+# black, draws in blue.
 
 # %%
 channels = [f"x_channel_{label}" for label in valid["channel"].values[:4]]
@@ -223,11 +225,11 @@ azp.plot_ppc_dist(
 plt.show()
 
 # %% [markdown]
-# ## Every fixed point
+# ## Fixed points
 #
-# Relu units cut latent space into regions in which the network is linear. `fixed_points` searches
-# all of them and certifies the list: with `complete` 1 there is no other anywhere. The same search
-# takes the teacher's weights.
+# Relu units divide latent space into regions in which the network is linear. `fixed_points`
+# searches all of them and certifies the list: `complete` equal to 1 means that there is no other
+# fixed point. The same enumeration applies to the teacher's weights.
 
 # %%
 network = teacher_network("limit_cycle", 20)
@@ -243,20 +245,20 @@ for name, found, points in (
     for point, values, stability in zip(
         points, found["eigenvalues"].values, found["stability"].values, strict=True
     ):
-        turn = 2 * np.pi / abs(np.angle(values[0]))
+        bins_per_turn = 2 * np.pi / abs(np.angle(values[0]))
         print(
-            f"    ({point[0]:.2f}, {point[1]:.2f}), {stability}: grows by {abs(values[0]):.3f}"
-            f" per bin and turns once in {turn:.1f} bins"
+            f"    ({point[0]:.2f}, {point[1]:.2f}), {stability}: growth {abs(values[0]):.3f}"
+            f" per bin, period {bins_per_turn:.1f} bins"
         )
 
 # %% [markdown]
-# One unstable spiral in the middle and no other point of rest: every path must end on something
-# that is not a point. What that is, free runs show.
+# There is one unstable spiral point in the middle and no other fixed point: every trajectory must
+# converge to another kind of attractor, which free runs show.
 #
 # ## Free runs
 #
-# `free_run` lets the model generate by itself, with its process noise. Three such runs in the
-# student's own coordinates, over the field of its noiseless map:
+# `free_run` simulates the model without data, with its process noise. The figure shows three runs
+# in the student's own coordinates, over the displacement field of its noiseless map:
 
 # %%
 run = analysis.free_run(model, num_trials=20, num_bins=400, burn_in=100, seed=0)
@@ -264,8 +266,8 @@ figure = analysis.phase_portrait(model, run["latents"][:3, :60], fixed_points=of
 plt.show()
 
 # %% [markdown]
-# And one run of teacher and student each, 200 bins long, in the teacher's coordinates. Both wander
-# about the same circle, nearer and farther, as their noise drives them.
+# The next figure shows one run of teacher and student each, 200 bins long, in the teacher's
+# coordinates. Both follow the same circle, perturbed by their noise.
 
 # %%
 long_recording = data.teacher("limit_cycle", num_trials=20, num_bins=500, seed=1)
@@ -273,29 +275,30 @@ of_truth = long_recording["latents"].values[:, 100:]
 of_runs = to_teacher(run["latents"])
 
 
-def period(path):
+def period(states):
     """Bins per turn about the origin."""
-    phase = np.unwrap(np.arctan2(path[..., 1], path[..., 0]), axis=1)
-    return 2 * np.pi * (path.shape[1] - 1) / np.abs(phase[:, -1] - phase[:, 0]).mean()
+    phase = np.unwrap(np.arctan2(states[..., 1], states[..., 0]), axis=1)
+    return 2 * np.pi * (states.shape[1] - 1) / np.abs(phase[:, -1] - phase[:, 0]).mean()
 
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 4), sharex=True, sharey=True, layout="constrained")
-for axis, name, path in zip(axes, ("teacher", "student"), (of_truth, of_runs), strict=True):
-    axis.plot(*path[0, :200].T, lw=0.8)
-    radius = np.linalg.norm(path, axis=-1)
+for axis, name, states in zip(axes, ("teacher", "student"), (of_truth, of_runs), strict=True):
+    axis.plot(*states[0, :200].T, lw=0.8)
+    radius = np.linalg.norm(states, axis=-1)
     axis.set(xlabel="$z_1$", ylabel="$z_2$", title=name, aspect="equal")
     print(
-        f"{name}: period {period(path):.1f} bins, radius {radius.mean():.2f} +- {radius.std():.2f}"
+        f"{name}: period {period(states):.1f} bins,"
+        f" radius {radius.mean():.2f} +- {radius.std():.2f}"
     )
 plt.show()
 
 # %% [markdown]
-# ## What next
+# ## Next steps
 #
-# - More particles, more trials, several seeds: `benchmarks/teacher_student.py` measures how close
-#   noise, decay and period come.
-# - Spikes: `observation="poisson"`, and `proposal="encoder"` in place of the optimal one.
-# - Inputs: a recording with `inputs` makes a model with inputs; `free_run(model, ...,
-#   inputs=...)` generates under new ones, and `fixed_points(model, inputs=...)` holds them.
-# - Another basis: `model.orthonormal()` gives latents in which the weights are a singular value
+# - More particles, more trials, several seeds: `benchmarks/teacher_student.py` measures the errors
+#   of noise, decay and period.
+# - Spikes: `observation="poisson"`, with `proposal="encoder"` instead of the optimal one.
+# - Inputs: a recording with `inputs` gives a model with inputs; `free_run(model, ..., inputs=...)`
+#   simulates under new ones, and `fixed_points(model, inputs=...)` under constant ones.
+# - Other coordinates: `model.orthonormal()` gives latents in which the weights are a singular value
 #   decomposition.

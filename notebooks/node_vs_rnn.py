@@ -1,11 +1,11 @@
 # %% [markdown]
-# # How a state changes, or what it becomes: neural ODE against GRU
+# # Neural ODE vs GRU
 #
 # Two sequential autoencoders with three latents are fitted to a chaotic system of three dimensions.
-# They differ in one module: the first learns how the state *changes*, a vector field, and the
-# second, a GRU, what the next state *is*. With noise to help them both explain the data. We ask
-# which of them has learned the system: what it predicts by itself, its fixed points, its Lyapunov
-# exponents. It takes about two minutes on one core.
+# They differ in one module: the first learns the *change* of the state, a vector field, and the
+# second, a GRU, the *next* state. With process noise, both explain the data. We ask which of them
+# has learned the system, by its predictions, its fixed points and its Lyapunov exponents. The
+# notebook takes about two minutes on one core.
 #
 # ## A system whose dynamics are known
 #
@@ -13,9 +13,9 @@
 #
 # $$ \dot x = y, \qquad \dot y = z, \qquad \dot z = 5.5\,x - 4.5\,y - z - x^3, $$
 #
-# is chaotic: its largest Lyapunov exponent is .203 per unit of time. It has three fixed points,
-# one between two spirals. Its states are seen through 20 channels with noise. A bin lasts .0904
-# units of the system's time, which we call seconds, so that all rates below are per second.
+# is chaotic: its largest Lyapunov exponent is 0.203 per unit of time. It has three fixed points, a
+# saddle between two spirals. 20 noisy channels observe its state. A bin lasts 0.0904 units of the
+# system's time, which we call seconds, so that all rates below are per second.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ import pyrodyn
 from pyrodyn import analysis, data
 from pyrodyn.infer import NoiseAnnealing, Schedule
 
-torch.set_num_threads(1)  # small products gain nothing by a second thread that must wait
+torch.set_num_threads(1)  # such small matrix products are fastest on one thread
 np.set_printoptions(precision=2, suppress=True)
 
 BIN_WIDTH = data.SYSTEMS["arneodo"].time_per_bin
@@ -44,15 +44,15 @@ train, valid = data.split(recording, (0.8, 0.2), seed=0)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 left.plot(train["time"], train["signal"][0, :, :5], lw=1)
 left.set(xlabel="time (s)", ylabel="signal", title="five channels of one trial")
-for path in train["latents"][:30].values:
-    right.plot(path[:, 0], path[:, 1], lw=0.6, color="black", alpha=0.6)
+for trajectory in train["latents"][:30].values:
+    right.plot(trajectory[:, 0], trajectory[:, 1], lw=0.6, color="black", alpha=0.6)
 right.set(xlabel="x", ylabel="y", title="true latents of thirty trials")
 plt.show()
 
 # %% [markdown]
 # ## Two models
 #
-# In both, a latent path with process noise explains the signal,
+# In both, a latent trajectory with process noise explains the signal,
 #
 # $$
 # \begin{aligned}
@@ -61,15 +61,15 @@ plt.show()
 # \end{aligned}
 # $$
 #
-# and a guide that reads the whole trial says where the path went. In `NodeSAE` $\Phi$ is the flow
-# over one bin of $\dot z = f(z)$, $f$ a perceptron with one hidden layer. In `RnnSAE` it is a GRU
-# cell of three units.
+# and a guide that reads the whole trial infers the trajectory. In `NodeSAE` $\Phi$ is the flow over
+# one bin of $\dot z = f(z)$, where $f$ is a perceptron with one hidden layer. In `RnnSAE` it is a
+# GRU cell of three units.
 #
-# Noise lets the data lead the path while the dynamics are still poor. But dynamics that are
-# corrected at every bin need not predict more than one bin. `NoiseAnnealing` takes the crutch
-# away: from step 250 on, noise is pressed down geometrically, to a tenth of what it was for the
-# neural ODE. The states of a GRU are bounded, so that noise of the same size is a larger share of
-# their spread; its noise is pressed further, by about as much, for a like share in the end.
+# With process noise, the data determine the inferred trajectory while the dynamics are still poor.
+# But dynamics that are corrected at every bin need not predict more than one bin. `NoiseAnnealing`
+# removes the correction: from step 250 on, the noise is reduced geometrically, to a tenth of its
+# value for the neural ODE. The states of a GRU are bounded and smaller, so that its noise is
+# reduced further, to about the same fraction of the standard deviation of the latents.
 
 # %%
 models = {}
@@ -105,19 +105,19 @@ for name, family, options, factor in (
     )
     axis.plot(fitted.history["epoch"], fitted.history["valid_loss"], lw=1, label=name)
     models[name] = model
-axis.axvspan(250 / 4, 750 / 4, color="0.9", zorder=0, label="noise falls")
+axis.axvspan(250 / 4, 750 / 4, color="0.9", zorder=0, label="noise annealing")
 axis.set(xlabel="epoch", ylabel="validation loss\n(nats per trial)")
 axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# While noise is free, the two explain the data about equally well. As it falls, more is asked of
-# the dynamics, and they part.
+# As long as the noise is learned freely, the two explain the data about equally well. As it is
+# annealed, the dynamics have to predict more, and the losses separate.
 #
-# ## What is inferred
+# ## Inferred latents
 #
-# Latents are known up to a change of coordinates, so they are scored by R2 of least-squares maps
-# between inferred and true ones, in both directions, fitted on training trials.
+# Latents are identified only up to a change of coordinates. They are scored by the R2 of
+# least-squares maps between inferred and true ones, in both directions, fitted on training trials.
 
 # %%
 inferred = {}
@@ -125,43 +125,43 @@ for name, model in models.items():
     on_train, on_valid = pyrodyn.predict(model, train, num_draws=10), pyrodyn.predict(model, valid)
     inferred[name] = on_train["z"], on_valid["z"]
     score = analysis.latent_r2(on_train["z"], train["latents"], on_valid["z"], valid["latents"])
-    spread = on_train["z"].std(("trial", "time")).values
-    left_over = (model.noise_scales()[1].detach().numpy() / spread).mean()
+    sd = on_train["z"].std(("trial", "time")).values
+    relative_noise = (model.noise_scales()[1].detach().numpy() / sd).mean()
     print(
         f"{name:4}  R2 true to inferred {score.true_to_inferred:.3f},"
         f" inferred to true {score.inferred_to_true:.3f};"
-        f" process noise, share of the latents' spread {left_over:.3f}"
+        f" process noise relative to the latents' sd {relative_noise:.3f}"
     )
 
 # %% [markdown]
-# The path of the neural ODE still follows the data with hardly any noise left. The guide of the GRU
-# sees the same data, but its path must go where the cell can.
+# The inferred trajectories of the neural ODE still follow the data with hardly any noise left. The
+# guide of the GRU reads the same data, but its trajectories are constrained by the cell.
 #
-# ## Left to themselves
+# ## Prediction
 #
-# Now without data and without noise. From the state inferred at the tenth bin of each validation
-# trial, the dynamics alone predict the next 40 bins. `align` finds the affine map to the
-# truth's coordinates on training trials, and `carried` takes dynamics with it, so that from here on
-# all that we see of a model is in the coordinates of the truth.
+# From the state inferred at bin 10 of each validation trial, the noiseless dynamics alone predict
+# the remaining 40 bins. `align` fits the affine map to the true coordinates on training trials, and
+# `transform_dynamics` transforms the dynamics, so that from here on all results of a model are in
+# the coordinates of the truth.
 
 # %%
 FIRST = 10
 truth = analysis.known_dynamics("arneodo")
-seen = {"truth": truth}
+aligned = {"truth": truth}
 starts = {"truth": valid["latents"].values[:, FIRST]}
 for name, model in models.items():
     to_truth = analysis.align(inferred[name][0], train["latents"])
-    seen[name] = to_truth.carried(model)
+    aligned[name] = to_truth.transform_dynamics(model)
     starts[name] = to_truth(inferred[name][1][:, FIRST])
 
 
 def run(dynamics, states, num_bins):
-    """Paths (trial, time, state) that dynamics take from states."""
-    path = [torch.as_tensor(states, dtype=torch.float64)]
+    """Trajectories (trial, time, state) from given states."""
+    trajectory = [torch.as_tensor(states, dtype=torch.float64)]
     with torch.no_grad():
         for _ in range(num_bins):
-            path.append(dynamics.step(path[-1], dynamics.no_inputs(path[-1])))
-    return torch.stack(path, -2).numpy()
+            trajectory.append(dynamics.step(trajectory[-1], dynamics.no_inputs(trajectory[-1])))
+    return torch.stack(trajectory, -2).numpy()
 
 
 ahead = valid["latents"].values[:, FIRST:]
@@ -170,7 +170,7 @@ time = BIN_WIDTH * np.arange(ahead.shape[1])
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 left.plot(time, ahead[0, :, 0], color="black", lw=1, label="truth")
 for name in models:
-    predicted = run(seen[name], starts[name], ahead.shape[1] - 1)
+    predicted = run(aligned[name], starts[name], ahead.shape[1] - 1)
     error = (np.square(predicted - ahead) / variance).mean((0, 2))
     left.plot(time, predicted[0, :, 0], lw=1, label=name)
     right.plot(time, 1 - error, lw=1.5, label=name)
@@ -183,12 +183,13 @@ plt.show()
 # %% [markdown]
 # ## Fixed points
 #
-# The search begins at visited states and beyond, in double precision. A flow's eigenvalues are per
-# second; a map's, over one bin, are turned into rates by their logarithm.
+# The search starts from visited states and from noise around them, in double precision. The
+# eigenvalues of a flow are per second; those of a map, over one bin, are converted to rates by
+# their logarithm.
 
 # %%
 points = {}
-for name, dynamics in seen.items():
+for name, dynamics in aligned.items():
     points[name] = analysis.fixed_points(dynamics, starts=train["latents"])
     found = points[name]
     print(f"{name}: {found.sizes['fixed_point']} fixed point(s)")
@@ -199,11 +200,11 @@ for name, dynamics in seen.items():
         print(f"    {point}  eigenvalues per second {rates}")
 
 # %% [markdown]
-# Their fields, on the plane of the truth's first two principal components:
+# Their vector fields, on the plane of the true latents' first two principal components:
 
 # %%
 plane = analysis.Plane.principal(train["latents"].values.reshape(-1, 3))
-for name, dynamics in seen.items():
+for name, dynamics in aligned.items():
     figure = analysis.phase_portrait(
         dynamics, run(dynamics, starts[name][:8], 40), fixed_points=points[name], plane=plane
     )
@@ -213,44 +214,44 @@ for name, dynamics in seen.items():
 # %% [markdown]
 # ## Chaos
 #
-# Do small differences grow, and how fast? The exponents are measured over 1000 bins from 16 states,
-# after 300 bins in which paths come to their attractor. The sum of a flow's exponents is how
-# fast volumes shrink, -1 in Arneodo's system; the trials are so close to its attractor that they
-# tell little of that, and the last exponent is the hardest to learn.
+# Lyapunov exponents measure the growth of small perturbations. They are averaged over 1000 bins
+# from 16 states, after 300 bins in which trajectories approach their attractor. The sum of a flow's
+# exponents is the rate at which volumes grow, -1 in Arneodo's system. The trials are so close to
+# its attractor that they contain little information on this contraction, and the last exponent is
+# the hardest to learn.
 
 # %%
-for name, dynamics in seen.items():
+for name, dynamics in aligned.items():
     spectrum = analysis.lyapunov_spectrum(dynamics, starts[name][:16], 1000, burn_in=300)
     exponents = spectrum["exponents_per_second"].values
     errors = spectrum["standard_error_per_second"].values
     print(f"{name:5}  exponents {exponents} +- {errors} per second")
 
 # %% [markdown]
-# And where each ends if it runs on and on: 500 bins from four states, the first 300 left out.
+# The attractors: 500 bins from four states, after 300 bins of transient.
 
 # %%
-attractors = {name: run(seen[name], starts[name][:4], 800)[:, 300:] for name in seen}
+attractors = {name: run(aligned[name], starts[name][:4], 800)[:, 300:] for name in aligned}
 for name in models:
     figure = analysis.plot_attractors(attractors["truth"], attractors[name])
     figure.axes[1].set_title(name)
     plt.show()
 
 # %% [markdown]
-# ## Why
+# ## Explanation
 #
-# A GRU cell of three units moves its state to a convex combination of where it is and of
-# $\tanh$ of a linear map, unit by unit: one layer, as wide as the state. That is a narrow family of
-# maps. To hold this system's, the cell would need more units, that is more latents, and these bring
-# dynamics of their own that the data do not have. In a neural ODE the width of the hidden
-# layer is separate from the dimension of the state, and the state itself passes through unchanged:
-# with no knowledge at all, the best guess is that nothing changes, and $f$ has only to
-# learn what does. The residual perceptron of `RnnSAE(cell="residual_mlp")` has both properties
-# too and comes close; Sedler, Versteeg & Pandarinath (2023) take them away one by one.
+# The next state of a GRU cell of three units is a convex combination of its state and of $\tanh$ of
+# a linear map, unit by unit: one layer, as wide as the state. This is a narrow family of maps. To
+# represent this system, the cell would need more units, that is more latents, which have dynamics
+# that the system does not have. In a neural ODE the width of the hidden layer is independent of the
+# dimension of the state, and an untrained field leaves the state unchanged, so that $f$ has to
+# learn only the changes. The residual perceptron of `RnnSAE(cell="residual_mlp")` has both
+# properties and performs similarly; Sedler, Versteeg & Pandarinath (2023) remove them one by one.
 #
-# ## What next
+# ## Next steps
 #
-# - One seed and one minute is an illustration. `benchmarks/study.py` fits Arneodo's, Rossler's
-#   and Lorenz' systems from spikes; its table says for each seed what was found and what was not.
-# - `process_noise=False` asks the harder question of that paper: does the first state alone
-#   suffice? Give it a `GrowingHorizon`, and time.
-# - `cell="vanilla"`, `"residual"`, `"next_state"` swap the dynamics, and nothing else.
+# - One seed and one minute are an illustration. `benchmarks/study.py` fits Arneodo's, Rossler's and
+#   Lorenz' systems from spikes; its table lists for each seed what was recovered.
+# - `process_noise=False` is the harder problem of that paper, in which the initial state has to
+#   determine the whole trial. Use a `GrowingHorizon`, and more time.
+# - `cell="vanilla"`, `"residual"`, `"next_state"` change the dynamics, and nothing else.

@@ -1,4 +1,31 @@
-"""Scores of a fit, the dynamics that it learned, and pictures of both."""
+"""Analysis of fits and of learned dynamics: scores, fixed points, Lyapunov exponents, figures.
+
+Contents, and when to use which:
+
+- `scores`: agreement of inferred rates, latents and decoded behaviour with data or truth, and of
+  two attractors with each other. Start here to judge a fit.
+- `fixed_points`: where the dynamics of a model vanish. `fixed_points.fixed_points` enumerates all
+  fixed points of piecewise-linear low-rank networks with a certificate and searches those of all
+  other dynamics.
+- `dynamics`: the dynamics of a model (`dynamics_of`) or of a known system (`known_dynamics`) in
+  double precision, and the states that a model visits on a recording (`visited_states`). All
+  analyses of dynamics take either, or the model itself.
+- `lyapunov`: growth rates of perturbations. Positive exponents show chaos, which fixed points
+  cannot.
+- `free_run`: simulation from a fitted model, with its process noise.
+- `spectra`: power spectra, timescales and dimension of any signal.
+- `figures`: plots of all of these.
+
+An example, the fixed points of a known system::
+
+    >>> from pyrodyn import analysis, data
+    >>> lorenz = analysis.known_dynamics("lorenz")
+    >>> states = data.trajectory("lorenz", 500, 0.02)
+    >>> points = analysis.fixed_points(lorenz, starts=states)
+    >>> points["stability"].values.tolist()
+    ['saddle', 'saddle', 'saddle']
+    >>> figure = analysis.phase_portrait(lorenz, states, points)
+"""
 
 from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics, visited_states
 from pyrodyn.analysis.figures.portraits import (

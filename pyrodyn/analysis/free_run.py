@@ -1,4 +1,4 @@
-"""Free runs: what a state-space model generates when nothing is observed."""
+"""Free runs: trajectories that a state-space model generates without observations."""
 
 import numpy as np
 import torch
@@ -25,30 +25,30 @@ def free_run(
     burn_in: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Let a model run with its process noise.
+    """Simulate a model with its process noise.
 
     Args:
         model: a state-space model.
         num_trials: independent runs.
-        num_bins: bins kept of each.
-        inputs: known inputs, ``(num_trials, burn_in + num_bins, input)``: conditional generation
-            with inputs of any kind. May be left out by a model without inputs alone.
-        start: value of the start site (LFADS' ``g0``) or else of the first bin's latents, one per
-            run, such as posterior draws; drawn from the prior if left out.
-        burn_in: first bins that are not kept.
+        num_bins: bins returned of each.
+        inputs: known inputs, ``(num_trials, burn_in + num_bins, input)``; required by a model with
+            inputs.
+        start: initial condition (LFADS' ``g0``), or otherwise the latents of the first bin, one per
+            run, such as posterior draws; drawn from the prior by default.
+        burn_in: number of bins simulated and discarded before those.
         seed: seeds the run.
 
     Returns:
-        ``latents (trial, time, latent)``, what is drawn in each bin; ``states (trial, time,
-        state)``, what the dynamics move (the same for most models; of LFADS the generator's state,
-        which moves under inferred inputs that are drawn); ``rates`` and ``x``
-        ``(trial, time, neuron)``; of a model of counts and a signal ``rates`` and ``counts``,
+        ``latents (trial, time, latent)``, the latent variables drawn in each bin; ``states
+        (trial, time, state)``, the states of the dynamics (the same for most models; for LFADS the
+        generator's state, whose drawn latents are inferred inputs); ``rates`` and ``x``
+        ``(trial, time, neuron)``; for a model of counts and a signal ``rates`` and ``counts``,
         ``signal_mean`` and ``signal`` ``(trial, time, channel)``.
 
     Raises:
         ValueError: for a model without dynamics, lengths below 1, inputs that are missing, and
             inputs or starts that are not finite or of the wrong shape.
-        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
+        ArithmeticError: for a trajectory that does not stay finite, naming its trial and bin.
     """
     model = state_space(model)
     check_integer(1, num_trials=num_trials, num_bins=num_bins)
@@ -57,37 +57,42 @@ def free_run(
     total = burn_in + num_bins
     driven = _inputs(model, inputs, (num_trials, total), like)
     given = None if start is None else torch.as_tensor(np.asarray(start)).to(like)
-    path: list[Tensor] = []
+    latents: list[Tensor] = []
     states: list[State] = []
     with torch.random.fork_rng(), model.hoisting():
         torch.manual_seed(seed)
-        begun = None
+        initial = None
         if model.initial_condition_site:
-            begun = model.initial_condition().expand(torch.Size((num_trials,))).rsample()
+            initial = model.initial_condition().expand(torch.Size((num_trials,))).rsample()
             if given is not None:
-                begun, given = _checked(given, begun), None
+                initial, given = _checked(given, initial), None
         state: State = None
         for t in range(total):
             i = driven[:, t]
-            law = model.initial(begun, i) if state is None else model.transition(state, i)
-            z = law.expand(torch.Size((num_trials,))).rsample()
+            if state is None:
+                distribution = model.initial(initial, i)
+            else:
+                distribution = model.transition(state, i)
+            z = distribution.expand(torch.Size((num_trials,))).rsample()
             if state is None and given is not None:
                 z = _checked(given, z)
-            state = model.first_state(begun, z, i) if state is None else model.advance(state, z, i)
-            path.append(z)
+            state = (
+                model.first_state(initial, z, i) if state is None else model.advance(state, z, i)
+            )
+            latents.append(z)
             states.append(state)
         kept = type(state)(
             *(torch.stack(field[burn_in:], 1) for field in zip(*states, strict=True))
         )
-        moving = model.dynamics_state(kept)
-        check_finite(moving, burn_in)
+        moved = model.dynamics_state(kept)
+        check_finite(moved, burn_in)
         emission = model.emission(kept)
         check_finite(emission.mean, burn_in)
         x = emission.sample()
     rates = emission.mean
     run = {
-        "latents": (("trial", "time", "latent"), torch.stack(path[burn_in:], 1).cpu().numpy()),
-        "states": (("trial", "time", "state"), moving.cpu().numpy()),
+        "latents": (("trial", "time", "latent"), torch.stack(latents[burn_in:], 1).cpu().numpy()),
+        "states": (("trial", "time", "state"), moved.cpu().numpy()),
     }
     for block in _blocks(model.observation):
         for name, values in ((block.rates, rates), (block.x, x)):
@@ -96,7 +101,7 @@ def free_run(
 
 
 def _blocks(observation: Observation) -> tuple[Block, ...]:
-    """What a model observes; without a recording all that is alike counts as neurons."""
+    """The observed variables of a model; those of a single kind are called neurons."""
     if isinstance(observation, Joint):
         return observation.blocks
     return blocks_of({"counts": observation.num_neurons})
@@ -119,9 +124,7 @@ def _inputs(
     wanted = (*shape, int(model.config["input_dim"]))
     if inputs is None:
         if wanted[-1]:
-            raise ValueError(
-                f"this model was made for {wanted[-1]} inputs; give inputs of shape {wanted}"
-            )
+            raise ValueError(f"this model has {wanted[-1]} inputs; give inputs of shape {wanted}")
         return like.new_zeros(wanted)
     array = np.asarray(inputs, float)
     if array.shape != wanted:

@@ -1,19 +1,19 @@
-"""Lyapunov spectra: how fast small differences grow along the paths of some dynamics.
+"""Lyapunov spectra: growth rates of small perturbations along trajectories.
 
-Tangent vectors V at the states z_t are pushed along each bin and made orthonormal again::
+Tangent vectors V at the states z_t are propagated over each bin and orthonormalised::
 
     z_{t+1} = step(z_t, i_t)
     V_{t+1} R_{t+1} = (d step / d z)(z_t, i_t) V_t          QR decomposition
     lambda_k = lim (1 / T) sum_t log |R_t|_kk               nats per bin, largest first
 
-A positive lambda_1 means chaos; a flow that does not end in a fixed point has one lambda = 0; their
-sum is the mean log of the volume's growth. With lambda_1 + ... + lambda_j >= 0 and the next sum
-below 0, the attractor has the Kaplan-Yorke dimension
+A positive lambda_1 means chaos; a flow that does not converge to a fixed point has one lambda = 0;
+the sum of all is the mean logarithmic growth of volumes. If lambda_1 + ... + lambda_j >= 0 and the
+next sum is below 0, the attractor has the Kaplan-Yorke dimension
 j - (lambda_1 + ... + lambda_j) / lambda_{j+1}.
 
 Sources: Benettin, Galgani, Giorgilli & Strelcyn (1980, Meccanica 15); Kaplan & Yorke (1979, Lecture
-Notes in Mathematics 730). No Jacobian is formed: one forward derivative per bin moves all tangent
-vectors of all starts at once.
+Notes in Mathematics 730). No Jacobian is formed: one forward derivative per bin propagates all
+tangent vectors of all trajectories at once.
 """
 
 from functools import partial
@@ -40,20 +40,20 @@ def lyapunov_spectrum(
     inputs: ArrayLike | Tensor | None = None,
     burn_in: int = 100,
 ) -> xr.Dataset:
-    """Lyapunov exponents along the paths from some states.
+    """Lyapunov exponents along the trajectories from given states.
 
     Args:
         model_or_dynamics: a model of the zoo, or dynamics such as those of `known_dynamics`.
-        start: first states, ``(state,)`` or ``(..., state)``; each starts a trial.
+        start: initial states, ``(state,)`` or ``(..., state)``; each starts a trial.
         num_bins: bins over which growth is counted.
         num_exponents: how many of the largest exponents; all by default.
-        inputs: held constant, ``(input,)``, or one per bin, ``(trial, burn_in + num_bins, input)``;
-            0 by default.
-        burn_in: bins before those: the states reach the attractor, the tangent vectors turn to
-            their own directions.
+        inputs: constant, ``(input,)``, or per bin, ``(trial, burn_in + num_bins, input)``; 0 by
+            default.
+        burn_in: number of bins before those, in which the states approach the attractor and the
+            tangent vectors the Lyapunov vectors.
 
     Returns:
-        With exponents in descending order and the mean over trials taken,
+        Exponents in descending order, averaged over trials:
 
         - ``exponents_per_bin (exponent)`` and ``exponents_per_second (exponent)``, the latter by
           the dynamics' ``bin_width``, and their ``standard_error_per_bin`` and
@@ -61,12 +61,12 @@ def lyapunov_spectrum(
         - ``by_trial (trial, exponent)``, per second;
         - ``running (time, exponent)``, per second: the estimate from the bins up to ``time``, in
           seconds after the burn-in;
-        - ``kaplan_yorke``, the dimension; NaN where the exponents asked for do not tell it, and the
-          state's own dimension where they never add up to less than 0.
+        - ``kaplan_yorke``, the dimension; NaN if the requested exponents do not determine it, and
+          the dimension of the state if no partial sum of all exponents is negative.
 
     Raises:
         ValueError: for starts, inputs, lengths or a number of exponents that do not fit.
-        ArithmeticError: for a path that does not stay finite, naming its trial and bin.
+        ArithmeticError: for a trajectory that does not stay finite, naming its trial and bin.
     """
     dynamics = dynamics_of(model_or_dynamics)
     state = states_for(dynamics.state_dim, start, "start")
@@ -76,18 +76,18 @@ def lyapunov_spectrum(
     check_integer(0, burn_in=burn_in)
     if count > dim:
         raise ValueError(
-            f"num_exponents={count}; these dynamics have {dim} exponents, ask for 1 to {dim}"
+            f"num_exponents={count}; these dynamics have {dim} exponents, choose 1 to {dim}"
         )
     total = burn_in + num_bins
     driven = _driven(dynamics, inputs, num_trials, total)
-    # Random directions: a coordinate axis may be invariant, and would keep its own exponent.
+    # Random directions: a coordinate axis may be invariant, and would only see its own exponent.
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(num_trials, dim, count, generator=generator, dtype=state.dtype)
     basis = torch.linalg.qr(drawn)[0]
     growth = state.new_empty(num_bins, num_trials, count)
     for t in range(total):
         i = driven[:, t, None].expand(-1, count, -1)
-        # Copies, since a forward derivative takes no memory that overlaps itself.
+        # Copies, since forward derivatives do not accept tensors whose memory overlaps.
         copies = state[:, None].repeat(1, count, 1)
         moved, tangent = pushed(partial(_step, dynamics, i), copies, basis.mT)
         state = moved[:, 0]
@@ -103,12 +103,12 @@ def kaplan_yorke(exponents: ArrayLike, state_dim: int) -> float:
 
     Args:
         exponents: the largest Lyapunov exponents, in any unit.
-        state_dim: how many there are in all.
+        state_dim: number of all exponents.
 
     Returns:
-        The dimension; ``state_dim`` where the sum of all is not negative, NaN where too few
-        exponents are given to tell, or one is NaN. It jumps where the largest exponent is 0: that
-        of a limit cycle is 1 or 0 as an estimate of its 0 falls above or below it.
+        The dimension; ``state_dim`` if the sum of all is not negative, NaN if too few exponents are
+        given or one is NaN. It is discontinuous where the largest exponent is 0: for a limit cycle
+        it is 1 or 0, depending on the sign of the estimate of that exponent.
     """
     ordered = np.sort(np.asarray(exponents, float))[::-1]
     if np.isnan(ordered).any():
@@ -138,7 +138,7 @@ def _driven(
     if tuple(driven.shape) != wanted or not driven.isfinite().all():
         raise ValueError(
             f"inputs must be finite and of shape {wanted}, burn-in included, or"
-            f" ({dynamics.input_dim},) held constant; not {tuple(driven.shape)}"
+            f" ({dynamics.input_dim},) if constant; not {tuple(driven.shape)}"
         )
     return driven
 
@@ -146,16 +146,16 @@ def _driven(
 def _check_finite(
     state: Float[Tensor, "trial state"], tangent: Float[Tensor, "trial exponent state"], t: int
 ) -> None:
-    """Stop at the first bin whose state, or growth from the bin before, is not finite."""
-    # One sum sees every entry; a sum that overflows is settled entry by entry.
+    """Raise an error at the first bin whose state, or growth from the bin before, is not finite."""
+    # A single sum checks every entry; only if it is not finite are entries checked one by one.
     if torch.isfinite(state.sum() + tangent.sum()):
         return
     is_fine = state.isfinite().all(-1) & tangent.isfinite().all((-2, -1))
     if not is_fine.all():
         trial = int((~is_fine).nonzero()[0])
         raise ArithmeticError(
-            f"the path of trial {trial} is not finite after bin {t}; it has no Lyapunov exponents:"
-            " start it inside the basin of an attractor"
+            f"the trajectory of trial {trial} is not finite after bin {t} and has no Lyapunov"
+            " exponents: start it inside the basin of an attractor"
         )
 
 

@@ -1,4 +1,4 @@
-"""Second-order descriptions of a signal: how fast it is, and in how many dimensions it moves::
+"""Second-order statistics of a signal: power spectrum, timescales, dimension::
 
     power spectrum        P(f)                    Welch's average over segments
     timescale             first tau with C(tau) = C(0) / e,  C the autocovariance
@@ -61,7 +61,7 @@ def timescales(x: ArrayLike, bin_width: float) -> Array:
         bin_width: seconds per bin.
 
     Returns:
-        ``(dim,)`` in seconds; NaN for a dim that never falls so low within a trial, or is constant.
+        ``(dim,)`` in seconds; NaN for a constant dim and if the autocorrelation stays above 1/e.
 
     Raises:
         ValueError: for x that is not finite or not of these dims, or a bin width not above 0.
@@ -70,7 +70,7 @@ def timescales(x: ArrayLike, bin_width: float) -> Array:
     _check_bin_width(bin_width)
     num_bins, dim = trials.shape[1:]
     centred = trials - trials.mean((0, 1))
-    # Padded by as many zeros as there are bins, so that the end does not meet the beginning.
+    # Zero-padded to twice the length, since the Fourier transform is periodic.
     length = next_fast_len(2 * num_bins, real=True)
     power = (np.abs(np.fft.rfft(centred, length, axis=1)) ** 2).mean(0)
     pairs = np.arange(num_bins, 0, -1)[:, None]
@@ -87,13 +87,13 @@ def timescales(x: ArrayLike, bin_width: float) -> Array:
 
 
 def participation_ratio(x: ArrayLike) -> float:
-    """Effective number of dimensions in which x moves, between 1 and dim.
+    """Effective number of dimensions of x, between 1 and dim.
 
     Args:
         x: ``(trial, time, dim)`` or ``(time, dim)``; the covariance is over all trials and bins.
 
     Returns:
-        dim where all directions vary alike, 1 where all variance is along one.
+        dim if the variance is equal in all directions, 1 if all variance is along one.
 
     Raises:
         ValueError: for x that is not finite, not of these dims, or constant.
@@ -101,7 +101,7 @@ def participation_ratio(x: ArrayLike) -> float:
     trials = _trials(x)
     rows = trials.reshape(-1, trials.shape[-1])
     if not np.ptp(rows, axis=0).any():
-        raise ValueError("x never varies; its dimensions cannot be counted")
+        raise ValueError("x is constant and has no dimension; give a signal that varies")
     centred = rows - rows.mean(0)
     covariance = centred.T @ centred
     # Sums of eigenvalues and of their squares, without an eigendecomposition.

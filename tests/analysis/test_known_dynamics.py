@@ -43,7 +43,7 @@ def test_a_system_of_ones_own():
     torch.testing.assert_close(dynamics.step(state, state[:, :0]), state)
 
 
-def test_a_model_is_copied_to_double_and_left_alone():
+def test_a_model_is_copied_to_double_and_not_changed():
     torch.manual_seed(0)
     model = NodeSAE(4, input_dim=2, latent_dim=3, field_width=5)
     dynamics = dynamics_of(model)
@@ -60,7 +60,7 @@ def test_a_model_is_copied_to_double_and_left_alone():
     assert dynamics_of(dynamics) is dynamics
 
 
-def test_what_has_no_dynamics_is_refused():
+def test_objects_without_dynamics_raise():
     with pytest.raises(ValueError, match="str has no dynamics; give a model"):
         dynamics_of("lorenz")
     with pytest.raises(ValueError, match="mackey_glass has a delay of 16"):
@@ -89,7 +89,7 @@ def test_states_and_inputs_are_checked():
         constant_inputs(driven, [1.0])
 
 
-def test_refused_without_dynamics_of_its_own():
+def test_models_without_dynamics_raise():
     class Still(LowRankRNN):
         def dynamics(self):
             raise ValueError("Still has no dynamics of its own to analyse")

@@ -115,7 +115,7 @@ def test_kaplan_and_yorkes_dimension():
     assert np.isnan(kaplan_yorke([np.nan, 1.0], 2))
 
 
-def test_a_path_that_escapes_names_its_trial_and_bin():
+def test_a_diverging_trajectory_names_its_trial_and_bin():
     square = Dynamics(lambda z, i: z**2, 1)
     # 10^(2^k) leaves double precision at k = 9: after the ninth bin, counted from 0.
     with pytest.raises(ArithmeticError, match="trial 1 is not finite after bin 8"):
@@ -123,7 +123,7 @@ def test_a_path_that_escapes_names_its_trial_and_bin():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"start": np.zeros((2, 3))}, r"start must be states of shape \(..., 2\)"),
         ({"num_bins": 0}, "num_bins=0 must be an integer of at least 1"),
@@ -132,6 +132,6 @@ def test_a_path_that_escapes_names_its_trial_and_bin():
         ({"inputs": np.zeros((1, 3, 0))}, r"of shape \(1, 102, 0\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
         lyapunov_spectrum(HENON, **{"start": np.zeros(2), "num_bins": 2, **settings})

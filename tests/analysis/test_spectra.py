@@ -82,7 +82,7 @@ def test_the_crossing_is_interpolated_between_lags():
     assert timescales(x[:, None], 0.25)[0] == pytest.approx(expected / 4, abs=0.005)
 
 
-def test_what_never_falls_has_no_timescale():
+def test_constant_correlation_has_no_timescale():
     levels = np.array([-1.0, 1.0, 2.0])[:, None, None] * np.ones((3, 50, 1))
     still = np.ones((3, 50, 1))
     noise = np.random.default_rng(0).standard_normal((3, 50, 1))
@@ -110,7 +110,7 @@ def test_participation_ratio_of_known_covariances():
     assert participation_ratio(x.reshape(8, 50, 6)) == pytest.approx(expected)
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bin_width", [0.0, -1.0, np.nan, np.inf])
@@ -129,7 +129,7 @@ def test_bin_widths_are_positive(bin_width):
         (np.array([[1.0, 2.0], [3.0, np.nan]]), "x is nan at (1, 1)"),
     ],
 )
-def test_what_is_no_series_is_refused(x, message):
+def test_invalid_series_raise(x, message):
     for call in (
         lambda: power_spectrum(x, 1.0),
         lambda: timescales(x, 1.0),
@@ -139,6 +139,6 @@ def test_what_is_no_series_is_refused(x, message):
             call()
 
 
-def test_what_never_varies_has_no_dimension():
-    with pytest.raises(ValueError, match="x never varies"):
+def test_constants_have_no_dimension():
+    with pytest.raises(ValueError, match="x is constant"):
         participation_ratio(np.ones((5, 2)))

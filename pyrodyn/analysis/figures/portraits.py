@@ -1,14 +1,14 @@
-"""Pictures of dynamics: phase portraits, eigenvalues, Lyapunov exponents, spectra, attractors. Each
-returns a matplotlib figure and shows nothing.
+"""Figures of dynamics: phase portraits, eigenvalues, Lyapunov exponents, spectra, attractors. Each
+function returns a matplotlib figure without showing it.
 
-A portrait shows the field on a plane z = centre + x p + y q through state space (for maps, the
-displacement over one bin)::
+A phase portrait shows the vector field on a plane z = centre + x p + y q through state space (for
+maps, the displacement over one bin)::
 
     arrows                 (p . f(z), q . f(z))
-    nullclines             where one of the two is 0; in two dimensions they meet at fixed points
+    nullclines             where one of the two is 0; in two dimensions they cross at fixed points
 
-A system of two dimensions is its own plane; of more, the plane is that of the first two principal
-components of the trajectories, and the part of f that leaves it is not seen.
+In two dimensions the plane is the state space itself; in more, it is that of the first two
+principal components of the trajectories, and the component of f normal to it is not shown.
 """
 
 from collections.abc import Mapping
@@ -40,9 +40,9 @@ MARKERS = {
 """Marker and fill colour of fixed points of each stability."""
 COLORS = {"stable": "C0", "saddle": "C1", "unstable": "C3", "marginal": "0.5", "kink": "C4"}
 GRID = 61
-"""Places per axis at which a field is evaluated."""
-MOST_PATHS = 50
-"""Trajectories drawn at most: more hide the field."""
+"""Grid points per axis at which the field is evaluated."""
+MAX_TRAJECTORIES = 50
+"""Trajectories drawn at most: more of them would hide the field."""
 
 
 class Plane(NamedTuple):
@@ -82,35 +82,34 @@ def phase_portrait(
     plane: Plane | None = None,
     inputs: ArrayLike | Tensor | None = None,
 ) -> Figure:
-    """The field of some dynamics on a plane, with paths, nullclines and fixed points.
+    """The vector field on a plane, with trajectories, nullclines and fixed points.
 
     Args:
         model_or_dynamics: a model of the zoo, or dynamics.
-        trajectories: paths to draw, ``(time, state)`` or ``(trial, time, state)``; the first 50.
+        trajectories: ``(time, state)`` or ``(trial, time, state)``; the first 50 are drawn.
         fixed_points: from `pyrodyn.analysis.fixed_points.fixed_points`; marked by their stability.
-        plane: the plane to show; by default the state space itself where it has two dimensions,
-            else the trajectories' first two principal components. Nullclines are drawn in two
-            dimensions alone: elsewhere they are those of a projection, and mislead.
-        inputs: held constant, ``(input,)``; 0 by default.
+        plane: the plane to show; by default the state space itself if it has two dimensions,
+            otherwise that of the trajectories' first two principal components. Nullclines are drawn
+            in two dimensions only: elsewhere they would be those of a projection, and mislead.
+        inputs: constant, ``(input,)``; 0 by default.
 
     Raises:
-        ValueError: where there is nothing to tell the plane or its extent from, or shapes do not
-            fit.
+        ValueError: if nothing defines the plane or its extent, or shapes do not fit.
     """
     dynamics = dynamics_of(model_or_dynamics)
     dim = dynamics.state_dim
     g = residual_of(dynamics, constant_inputs(dynamics, inputs))
-    paths = None if trajectories is None else _paths(dynamics, trajectories)
-    shown = [] if paths is None else [paths.reshape(-1, dim)]
+    drawn = None if trajectories is None else _trajectories(dynamics, trajectories)
+    shown = [] if drawn is None else [drawn.reshape(-1, dim)]
     if fixed_points is not None:
         shown.append(_points(fixed_points, dim))
     if not sum(len(states) for states in shown):
         raise ValueError(
-            "a portrait needs trajectories or fixed_points, which tell how much of state space to"
-            " show"
+            "a phase portrait needs trajectories or fixed_points, which define the part of state"
+            " space to show"
         )
     if plane is None:
-        if dim != 2 and paths is None:
+        if dim != 2 and drawn is None:
             raise ValueError(
                 f"these dynamics have {dim} dimensions; give trajectories, whose principal"
                 " components are shown, or a Plane"
@@ -118,8 +117,8 @@ def phase_portrait(
         names = ("state 1", "state 2")
         plane = (
             Plane(np.zeros(2), np.eye(2), names)
-            if dim == 2 or paths is None
-            else Plane.principal(paths.reshape(-1, dim))
+            if dim == 2 or drawn is None
+            else Plane.principal(drawn.reshape(-1, dim))
         )
     if plane.axes.shape != (2, dim):
         raise ValueError(f"plane has axes of shape {plane.axes.shape}; give two of {dim} entries")
@@ -132,7 +131,7 @@ def phase_portrait(
     speed = np.hypot(u, v) / dynamics.bin_width
 
     figure, axis = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
-    # Most of a field is slow: its size is shown by its log, from a thousandth of the largest.
+    # Speeds span orders of magnitude: their logarithm is shown, from a thousandth of the largest.
     shade = np.log10(np.maximum(speed, max(speed.max() * 1e-3, np.finfo(float).tiny)))
     image = axis.pcolormesh(x, y, shade, cmap="Greys", alpha=0.4, shading="nearest", lw=0)
     unit = "per second" if dynamics.bin_width != 1 else "per unit of time"
@@ -143,22 +142,22 @@ def phase_portrait(
         for part, color, name in zip((u, v), ("C2", "C4"), plane.names, strict=True):
             if part.min() < 0 < part.max():
                 axis.contour(x, y, part, levels=[0.0], colors=color, linewidths=1.4)
-                axis.plot([], [], color=color, lw=1.4, label=f"{name} at rest")
-    if paths is not None:
-        for index, path in enumerate(plane.project(paths[:MOST_PATHS])):
+                axis.plot([], [], color=color, lw=1.4, label=f"nullcline of {name}")
+    if drawn is not None:
+        for index, states in enumerate(plane.project(drawn[:MAX_TRAJECTORIES])):
             label = "trajectories" if index == 0 else None
-            axis.plot(*path.T, color="C0", lw=0.8, alpha=0.7, label=label)
+            axis.plot(*states.T, color="C0", lw=0.8, alpha=0.7, label=label)
     if fixed_points is not None:
         _mark(axis, plane.project(_points(fixed_points, dim)), fixed_points["stability"].values)
     axis.set(xlabel=plane.names[0], ylabel=plane.names[1], xlim=x[[0, -1]], ylim=y[[0, -1]])
     if axis.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # hides no point
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # outside, to hide no point
     return figure
 
 
 def plot_eigenvalues(fixed_points: xr.Dataset) -> Figure:
-    """Eigenvalues of all fixed points, beside the line at which modes neither grow nor decay: the
-    unit circle for maps, the imaginary axis for flows.
+    """Eigenvalues of all fixed points, and the boundary of stability: the unit circle for maps, the
+    imaginary axis for flows. Points on kinks without a derivative have none.
 
     Args:
         fixed_points: from `pyrodyn.analysis.fixed_points.fixed_points`.
@@ -173,7 +172,7 @@ def plot_eigenvalues(fixed_points: xr.Dataset) -> Figure:
         axis.plot([-1.1, 1.1], [-1.1, 1.1], alpha=0)  # room for all of the circle
     for kind, color in COLORS.items():
         values = eigenvalues[stability == kind].ravel()
-        values = values[np.isfinite(values)]  # on kinks there may be none
+        values = values[np.isfinite(values)]
         if len(values):
             axis.plot(
                 values.real, values.imag, MARKERS[kind][0], color=color, ms=5, mec="white",
@@ -185,12 +184,14 @@ def plot_eigenvalues(fixed_points: xr.Dataset) -> Figure:
     if not is_flow:
         axis.set_aspect("equal")
     if axis.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)  # hides no eigenvalue
+        figure.legend(
+            loc="outside lower center", ncols=4, fontsize=8
+        )  # outside, to hide no eigenvalue
     return figure
 
 
 def plot_lyapunov(spectrum: xr.Dataset) -> Figure:
-    """Lyapunov exponents with two standard errors, and how the estimates settled.
+    """Lyapunov exponents with two standard errors, and the convergence of their estimates.
 
     Args:
         spectrum: from `pyrodyn.analysis.lyapunov_spectrum`.
@@ -215,61 +216,62 @@ def plot_lyapunov(spectrum: xr.Dataset) -> Figure:
 
 
 def plot_spectra(spectra: Mapping[str, xr.DataArray]) -> Figure:
-    """Power spectra of several signals on one pair of logarithmic axes: thin lines per dim, a thick
-    one for their mean.
+    """Power spectra of several signals on logarithmic axes: thin lines per dim, a thick one for
+    their mean.
 
     Args:
         spectra: by name, from `pyrodyn.analysis.power_spectrum`.
 
     Raises:
-        ValueError: for no spectra, and for what is none.
+        ValueError: for no spectra, and for arrays that are not spectra.
     """
     if not spectra:
-        raise ValueError("there is no spectrum to draw; give at least one, by name")
+        raise ValueError("there is no spectrum to plot; give at least one, by name")
     figure, axis = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
     for index, (name, spectrum) in enumerate(spectra.items()):
         if spectrum.dims != ("frequency", "dim"):
             raise ValueError(
-                f"{name!r} has dims {spectrum.dims}; give what power_spectrum returns, of dims"
+                f"{name!r} has dims {spectrum.dims}; give a result of power_spectrum, with dims"
                 " ('frequency', 'dim')"
             )
-        moving = spectrum.isel(frequency=spectrum["frequency"].values > 0)  # 0 has no logarithm
-        frequency, color = moving["frequency"].values, f"C{index % 10}"
-        axis.loglog(frequency, moving.values, color=color, lw=0.5, alpha=0.3)
-        axis.loglog(frequency, moving.mean("dim").values, color=color, lw=1.8, label=name)
+        positive = spectrum.isel(frequency=spectrum["frequency"].values > 0)  # log axes
+        frequency, color = positive["frequency"].values, f"C{index % 10}"
+        axis.loglog(frequency, positive.values, color=color, lw=0.5, alpha=0.3)
+        axis.loglog(frequency, positive.mean("dim").values, color=color, lw=1.8, label=name)
     axis.set(xlabel="frequency (Hz)", ylabel="power per Hz")
     axis.legend(fontsize=8)
     return figure
 
 
 def plot_attractors(true: ArrayLike | Tensor, inferred: ArrayLike | Tensor) -> Figure:
-    """Paths on two attractors in three dimensions, side by side on the same scale.
+    """Trajectories on two attractors in three dimensions, side by side on the same scale.
 
     Args:
         true: ``(time, 3)`` or ``(trial, time, 3)``; its first 50 trials are drawn.
-        inferred: the same, in coordinates that one can compare, such as after a regression onto
-            the true ones (`pyrodyn.analysis.align`).
+        inferred: the same, in comparable coordinates, such as after a regression onto the true
+            ones (`pyrodyn.analysis.align`).
 
     Raises:
-        ValueError: for paths of another shape.
+        ValueError: for trajectories of another shape.
     """
     given = {"true": _array(true), "inferred": _array(inferred)}
-    for title, paths in given.items():
-        if paths.ndim not in (2, 3) or paths.shape[-1] != 3:
+    for title, states in given.items():
+        if states.ndim not in (2, 3) or states.shape[-1] != 3:
             raise ValueError(
-                f"{title} must be paths of shape (time, 3) or (trial, time, 3), not {paths.shape}"
+                f"{title} must be trajectories of shape (time, 3) or (trial, time, 3), not"
+                f" {states.shape}"
             )
-    all_states = np.concatenate([paths.reshape(-1, 3) for paths in given.values()])
+    all_states = np.concatenate([states.reshape(-1, 3) for states in given.values()])
     figure = plt.figure(figsize=(8.4, 4.2))
     figure.subplots_adjust(left=0.0, right=0.95, bottom=0.04, top=0.92, wspace=0.08)
-    for position, (title, paths) in enumerate(given.items(), 1):
+    for position, (title, states) in enumerate(given.items(), 1):
         axis = figure.add_subplot(1, 2, position, projection="3d")
-        for path in paths.reshape(-1, *paths.shape[-2:])[:MOST_PATHS]:
-            axis.plot(*path.T, lw=0.6, color="black" if position == 1 else "C3")
+        for trial in states.reshape(-1, *states.shape[-2:])[:MAX_TRAJECTORIES]:
+            axis.plot(*trial.T, lw=0.6, color="black" if position == 1 else "C3")
         axis.set(title=title, xlabel="x", ylabel="y")
         axis.set_zlabel("z")
         axis.auto_scale_xyz(*all_states.T)
-        axis.set_box_aspect(None, zoom=0.96)  # else labels of three axes leave the figure
+        axis.set_box_aspect(None, zoom=0.96)  # keeps the labels inside
     return figure
 
 
@@ -278,7 +280,7 @@ def _array(values: ArrayLike | Tensor) -> Float[ndarray, "..."]:
     return np.asarray(plain, float)
 
 
-def _paths(
+def _trajectories(
     dynamics: Dynamics, trajectories: ArrayLike | Tensor
 ) -> Float[ndarray, "trial time state"]:
     array = _array(trajectories)
@@ -295,14 +297,14 @@ def _points(fixed_points: xr.Dataset, dim: int) -> Float[ndarray, "point state"]
     points = np.asarray(fixed_points["point"].values, float)
     if points.ndim != 2 or points.shape[1] != dim:
         raise ValueError(
-            f"fixed_points hold points of shape {points.shape}; these dynamics have {dim}"
+            f"fixed_points have points of shape {points.shape}; these dynamics have {dim}"
             " dimensions"
         )
     return points
 
 
 def _extent(shown: Float[ndarray, "row 2"]) -> tuple[ndarray, ndarray]:
-    """Places along both axes, with room around what is shown."""
+    """Grid coordinates along both axes, with a margin around the shown states."""
     low, high = shown.min(0), shown.max(0)
     width = high - low
     width = np.where(width > 0, width, width.max() if width.max() > 0 else 2.0)
@@ -311,9 +313,9 @@ def _extent(shown: Float[ndarray, "row 2"]) -> tuple[ndarray, ndarray]:
     return x, y
 
 
-def _mark(axis: Axes, places: Float[ndarray, "point 2"], stability: ndarray) -> None:
+def _mark(axis: Axes, positions: Float[ndarray, "point 2"], stability: ndarray) -> None:
     for kind, (marker, filling) in MARKERS.items():
-        of_kind = places[stability == kind]
+        of_kind = positions[stability == kind]
         if len(of_kind):
             x, y = of_kind.T
             axis.scatter(

@@ -1,5 +1,5 @@
-"""Pictures of a recording and what a model inferred from it. Each returns a matplotlib figure and
-shows nothing.
+"""Figures of a recording and of a model's inference from it. Each function returns a matplotlib
+figure without showing it.
 """
 
 import matplotlib.pyplot as plt
@@ -13,21 +13,21 @@ from pyrodyn.data.recording import observed_name, unit_dim
 def plot_rates(
     recording: xr.Dataset, predicted: xr.Dataset, *, trial: int = 0, num_neurons: int = 4
 ) -> Figure:
-    """One trial: all observations, all inferred rates (beside the truth where it is known), and
-    single neurons.
+    """One trial: all observations, all inferred rates (beside the true ones, if known), and single
+    neurons.
 
     Args:
         recording: the recording.
         predicted: from `pyrodyn.predict`; ``rates`` in expected observations per bin.
         trial: position of the trial.
-        num_neurons: how many neurons are shown one by one: those of largest inferred modulation.
+        num_neurons: number of single neurons, those of the largest inferred modulation.
     """
     unit = unit_dim(recording)
     time = predicted["time"].values
     shown = recording.isel(trial=trial).sel(time=time)
     observed = shown[observed_name(recording)].values
     inferred = predicted["rates"].isel(trial=trial).values
-    spread = predicted["rates_sd"].isel(trial=trial).values
+    sd = predicted["rates_sd"].isel(trial=trial).values
     true = shown["rates"].values if "rates" in shown else None
 
     maps = {"observed": observed, "inferred rate": inferred}
@@ -59,7 +59,7 @@ def plot_rates(
         if true is not None:
             axis.plot(time, true[:, neuron], color="black", lw=1.2, label="true rate")
         axis.plot(time, inferred[:, neuron], color="C3", lw=1.4, label="posterior mean")
-        low, high = (inferred[:, neuron] + sign * 2 * spread[:, neuron] for sign in (-1, 1))
+        low, high = (inferred[:, neuron] + sign * 2 * sd[:, neuron] for sign in (-1, 1))
         axis.fill_between(time, low, high, color="C3", alpha=0.25, lw=0, label="± 2 sd")
         if observed_name(recording) == "counts":
             for spike in time[observed[:, neuron] > 0]:
@@ -76,7 +76,7 @@ def plot_factors(predicted: xr.Dataset, *, trials: int = 5) -> Figure:
 
     Args:
         predicted: from `pyrodyn.predict`.
-        trials: how many trials are drawn.
+        trials: number of trials.
     """
     factors = predicted["factors"].isel(trial=slice(trials))
     num_factors = factors.sizes["factor"]
@@ -98,14 +98,14 @@ def plot_factors(predicted: xr.Dataset, *, trials: int = 5) -> Figure:
 
 
 def plot_inferred_inputs(recording: xr.Dataset, predicted: xr.Dataset) -> Figure:
-    """Size of the inferred input in every trial, with the true pulse where a simulation has one.
+    """Norm of the inferred input in every trial, with the true pulses of a simulation, if any.
 
     Args:
         recording: the recording; its coordinate ``pulse_bin`` marks simulated pulses.
         predicted: from `pyrodyn.predict`, of a model with inferred inputs.
 
     Raises:
-        ValueError: when the model infers no inputs.
+        ValueError: if the model infers no inputs.
     """
     if "u" not in predicted:
         raise ValueError("this model infers no inputs; fit one with inferred_input_dim >= 1")
@@ -132,5 +132,5 @@ def plot_inferred_inputs(recording: xr.Dataset, predicted: xr.Dataset) -> Figure
         axis.plot(times, np.flatnonzero(pulsed), ".", ms=2, color="cyan", label="true pulse")
         axis.legend(loc="upper left", fontsize=8)
     axis.set(xlabel="time (s)", ylabel="trial" + ("" if pulses is None else " (by pulse)"))
-    figure.colorbar(image, ax=axis, label="size of inferred input")
+    figure.colorbar(image, ax=axis, label="norm of inferred input")
     return figure

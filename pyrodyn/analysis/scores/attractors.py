@@ -1,6 +1,6 @@
-"""How alike two attractors are: distances between long time series, which need not be in phase.
+"""Distances between attractors: of long time series, which need not be in phase.
 
-Where things are visited, over space::
+Between distributions over state space::
 
     D_stsp = KL(p_true || p_generated)
 
@@ -10,19 +10,20 @@ p(x) = 1/T sum_t N(x; mu_t, I) centred on the points of a series, by 1000 draws 
 
     KL ~ 1/1000 sum_i [log p_true(x_i) - log p_generated(x_i)],  x_i ~ p_true
 
-How fast things move, per channel::
+Between power spectra, per channel::
 
     D_H = sqrt(1 - sum_f sqrt(P_f Q_f))       Hellinger distance, 0 to 1, mean over channels
 
 of smoothed power spectra P and Q that sum to 1.
 
-Neither says much alone. A phase-randomised surrogate, which has no dynamics at all, has D_H = 0; on
-EEG, independent Gaussian draws have a smaller D_stsp than published models. `attractor_baselines`
-makes such trivial series from the data: print their distances beside every claim.
+Neither is sufficient alone. A phase-randomised surrogate, which has no dynamics at all, has
+D_H = 0; on EEG, independent Gaussian draws have a smaller D_stsp than published models.
+`attractor_baselines` generates such trivial series from the data: report their distances beside
+those of a model.
 
 Sources: Brenner et al. (ICML 2022) and Hess et al. (ICML 2023) for both distances; Theiler et al.
 (Physica D 1992) and Prichard & Theiler (PRL 1994) for surrogates. Departure: generated points
-outside the true data's range are not dropped but count as one more bin, where the truth never is.
+outside the range of the true data are not dropped but counted in one more bin, empty of true data.
 """
 
 import numpy as np
@@ -34,18 +35,18 @@ from pyrodyn.analysis.scores.rates import Array
 from pyrodyn.data.arguments import check_integer
 
 SMALLEST_MIXTURE_DIM = 6
-"""Series of fewer dimensions are binned."""
+"""Series of fewer dimensions are compared by histograms."""
 BINS_PER_DIM, LAPLACE = 30, 1e-5
-NUM_MIXTURE_DRAWS, MOST_CENTRES = 1000, 10_000
-DRAWS_AT_ONCE = 50
-"""Draws whose distances to all centres lie in memory together: 4 MB of them."""
+NUM_MIXTURE_DRAWS, MAX_CENTRES = 1000, 10_000
+DRAWS_PER_BLOCK = 50
+"""Draws whose distances to all centres are computed at once, in 4 MB."""
 
 HANN_BINS = 15
 """Width of the smoothing of the EEG benchmark, in bins."""
 
 
 def d_stsp(true: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> float:
-    """KL divergence of where a generated series is from where the true one is, in nats.
+    """KL divergence of the distributions of two series over state space, in nats.
 
     Mixture components have unit variance: from 6 dimensions up the scale of the data matters, and
     published numbers are those of z-scored channels.
@@ -56,7 +57,7 @@ def d_stsp(true: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> float:
         seed: seeds the draws from the true mixture (6 dimensions up).
 
     Returns:
-        0 for identical series; below 0 only by the noise of the mixture's estimate.
+        0 for identical series; below 0 only by the Monte Carlo error of the mixture's estimate.
 
     Raises:
         ValueError: for series that are not finite, not ``(time, dim)``, or of different dims, and
@@ -65,7 +66,7 @@ def d_stsp(true: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> float:
     true, generated = _pair(true, generated)
     if true.shape[1] < SMALLEST_MIXTURE_DIM:
         return _binned_divergence(true, generated)
-    return _mixture_divergence(true[:MOST_CENTRES], generated[:MOST_CENTRES], seed)
+    return _mixture_divergence(true[:MAX_CENTRES], generated[:MAX_CENTRES], seed)
 
 
 def d_h(true: ArrayLike, generated: ArrayLike, *, smoothing: float = 20.0) -> float:
@@ -76,10 +77,10 @@ def d_h(true: ArrayLike, generated: ArrayLike, *, smoothing: float = 20.0) -> fl
         generated: ``(time, dim)`` of the same shape: frequencies are compared one by one.
         smoothing: standard deviation of the Gaussian kernel on spectra, in frequency bins (of
             1 / (num_bins bin_width) Hz each, so the same kernel is wider for shorter series);
-            mirrored at both ends. 0 for none.
+            reflected at both ends. 0 for none.
 
     Returns:
-        Between 0 (the same spectra) and 1 (no frequency in common).
+        Between 0 (identical spectra) and 1 (no common frequency).
 
     Raises:
         ValueError: for series that are not finite, not ``(time, dim)``, of different shapes or
@@ -101,30 +102,30 @@ def d_h(true: ArrayLike, generated: ArrayLike, *, smoothing: float = 20.0) -> fl
 
 
 def attractor_baselines(train: ArrayLike, num_bins: int, *, seed: int = 0) -> dict[str, Array]:
-    """Series from generators that nobody would call a model of the dynamics.
+    """Series from generators that are not models of the dynamics.
 
-    A model's distances mean something where they beat these. All share the data's mean:
+    A model should have smaller distances than these. All have the mean of the data:
 
     - ``"white Gaussian"``: independent draws with the data's covariance;
     - ``"smoothed Gaussian"``: white noise smoothed by a Hann window of 15 bins and scaled such that
       it has the data's covariance;
     - ``"VAR(1)"``: a linear autoregression of all dims on the bin before;
     - ``"VAR(2), 3 PCs"``, ``"VAR(2), 16 PCs"``: a linear autoregression of the first principal
-      components (at most dim) on the two bins before, nothing outside their span;
-    - ``"surrogate"``: the data with phases randomised, alike in all dims: the same auto- and
-      cross-spectra. It has the data's length and repeats where more bins are asked for; where fewer
-      are, it is cut.
+      components (at most dim) on the two bins before, zero outside their span;
+    - ``"surrogate"``: the data with phases randomised, by the same phases in all dims, which
+      preserves auto- and cross-spectra. It has the length of the data; a longer series repeats it,
+      a shorter one truncates it.
 
-    Autoregressions solve the Yule-Walker equations, hence are stable, have the data's covariances
-    at lags up to their order, and start from their stationary law.
+    Autoregressions solve the Yule-Walker equations. They are therefore stable, have the data's
+    covariances at lags up to their order, and start from their stationary distribution.
 
     Args:
-        train: ``(time, dim)``; what the model was fitted to.
+        train: ``(time, dim)``; the training data.
         num_bins: length of the series.
-        seed: seeds all.
+        seed: seeds all series.
 
     Returns:
-        By name, ``(num_bins, dim)``.
+        Series ``(num_bins, dim)`` by name.
 
     Raises:
         ValueError: for data that are not finite, not ``(time, dim)`` or constant in a dim, have no
@@ -137,14 +138,14 @@ def attractor_baselines(train: ArrayLike, num_bins: int, *, seed: int = 0) -> di
             f"train has {len(data)} bins of {data.shape[1]} dims; autoregressions need more than"
             " twice as many bins as dims"
         )
-    _refuse_constant("train", data)
+    _check_varies("train", data)
     mean = data.mean(0)
     centred = data - mean
     factor = _root(centred.T @ centred / len(data))
     window = np.hanning(HANN_BINS)
     window /= np.sqrt(np.square(window).sum())
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    # One generator each, so that no series depends on the length of another.
+    # Separate generators, so that no series depends on the length of another.
     rngs = np.random.default_rng(seed).spawn(6)
 
     def white(num_rows: int, rng: np.random.Generator) -> Array:
@@ -165,20 +166,20 @@ def attractor_baselines(train: ArrayLike, num_bins: int, *, seed: int = 0) -> di
     }
 
 
-# --- over space ---------------------------------------------------------------------------------
+# --- state space --------------------------------------------------------------------------------
 
 
 def _binned_divergence(true: Array, generated: Array) -> float:
-    """KL of histograms, over bins where anything was and then all the others together."""
-    _refuse_constant("true", true)
+    """KL of histograms: over the visited bins, and over all others together."""
+    _check_varies("true", true)
     dim = true.shape[1]
     low, high = true.min(0), true.max(0)
 
     def bins_of(series: Array) -> NDArray[np.int64]:
-        """The bin of every point, numbered through all dims; those outside left out."""
+        """Flat index of the bin of every point inside the range."""
         inside = series[((series >= low) & (series <= high)).all(1)]
         position = np.floor((inside - low) / (high - low) * BINS_PER_DIM).astype(np.int64)
-        # The largest point of all belongs to the last bin.
+        # The largest point belongs to the last bin.
         position = np.minimum(position, BINS_PER_DIM - 1)
         return np.ravel_multi_index(tuple(position.T), (BINS_PER_DIM,) * dim)
 
@@ -187,7 +188,7 @@ def _binned_divergence(true: Array, generated: Array) -> float:
     num_bins, num_visited = BINS_PER_DIM**dim, len(visited)
 
     def probabilities(members: NDArray[np.int64], num_points: int) -> tuple[Array, float]:
-        """Of each visited bin, and of any other."""
+        """Probability of each visited bin, and of any other bin."""
         total = num_points + LAPLACE * num_bins
         return (np.bincount(members, minlength=num_visited) + LAPLACE) / total, LAPLACE / total
 
@@ -198,7 +199,7 @@ def _binned_divergence(true: Array, generated: Array) -> float:
 
 
 def _mixture_divergence(true: Array, generated: Array, seed: int) -> float:
-    """KL of mixtures of unit Gaussians, by draws from the true one."""
+    """KL of mixtures of unit Gaussians, by draws from that of the true series."""
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(true), size=NUM_MIXTURE_DRAWS)
     draws = true[chosen] + rng.standard_normal((NUM_MIXTURE_DRAWS, true.shape[1]))
@@ -206,22 +207,22 @@ def _mixture_divergence(true: Array, generated: Array, seed: int) -> float:
 
 
 def _mixture_log_prob(draws: Array, centres: Array) -> Array:
-    """Log 1/T sum_t exp(-|x - mu_t|^2 / 2), without the constant of the Gaussian."""
+    """Log of 1/T sum_t exp(-|x - mu_t|^2 / 2), without the Gaussian's normaliser."""
     log_probs = np.empty(len(draws))
     squares = np.square(centres).sum(1) / 2
-    for first in range(0, len(draws), DRAWS_AT_ONCE):
-        x = draws[first : first + DRAWS_AT_ONCE]
+    for first in range(0, len(draws), DRAWS_PER_BLOCK):
+        x = draws[first : first + DRAWS_PER_BLOCK]
         exponents = x @ centres.T - squares - np.square(x).sum(1, keepdims=True) / 2
-        log_probs[first : first + DRAWS_AT_ONCE] = logsumexp(exponents, axis=1)
+        log_probs[first : first + DRAWS_PER_BLOCK] = logsumexp(exponents, axis=1)
     return log_probs - np.log(len(centres))
 
 
-# --- over frequencies ---------------------------------------------------------------------------
+# --- power spectra ------------------------------------------------------------------------------
 
 
 def _spectra(name: str, series: Array, smoothing: float) -> Array:
     """Smoothed power spectra of z-scored channels, ``(frequency, dim)``, that sum to 1."""
-    _refuse_constant(name, series)
+    _check_varies(name, series)
     z = (series - series.mean(0)) / series.std(0)
     power = np.abs(np.fft.rfft(z, axis=0)) ** 2
     if smoothing > 0:
@@ -239,8 +240,8 @@ def _autoregression(centred: Array, order: int, num_bins: int, rng: np.random.Ge
 
         [A_1 ... A_p] G = [C_1 ... C_p],  G_ij = C_{j-i};   S = C_0 - sum_k A_k C_k'
 
-    Sums over the data divided by its length, whatever the lag, make every G a covariance, and the
-    series stable for it.
+    Sums at every lag are divided by the length of the data, so that G is positive semidefinite and
+    the autoregression stable.
     """
     num_rows, dim = centred.shape
     lags = [centred[k:].T @ centred[: num_rows - k] / num_rows for k in range(order + 1)]
@@ -250,22 +251,22 @@ def _autoregression(centred: Array, order: int, num_bins: int, rng: np.random.Ge
     weights = np.linalg.lstsq(recent, ahead.T, rcond=None)[0].T
     noise = rng.standard_normal((num_bins, dim)) @ _root(lags[0] - weights @ ahead.T).T
     state = _root(recent) @ rng.standard_normal(order * dim)
-    path = np.empty((num_bins, dim))
+    series = np.empty((num_bins, dim))
     for t in range(num_bins):
-        path[t] = weights @ state + noise[t]
-        state = np.concatenate([path[t], state[:-dim]])
-    return path
+        series[t] = weights @ state + noise[t]
+        state = np.concatenate([series[t], state[:-dim]])
+    return series
 
 
 def _surrogate(centred: Array, rng: np.random.Generator) -> Array:
-    """The series with one random phase per frequency added in all dims."""
+    """The series with one random phase per frequency, added in all dims."""
     spectrum = np.fft.rfft(centred, axis=0)
-    turns = np.exp(2j * np.pi * rng.random(len(spectrum)))
-    # A real series has no phase at zero and at half the sampling rate.
-    turns[0] = 1
+    phases = np.exp(2j * np.pi * rng.random(len(spectrum)))
+    # The phase of a real series at zero and at half the sampling rate is fixed.
+    phases[0] = 1
     if len(centred) % 2 == 0:
-        turns[-1] = 1
-    surrogate: Array = np.fft.irfft(spectrum * turns[:, None], len(centred), axis=0)
+        phases[-1] = 1
+    surrogate: Array = np.fft.irfft(spectrum * phases[:, None], len(centred), axis=0)
     return surrogate
 
 
@@ -285,9 +286,7 @@ def _series(name: str, given: ArrayLike) -> Array:
         raise ValueError(f"{name} has shape {series.shape}; it must be (time, dim), none of them 0")
     if not np.isfinite(series).all():
         t, i = (int(index) for index in np.argwhere(~np.isfinite(series))[0])
-        raise ValueError(
-            f"{name} is {series[t, i]} at bin {t}, dim {i}; distances are about finite series"
-        )
+        raise ValueError(f"{name} is {series[t, i]} at bin {t}, dim {i}; replace it or cut it out")
     return series
 
 
@@ -300,7 +299,7 @@ def _pair(true: ArrayLike, generated: ArrayLike) -> tuple[Array, Array]:
     return pair
 
 
-def _refuse_constant(name: str, series: Array) -> None:
+def _check_varies(name: str, series: Array) -> None:
     constant = np.ptp(series, axis=0) == 0
     if constant.any():
         raise ValueError(f"{name} never varies in dim {int(constant.argmax())}; leave that dim out")

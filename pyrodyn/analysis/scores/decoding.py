@@ -1,11 +1,11 @@
-"""Decoding behaviour: ridge regression from rates, or any features, to behaviour some bins later::
+"""Decoding of behaviour: ridge regression from rates, or other features, at a lag::
 
     b_{t+lag} ~ W' f_t + w_0,   minimising  sum |b - W' f - w_0|^2 + penalty |W|^2
 
-The penalty is chosen by cross-validation over trials of the training set (by bins would leak: bins
-of one trial resemble each other), the R2 is that of the test trials. Neither the features nor the
-penalty are rescaled, as in the Neural Latents Benchmark (Pei et al. 2021, arXiv 2109.04463), whose
-penalties, five folds and mean over behavioural quantities are the defaults here.
+The penalty is chosen by cross-validation over trials of the training set (folds of bins would leak,
+since bins of one trial are correlated); the R2 is that of the test trials. Neither the features nor
+the penalty are rescaled, as in the Neural Latents Benchmark (Pei et al. 2021, arXiv 2109.04463),
+whose penalties, five folds and mean over behavioural quantities are the defaults here.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class Decoding(NamedTuple):
 
     Attributes:
         r2: mean of ``per_quantity``, leaving out NaN.
-        per_quantity: ``(quantity,)`` R2; NaN where a quantity never varies.
+        per_quantity: ``(quantity,)`` R2; NaN for a constant quantity.
         penalty: the ridge penalty that was chosen on the training trials.
-        predicted: ``(trial, time, quantity)`` in step with the test behaviour; NaN where the
+        predicted: ``(trial, time, quantity)`` in the bins of the test behaviour; NaN where the
             features ``lag`` bins earlier were not measured or lie outside the trial.
     """
 
@@ -57,8 +57,8 @@ def decode(
         features_test: features of the test trials.
         behavior_test: behaviour of the test trials.
         lag: bins by which behaviour follows the features; negative if it precedes them.
-        valid_train: bool, ``(trial, time)``; false in bins where nothing was measured. Behaviour
-            is used where its bin and the one ``lag`` earlier are valid.
+        valid_train: bool, ``(trial, time)``; false in unmeasured bins. Behaviour is used if its bin
+            and the one ``lag`` earlier are valid.
         valid_test: the same for the test trials.
         penalties: ridge penalties to choose from.
         num_folds: folds of the cross-validation; trial i is in fold i modulo this number, fewer if
@@ -109,8 +109,8 @@ def ridge(features: Array, targets: Array, penalty: float) -> tuple[Array, Array
     Args:
         features: ``(row, feature)``.
         targets: ``(row, target)``.
-        penalty: times the squared weights, added to the squared errors; 0 gives least squares, of
-            least norm where features depend on each other.
+        penalty: factor of the squared weights, added to the squared errors; 0 gives least squares,
+            of least norm if features are linearly dependent.
 
     Returns:
         Weights ``(feature, target)`` and intercepts ``(target,)``.
@@ -148,7 +148,7 @@ def ridge_path(
 def _lagged(
     features: ArrayLike, behavior: ArrayLike, valid: ArrayLike | None, lag: int
 ) -> tuple[Array, Array, Mask]:
-    """Features, the behaviour ``lag`` bins later, and which of these pairs can be used."""
+    """Features, the behaviour ``lag`` bins later, and a mask of the usable pairs."""
     first, second = np.asarray(features, float), np.asarray(behavior, float)
     measured = np.ones(second.shape[:2], bool) if valid is None else np.asarray(valid, bool)
     if (
@@ -177,7 +177,7 @@ def _shifts(num_bins: int, lag: int) -> tuple[slice, slice]:
 def _predictions(
     features: ArrayLike, valid: ArrayLike | None, lag: int, weights: Array, intercept: Array
 ) -> Array:
-    """Decoded behaviour in step with the trial's bins, NaN where nothing can be decoded."""
+    """Decoded behaviour in the trial's bins, NaN where nothing can be decoded."""
     given = np.asarray(features, float)
     early, late = _shifts(given.shape[1], lag)
     measured = np.ones(given.shape[:2], bool) if valid is None else np.asarray(valid, bool)

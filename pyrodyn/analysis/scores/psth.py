@@ -1,11 +1,11 @@
-"""Trial averages: smoothed spikes, condition averages (PSTHs), and how well rates match them::
+"""Trial averages: smoothed spikes, condition averages (PSTHs), and scores of rates against them::
 
     smooth     x~_t = sum_s k(t - s) v_s x_s / sum_s k(t - s) v_s,  k Gaussian, v = 1 where measured
     PSTH       average of x~ over the trials of one condition
     PSTH R2    of condition-averaged rates against the PSTH, over conditions and bins
 
-Smoothed spikes are the features, and the PSTH the rates, that a latent variable model has to beat.
-The score follows Pei et al. (2021), "Neural Latents Benchmark '21" (arXiv 2109.04463): a kernel of
+Smoothed spikes are baseline features, and PSTHs baseline rates, for any latent variable model. The
+score follows Pei et al. (2021), "Neural Latents Benchmark '21" (arXiv 2109.04463): a kernel of
 70 ms, R2 averaged over neurons.
 """
 
@@ -19,26 +19,26 @@ from pyrodyn.analysis.scores.rates import (
     Mask,
     RateR2,
     aligned,
+    check_entries,
     counts_of,
     entry_mask,
     rate_r2,
-    refuse,
 )
 
 
 def smooth(values: ArrayLike, bin_width: float, sd: float, valid: ArrayLike | None = None) -> Array:
-    """Gaussian smoothing along time within trials, normalised by the weight that was measured.
+    """Gaussian smoothing along time within trials, normalised by the kernel's measured weight.
 
-    Neither edges nor gaps are therefore pulled towards zero.
+    Values near edges and gaps are therefore not biased towards zero.
 
     Args:
         values: ``(trial, time, neuron)``, such as spike counts.
         bin_width: seconds per bin.
-        sd: standard deviation of the kernel in seconds, cut off at four.
+        sd: standard deviation of the kernel in seconds; truncated at four of them.
         valid: bool, ``(trial, time)`` or the values' shape; false where nothing was measured.
 
     Returns:
-        Smoothed values of the same shape and unit; 0 where nothing was measured within reach.
+        Smoothed values of the same shape and unit; 0 if nothing was measured within the kernel.
 
     Raises:
         ValueError: if ``sd`` is not positive or shapes differ.
@@ -60,10 +60,10 @@ def smooth(values: ArrayLike, bin_width: float, sd: float, valid: ArrayLike | No
 
 
 def condition_psth(train: xr.Dataset, test: xr.Dataset, *, smoothing: float = 0.05) -> xr.DataArray:
-    """Predict test trials by the average training trial of their condition: the baseline to beat.
+    """Predict test trials by the average training trial of their condition: a baseline.
 
-    The average takes in one more trial at the neuron's mean rate (a gamma prior worth one trial),
-    since a rate of zero costs dearly at the first spike.
+    The average includes one more trial at the neuron's mean rate (a gamma prior with the weight of
+    one trial), since a spike at a rate of zero has no likelihood.
 
     Args:
         train: a recording of counts with ``condition``.
@@ -103,8 +103,8 @@ def psth_r2(
         rates: expected counts per bin, shaped as the recording's counts.
         recording: the trials that the rates belong to, with ``condition``.
         smoothing: standard deviation of the Gaussian kernel on the spikes, in seconds.
-        reference: the trials that make the PSTH, with the same neurons and bins: for example all
-            trials where the rates are those of held-out ones. By default the recording itself.
+        reference: the trials of which the PSTH is computed, with the same neurons and bins, such as
+            all trials if the rates are those of test trials. By default the recording itself.
 
     Returns:
         R2 over the shared conditions' bins: per neuron, its mean (the benchmark's score), pooled.
@@ -118,7 +118,7 @@ def psth_r2(
     if not shared.size:
         raise ValueError("recording and reference share no condition")
     model, _, mask = aligned("rates", rates, "counts", counts_of(recording), entry_mask(recording))
-    refuse("rates", model, mask & ~np.isfinite(model), "finite")
+    check_entries("rates", model, mask & ~np.isfinite(model), "finite")
     measured = entry_mask(reference).values
     spikes = smooth(counts_of(reference), reference.attrs["bin_width"], smoothing, measured)
     modelled = _condition_means(model, mask, labels, shared)

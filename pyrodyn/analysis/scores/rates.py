@@ -1,15 +1,15 @@
-"""Scores of inferred rates, in the definitions of the field::
+"""Scores of inferred rates::
 
     bits per spike   (log p(x | rates) - log p(x | null)) / (num_spikes ln 2),  p Poisson
     rate R2          1 - SS_residual / SS_total of inferred against true rates
 
-One bool mask says which entries count, and only entries where it is true are ever read: padding of
-ragged trials, lost samples, NaN or infinities elsewhere cannot reach a score. `entry_mask` makes it
-from a recording: all that was measured, or the held-in part, the held-out neurons (co-smoothing) or
-the forecast bins alone.
+A boolean mask selects the entries that are scored; no other entry is read, so that padding of
+ragged trials, lost samples, NaN and infinities do not affect a score. `entry_mask` derives it from
+a recording: all measured entries, or those of the held-in part, of the held-out neurons
+(co-smoothing) or of the forecast bins.
 
-Bits per spike on entries that the encoder saw can exceed those of the true rates, since a flexible
-filter also follows the noise: score held-out neurons and, in simulations, the rate R2.
+Bits per spike on entries that the encoder has read can exceed those of the true rates, since a
+flexible filter also follows the noise: score held-out neurons and, in simulations, the rate R2.
 
 Sources: Pei et al. (2021), "Neural Latents Benchmark '21" (arXiv 2109.04463), for co-smoothing and
 forward prediction; Sedler, Versteeg & Pandarinath (2023, arXiv 2212.03771) for the rate R2 averaged
@@ -31,17 +31,17 @@ Mask = NDArray[np.bool_]
 
 ENTRIES = ("all", "held_in", "held_out", "forecast")
 SMALLEST_RATE = 1e-9
-"""Expected count that stands in for a rate of zero (that of the Neural Latents Benchmark)."""
+"""Expected count that replaces smaller rates (as in the Neural Latents Benchmark)."""
 
 
 class RateR2(NamedTuple):
     """R2 of rates.
 
     Attributes:
-        per_neuron: ``(neuron,)``, each about its own mean; NaN where a neuron's truth is constant.
+        per_neuron: ``(neuron,)``, each about its own mean; NaN if a neuron's truth is constant.
         mean: unweighted mean over the neurons whose truth varies.
-        pooled: squares summed over neurons (still each about its own mean) before the division:
-            neurons weigh by their variance.
+        pooled: squares summed over neurons (each about its own mean) before the division, which
+            weights neurons by their variance.
     """
 
     per_neuron: Array
@@ -52,27 +52,27 @@ class RateR2(NamedTuple):
 def entry_mask(
     recording: xr.Dataset, entries: str = "all", observed: str | None = None
 ) -> xr.DataArray:
-    """Which entries of a recording's observed variable a score counts.
+    """The entries of a recording's observed variable that a score includes.
 
     Args:
         recording: a recording.
         entries: "all", "held_in" (neurons and bins that the encoder sees), "held_out" (held-out
             neurons before the forecast: co-smoothing) or "forecast" (all neurons in the last bins).
-        observed: which variable, ``"counts"`` or ``"signal"``; by default the counts where both
-            were recorded.
+        observed: the variable, ``"counts"`` or ``"signal"``; by default the counts if both were
+            recorded.
 
     Returns:
-        Bool, ``(trial, time, neuron | channel)``; false wherever nothing was measured.
+        Bool, ``(trial, time, neuron | channel)``; false for unmeasured entries.
 
     Raises:
-        ValueError: if ``entries`` is unknown or marks nothing in this recording, or there is no
-            such variable.
+        ValueError: if ``entries`` is unknown or selects nothing in this recording, or the variable
+            is missing.
     """
     if entries not in ENTRIES:
         raise ValueError(f"unknown entries {entries!r}; choose one of {', '.join(ENTRIES)}")
     recorded = {block.observed: block for block in blocks(recording)}
     if observed is not None and observed not in recorded:
-        raise ValueError(f"observed={observed!r}; this recording holds {' and '.join(recorded)}")
+        raise ValueError(f"observed={observed!r}; this recording contains {' and '.join(recorded)}")
     block = next(iter(recorded.values())) if observed is None else recorded[observed]
     held_out = recording.coords.get(block.held_out, xr.DataArray(False)).astype(bool)
     forecast = recording.coords.get("forecast", xr.DataArray(False)).astype(bool)
@@ -101,10 +101,10 @@ def bits_per_spike(
     """Poisson log-likelihood gained over constant rates, in bits per spike.
 
     Args:
-        rates: ``(..., neuron)`` expected counts per bin; anything below 1e-9 is raised to it.
-        counts: spike counts of the same shape. NaN is dropped.
+        rates: ``(..., neuron)`` expected counts per bin; smaller values are raised to 1e-9.
+        counts: spike counts of the same shape. NaN is left out.
         null: rates of the null model, one per neuron or shaped as the counts; by default each
-            neuron's mean count over the scored entries. The means of the training trials go here.
+            neuron's mean count over the scored entries. Pass the means of the training trials here.
         mask: bool, shaped as the counts or without their last dim; true where an entry is scored.
 
     Returns:
@@ -121,13 +121,15 @@ def bits_per_spike(
         null = np.where(keep, spikes, 0).sum(others) / np.maximum(keep.sum(others), 1)
     constant = np.broadcast_to(np.asarray(null, float), spikes.shape)
     for name, values in (("rates", model), ("null", constant)):
-        refuse(name, values, keep & ~((values >= 0) & np.isfinite(values)), "finite and >= 0")
+        check_entries(
+            name, values, keep & ~((values >= 0) & np.isfinite(values)), "finite and >= 0"
+        )
     spikes = spikes[keep]
     if not spikes.sum() > 0:
-        raise ValueError("the scored entries hold no spike; bits per spike need at least one")
+        raise ValueError("the scored entries contain no spike; bits per spike need at least one")
 
     def log_likelihood(expected: Array) -> float:
-        # Without log x!, which model and null share.
+        # Without log x!, which cancels between model and null.
         expected = np.maximum(expected[keep], SMALLEST_RATE)
         return (spikes * np.log(expected) - expected).sum()
 
@@ -143,7 +145,7 @@ def recording_bits_per_spike(
 ) -> float:
     """`bits_per_spike` of a recording's held-out neurons, forecast bins, held-in part or all of it.
 
-    Of a recording that holds a signal too the counts alone are scored.
+    In a recording of counts and a signal, only the counts are scored.
 
     Args:
         rates: expected counts per bin, shaped as the recording's counts.
@@ -156,7 +158,7 @@ def recording_bits_per_spike(
         "forecast".
 
     Raises:
-        ValueError: as `entry_mask` and `bits_per_spike`, or if the recording holds no counts.
+        ValueError: as `entry_mask` and `bits_per_spike`, or if the recording has no counts.
     """
     counts = counts_of(recording)
     return bits_per_spike(rates, counts, null=null, mask=entry_mask(recording, entries))
@@ -178,7 +180,7 @@ def rate_r2(rates: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -
     """
     predicted, true, keep = aligned("rates", rates, "truth", truth, mask)
     for name, values in (("rates", predicted), ("truth", true)):
-        refuse(name, values, keep & ~np.isfinite(values), "finite")
+        check_entries(name, values, keep & ~np.isfinite(values), "finite")
     residual, total = _squares(predicted, true, keep)
     per_neuron = _r2(residual, total)
     mean = mean_r2(per_neuron)
@@ -197,9 +199,7 @@ def mean_r2(per_column: Array) -> float:
         ValueError: if none does.
     """
     if np.isnan(per_column).all():
-        raise ValueError(
-            "R2 is undefined: what was to be predicted never varies where it is scored"
-        )
+        raise ValueError("R2 is undefined: the target never varies over the scored entries")
     return float(np.nanmean(per_column))
 
 
@@ -209,7 +209,7 @@ def paired_rows(
     """Two ``(trial, time, ...)`` arrays to ``(rows, ...)`` arrays of their valid bins, checked.
 
     Args:
-        what: what the arrays hold, for the error.
+        what: name of the arrays' content, for the error.
         first: ``(trial, time, columns)``.
         second: ``(trial, time, other columns)``.
         valid: bool, ``(trial, time)``; false in bins to leave out.
@@ -229,14 +229,14 @@ def paired_rows(
             "they must agree"
         )
     for array in arrays:
-        refuse(what, array, keep[..., None] & ~np.isfinite(array), "finite")
+        check_entries(what, array, keep[..., None] & ~np.isfinite(array), "finite")
     return arrays[0][keep], arrays[1][keep]
 
 
 def aligned(
     first_name: str, first: ArrayLike, second_name: str, second: ArrayLike, mask: ArrayLike | None
 ) -> tuple[Array, Array, Mask]:
-    """Two arrays and a mask of one shape, with dims matched by name where they have names.
+    """Two arrays and a mask of one shape, with dims matched by name if they have names.
 
     Args:
         first_name: name of the first array, for the error.
@@ -267,17 +267,17 @@ def aligned(
     return one, two, keep
 
 
-def refuse(name: str, values: Array, wrong: Mask, rule: str) -> None:
-    """Let through only what is right.
+def check_entries(name: str, values: Array, wrong: Mask, rule: str) -> None:
+    """Raise an error if any entry is wrong.
 
     Args:
         name: of the array, for the error.
         values: an array.
         wrong: bool of the same shape.
-        rule: what a right entry is.
+        rule: what entries must be.
 
     Raises:
-        ValueError: one sentence naming the first entry where ``wrong`` is true.
+        ValueError: naming the first entry where ``wrong`` is true.
     """
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -285,9 +285,11 @@ def refuse(name: str, values: Array, wrong: Mask, rule: str) -> None:
 
 
 def counts_of(recording: xr.Dataset) -> xr.DataArray:
-    """The counts of a recording; ValueError if it holds none."""
+    """The counts of a recording; ValueError if it has none."""
     if "counts" not in recording:
-        raise ValueError("this recording holds a signal alone; this score is about spike counts")
+        raise ValueError(
+            "this recording has no counts; this score is defined for spike counts only"
+        )
     return recording["counts"]
 
 
@@ -302,5 +304,5 @@ def _squares(predicted: Array, truth: Array, keep: Mask) -> tuple[Array, Array]:
 
 
 def _r2(residual: Array, total: Array) -> Array:
-    lost: Array = np.divide(residual, total, out=np.full(total.shape, np.nan), where=total > 0)
-    return 1 - lost
+    ratio: Array = np.divide(residual, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return 1 - ratio

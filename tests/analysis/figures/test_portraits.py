@@ -1,4 +1,4 @@
-"""Pictures of dynamics show what they say: nullclines, marks, units."""
+"""Figures of dynamics: nullclines, markers, units."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,29 +46,29 @@ def labelled(axis) -> dict:
 @pytest.mark.parametrize("dynamics", [WELLS, MAP])
 def test_a_portrait_in_two_dimensions(dynamics):
     found = fixed_points(dynamics, region=REGION)
-    paths = np.random.default_rng(0).uniform(-2, 2, (60, 5, 2))
-    axis = phase_portrait(dynamics, paths, found).axes[0]
+    trajectories = np.random.default_rng(0).uniform(-2, 2, (60, 5, 2))
+    axis = phase_portrait(dynamics, trajectories, found).axes[0]
     marks = labelled(axis)
     np.testing.assert_allclose(np.sort(marks["stable"].get_offsets()[:, 0]), [-1.0, 1.0], atol=1e-8)
     np.testing.assert_allclose(marks["saddle"].get_offsets(), [[0.0, 0.0]], atol=1e-8)
-    assert "state 1 at rest" in marks
-    # x' vanishes on three upright lines, y' on one level line.
+    assert "nullcline of state 1" in marks
+    # x' vanishes on three vertical lines, y' on a horizontal one.
     contours = [c for c in axis.collections if type(c).__name__ == "QuadContourSet"]
-    upright, level = (
+    vertical, level = (
         np.concatenate([path.vertices for path in contour.get_paths()]) for contour in contours
     )
-    np.testing.assert_allclose(np.unique(np.round(upright[:, 0])), [-1.0, 0.0, 1.0], atol=1e-12)
-    np.testing.assert_allclose(np.abs(upright[:, 0] - np.round(upright[:, 0])), 0, atol=0.01)
+    np.testing.assert_allclose(np.unique(np.round(vertical[:, 0])), [-1.0, 0.0, 1.0], atol=1e-12)
+    np.testing.assert_allclose(np.abs(vertical[:, 0] - np.round(vertical[:, 0])), 0, atol=0.01)
     np.testing.assert_allclose(level[:, 1], 0.0, atol=1e-6)
     drawn = [line for line in axis.lines if len(line.get_xdata()) == 5]
     assert len(drawn) == 50
-    np.testing.assert_allclose(drawn[0].get_xydata(), paths[0])
-    assert axis.get_xlim()[0] < paths[..., 0].min()
+    np.testing.assert_allclose(drawn[0].get_xydata(), trajectories[0])
+    assert axis.get_xlim()[0] < trajectories[..., 0].min()
 
 
 def test_the_shade_is_the_speed_per_second():
-    paths = np.array([[-1.0, -1.0], [1.0, 1.0]])
-    image = phase_portrait(WELLS, paths).axes[0].collections[0]
+    trajectories = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    image = phase_portrait(WELLS, trajectories).axes[0].collections[0]
     x, y = np.meshgrid(np.linspace(-1.2, 1.2, 61), np.linspace(-1.2, 1.2, 61))
     speed = np.hypot(x - x**3, y)
     np.testing.assert_allclose(
@@ -82,7 +82,7 @@ def test_the_plane_of_more_dimensions_is_that_of_the_principal_components():
     found = fixed_points(dynamics, starts=path, num_starts=64)
     axis = phase_portrait(dynamics, path, found).axes[0]
     assert axis.get_xlabel() == "principal component 1"
-    assert "state 1 at rest" not in labelled(axis)
+    assert "nullcline of state 1" not in labelled(axis)
     drawn = next(line for line in axis.lines if len(line.get_xdata()) == 500).get_xydata()
     variance = np.sort(np.linalg.eigvalsh(np.cov(path.T)))[::-1]
     np.testing.assert_allclose(np.cov(drawn.T), np.diag(variance[:2]), atol=1e-9)
@@ -95,9 +95,9 @@ def test_the_plane_of_more_dimensions_is_that_of_the_principal_components():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({}, "a portrait needs trajectories or fixed_points"),
+        ({}, "a phase portrait needs trajectories or fixed_points"),
         ({"trajectories": np.zeros((5, 2))}, r"trajectories must be states of shape \(..., 3\)"),
         ({"trajectories": np.zeros(3)}, r"trajectories must be \(time, 3\)"),
         (
@@ -106,8 +106,8 @@ def test_the_plane_of_more_dimensions_is_that_of_the_principal_components():
         ),
     ],
 )
-def test_portraits_of_nothing_are_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_incomplete_arguments_of_a_portrait_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
         phase_portrait(known_dynamics("lorenz"), **settings)
     found = fixed_points(known_dynamics("lorenz"), starts=np.ones(3), num_starts=16)
     with pytest.raises(ValueError, match="these dynamics have 3 dimensions; give trajectories"):
@@ -116,7 +116,7 @@ def test_portraits_of_nothing_are_refused(settings, said):
         phase_portrait(WELLS, fixed_points=found)
 
 
-def test_eigenvalues_stand_beside_what_divides_growth_from_decay():
+def test_eigenvalues_with_the_boundary_of_stability():
     flow = plot_eigenvalues(fixed_points(WELLS, region=REGION)).axes[0]
     assert not flow.patches
     np.testing.assert_allclose(flow.lines[0].get_xdata(), 0.0)
@@ -130,7 +130,7 @@ def test_eigenvalues_stand_beside_what_divides_growth_from_decay():
     assert circle.radius == 1.0
     np.testing.assert_allclose(np.sort(labelled(step)["saddle"].get_xdata()), [0.9, 1.1], atol=1e-9)
     assert "per bin" in step.get_xlabel()
-    assert step.get_legend() is None  # it stands below the axes, where it hides no eigenvalue
+    assert step.get_legend() is None  # the legend is outside the axes
     assert len(step.figure.legends) == 1
 
 
@@ -153,7 +153,7 @@ def test_points_on_kinks_are_marked_and_have_no_eigenvalues_to_show():
     assert not eigenvalues.legends
 
 
-def test_exponents_and_how_they_settled():
+def test_exponents_and_their_convergence():
     spectrum = lyapunov_spectrum(WELLS, [[0.5, 1.0], [-0.5, 0.3]], 20)
     left, right = plot_lyapunov(spectrum).axes
     np.testing.assert_allclose(left.lines[0].get_ydata(), spectrum["running"][:, 0])
@@ -175,7 +175,7 @@ def test_spectra_share_their_axes():
     np.testing.assert_allclose(power, 4 * lines["half"].get_ydata())
     assert len(axis.lines) == 2 * 3
     assert axis.get_xscale() == axis.get_yscale() == "log"
-    with pytest.raises(ValueError, match="there is no spectrum to draw"):
+    with pytest.raises(ValueError, match="there is no spectrum to plot"):
         plot_spectra({})
     with pytest.raises(ValueError, match=r"'waves' has dims \('frequency',\)"):
         plot_spectra({"waves": spectra["waves"].mean("dim")})
@@ -189,5 +189,5 @@ def test_attractors_side_by_side():
     assert [true.get_title(), inferred.get_title()] == ["true", "inferred"]
     assert true.get_xlim() == inferred.get_xlim()
     assert true.get_zlim()[1] >= path[:, 2].max() + 1
-    with pytest.raises(ValueError, match="inferred must be paths of shape"):
+    with pytest.raises(ValueError, match="inferred must be trajectories of shape"):
         plot_attractors(path, path[:, :2])

@@ -166,7 +166,7 @@ def test_every_attractor_that_iteration_reaches_is_listed_as_stable() -> None:
 
 
 def test_one_latent_by_hand() -> None:
-    """z' = z / 2 + clip(4 z, -1, 1) rests at 0 (slope 4.5) and at +-2 (slope 0.5)."""
+    """z' = z / 2 + clip(4 z, -1, 1) has the fixed points 0 (slope 4.5) and +-2 (slope 0.5)."""
     network = PiecewiseLinear.hard_tanh(0.5, [[1.0]], [[4.0]], 0.0)
     found = fixed_points_of(network)
     np.testing.assert_allclose(found["point"].values[:, 0], [-2, 0, 2], atol=1e-12)
@@ -189,7 +189,7 @@ def test_clipped_units_follow_their_definition(threshold: float) -> None:
 
 
 def test_eigenvalues_are_those_of_a_saddle_and_sorted() -> None:
-    """Two latents that do not talk: slopes 3 and 0.5 at the origin."""
+    """Two uncoupled latents: slopes 3 and 0.5 at the origin."""
     network = PiecewiseLinear.hard_tanh(0.0, np.eye(2), np.diag([0.5, 3.0]), 0.0)
     found = fixed_points_of(network)
     np.testing.assert_allclose(found["point"], [[0, -1], [0, 0], [0, 1]], atol=1e-12)
@@ -265,7 +265,7 @@ def test_a_ring_of_clipped_units_holds_as_many_states_as_the_reference_finds() -
 
 
 def test_a_fixed_point_far_out_is_found_without_a_region() -> None:
-    """z' = 0.9 z + 0.0999 relu(z) + 0.1 rests at z = 1000."""
+    """z' = 0.9 z + 0.0999 relu(z) + 0.1 has the fixed point z = 1000."""
     network = PiecewiseLinear.relu(0.9, [[0.0999]], [[1.0]], 0.0)._replace(offset=np.array([0.1]))
     found = fixed_points_of(network)
     np.testing.assert_allclose(found["point"], [[1000.0]])
@@ -298,7 +298,7 @@ def test_a_continuum_is_reported_and_does_not_hang(latent_dim: int) -> None:
     assert "continuum" in found.attrs["warning"]
 
 
-def test_units_that_send_nothing_leave_one_point() -> None:
+def test_units_without_output_leave_one_point() -> None:
     network = PiecewiseLinear.relu(0.5, np.zeros((2, 3)), np.ones((3, 2)), 0.0)
     found = fixed_points_of(network._replace(offset=np.array([1.0, -2.0])))
     np.testing.assert_allclose(found["point"], [[2, -4]])
@@ -306,7 +306,7 @@ def test_units_that_send_nothing_leave_one_point() -> None:
 
 
 def test_a_residual_that_vanishes_by_chance_is_no_continuum() -> None:
-    """Pieces whose system is singular without a solution; z = 0 alone is at rest."""
+    """Pieces whose system is singular without a solution; z = 0 is the only fixed point."""
     network = PiecewiseLinear.hard_tanh(0.5, [[-0.25, 0.25, -0.25]], [[-1.0], [-2.0], [-1.0]], 0.0)
     found = fixed_points_of(network)
     assert found.attrs["complete"] == 1
@@ -351,7 +351,7 @@ def test_a_point_on_the_kinks_of_all_units_is_listed_once(latent_dim: int) -> No
     assert at_origin.sum() == 1
 
 
-def test_a_search_that_stops_early_says_so_and_lists_only_fixed_points() -> None:
+def test_a_search_that_stops_early_reports_it_and_lists_only_fixed_points() -> None:
     rng = np.random.default_rng(3)
     network = random_network(rng, "hard_tanh", 40, 3, 2.0)
     whole = fixed_points_of(network)
@@ -372,7 +372,7 @@ def test_a_search_that_stops_early_says_so_and_lists_only_fixed_points() -> None
     assert hurried.sizes["fixed_point"] == 0
 
 
-def test_a_region_holds_its_own_points_only() -> None:
+def test_a_region_contains_its_own_points_only() -> None:
     network = PiecewiseLinear.hard_tanh(0.5, [[1.0]], [[4.0]], 0.0)
     found = fixed_points_of(network, region=([-1.0], [5.0]))
     np.testing.assert_allclose(found["point"].values[:, 0], [0, 2], atol=1e-12)
@@ -574,7 +574,7 @@ def test_indices_of_bounded_units_sum_to_one(period: int) -> None:
 # --- errors -------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_refused_in_one_sentence() -> None:
+def test_invalid_input_raises() -> None:
     network = PiecewiseLinear.relu([0.5, 0.5], np.ones((2, 3)), np.ones((3, 2)), 0.0)
     wrong = [
         (network._replace(a=np.array([0.5, 1.0])), {}, "a must lie in"),

@@ -30,7 +30,7 @@ def network(**options) -> LowRankRNN:
 @pytest.mark.parametrize("inputs", [None, [0.7]])
 def test_points_are_fixed_and_their_eigenvalues_those_of_the_models_step(activation, inputs):
     model = network(activation=activation)
-    if activation in ("relu", "leaky_relu"):  # or it may run off
+    if activation in ("relu", "leaky_relu"):  # or it may diverge
         with torch.no_grad():
             model.n /= -20
     found = fixed_points(model, inputs=inputs)
@@ -106,7 +106,7 @@ def test_a_free_run_follows_the_model():
     assert (run["x"].values.mean() - rates.numpy().mean()) < 4 * run["x"].values.std() / 32000**0.5
 
 
-def test_a_free_run_starts_where_it_is_told(make_lfads, make_recording):
+def test_a_free_run_starts_from_given_states(make_lfads, make_recording):
     model = network(input_dim=0)
     start = np.random.default_rng(0).normal(size=(3, 2))
     run = free_run(model, 3, 5, start=start)
@@ -120,7 +120,7 @@ def test_a_free_run_starts_where_it_is_told(make_lfads, make_recording):
     assert not np.array_equal(runs[0], runs[2])
 
 
-def test_a_free_run_tells_what_the_dynamics_move(make_lfads, make_recording):
+def test_a_free_run_returns_the_states_of_the_dynamics(make_lfads, make_recording):
     model = network(input_dim=0)
     run = free_run(model, 3, 5)
     np.testing.assert_array_equal(run["states"], run["latents"])
@@ -134,7 +134,7 @@ def test_a_free_run_tells_what_the_dynamics_move(make_lfads, make_recording):
     torch.testing.assert_close(moved, state[:, 1:])
 
 
-def test_a_path_that_runs_off_is_named_by_trial_and_bin(make_recording):
+def test_a_diverging_trajectory_is_named_by_trial_and_bin(make_recording):
     recording = make_recording(4)
     model = NodeSAE.for_recording(recording, linear_term=True)
     with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
@@ -152,7 +152,7 @@ def test_a_path_that_runs_off_is_named_by_trial_and_bin(make_recording):
         visited_states(model, recording)
 
 
-def test_a_model_without_dynamics_is_refused(make_recording):
+def test_models_without_dynamics_raise(make_recording):
     class Still(LatentDynamics):
         def start_readout(self, predictors):
             raise NotImplementedError
@@ -163,7 +163,7 @@ def test_a_model_without_dynamics_is_refused(make_recording):
         def guide(self, batch):
             raise NotImplementedError
 
-    still, refusal = Still(), "Still has no dynamics of its own to analyse"
+    still, message = Still(), "Still has no dynamics of its own to analyse"
     for analysed in (
         lambda: fixed_points(still, starts=np.zeros(3)),
         lambda: lyapunov_spectrum(still, np.zeros(3), 10),
@@ -171,15 +171,15 @@ def test_a_model_without_dynamics_is_refused(make_recording):
         lambda: free_run(still, 2, 3),
         lambda: visited_states(still, make_recording(4)),
     ):
-        with pytest.raises(ValueError, match=refusal):
+        with pytest.raises(ValueError, match=message):
             analysed()
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"num_bins": 0}, "num_bins=0 must be an integer of at least 1"),
-        ({}, "made for 1 inputs; give inputs of shape \\(2, 3, 1\\)"),
+        ({}, "has 1 inputs; give inputs of shape \\(2, 3, 1\\)"),
         ({"inputs": np.zeros((2, 3, 2))}, "inputs must be of shape \\(2, 3, 1\\)"),
         ({"burn_in": 2, "inputs": np.zeros((2, 3, 1))}, "\\(2, 5, 1\\) \\(burn-in included\\)"),
         (
@@ -193,6 +193,6 @@ def test_a_model_without_dynamics_is_refused(make_recording):
         ({"inputs": np.zeros((2, 3, 1)), "start": np.zeros((1, 2))}, "start must be \\(2, 2\\)"),
     ],
 )
-def test_runs_that_cannot_be_are_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_free_runs_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
         free_run(network(), **{"num_trials": 2, "num_bins": 3, **settings})

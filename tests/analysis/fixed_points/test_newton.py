@@ -1,4 +1,4 @@
-"""The search for fixed points: known systems, linear maps, slow points, and what it must refuse."""
+"""The search for fixed points: known systems, linear maps, slow points, invalid arguments."""
 
 import numpy as np
 import pytest
@@ -40,9 +40,9 @@ def test_known_flows_have_their_known_fixed_points(name):
             np.sort_complex(eigenvalues), np.sort_complex(expected), atol=1e-8
         )
         assert (np.diff(eigenvalues.real) <= 1e-9).all()
-    arrived = int(found["num_starts"].sum() + found["slow_num_starts"].sum())
-    left = found.attrs["num_unfinished"] + found.attrs["num_outside"]
-    assert arrived + left == 256
+    converged = int(found["num_starts"].sum() + found["slow_num_starts"].sum())
+    others = found.attrs["num_unfinished"] + found.attrs["num_outside"]
+    assert converged + others == 256
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_known_flows_have_their_known_fixed_points(name):
         ((-1.0, 0.5), "marginal"),
     ],
 )
-def test_a_linear_map_under_a_held_input(moduli, stability):
-    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((2, 2)))[0]
-    matrix = torch.from_numpy(turn @ np.diag(moduli) @ turn.T)
+def test_a_linear_map_under_a_constant_input(moduli, stability):
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((2, 2)))[0]
+    matrix = torch.from_numpy(rotation @ np.diag(moduli) @ rotation.T)
     linear = Dynamics(lambda z, i: z @ matrix.mT + i, 2, input_dim=2)
     found = fixed_points(linear, inputs=[1.0, 2.0], region=([-50.0, -50.0], [50.0, 50.0]))
     expected = np.linalg.solve(np.eye(2) - matrix.numpy(), [1.0, 2.0])
@@ -70,7 +70,7 @@ def test_a_linear_map_under_a_held_input(moduli, stability):
     assert found.attrs["kind"] == "map"
 
 
-def test_slow_points_are_classed_apart():
+def test_slow_points_are_listed_separately():
     # x' = x^2 + c is slowest at 0, where it moves by c; x' = -y makes that attract.
     def field(z: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         return torch.stack([z[..., 0] ** 2 + i[..., 0], -z[..., 1]], -1)
@@ -109,8 +109,8 @@ def test_the_generator_of_an_lfads():
     assert found.sizes["fixed_point"] >= 1
     dynamics = model.double().dynamics()
     point = torch.from_numpy(found["point"].values)
-    held = torch.tensor([0.1, -0.2], dtype=torch.float64).expand(len(point), 2)
-    assert (dynamics.step(point, held) - point).abs().max() < 2e-9
+    constant = torch.tensor([0.1, -0.2], dtype=torch.float64).expand(len(point), 2)
+    assert (dynamics.step(point, constant) - point).abs().max() < 2e-9
     again = fixed_points(model, starts=starts, inputs=[0.1, -0.2], num_starts=64)
     np.testing.assert_array_equal(found["point"], again["point"])
 
@@ -144,7 +144,7 @@ def test_every_model_with_dynamics_is_searched(model):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({}, r"a search needs starts: give visited states of shape \(..., 3\)"),
         ({"starts": np.zeros((4, 2))}, r"starts must be states of shape \(..., 3\)"),
@@ -158,8 +158,8 @@ def test_every_model_with_dynamics_is_searched(model):
         ({"region": (np.zeros(3), np.zeros(3))}, "region must be a lower and an upper corner"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_searches_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
         fixed_points(known_dynamics("lorenz"), **settings)
     with pytest.raises(ValueError, match="list has no dynamics"):
         fixed_points([])

@@ -1,4 +1,4 @@
-"""Latents of one basis in another: R2, Procrustes, carried dynamics and angles, by known maps."""
+"""Alignment by known maps: R2, Procrustes, transformed dynamics and angles."""
 
 import dataclasses
 
@@ -29,17 +29,19 @@ def test_invertible_affine_maps_are_recovered(rng: np.random.Generator) -> None:
     assert result.inferred_to_true == pytest.approx(1, abs=1e-12)
 
 
-def test_the_two_directions_tell_extra_from_missing_dimensions(rng: np.random.Generator) -> None:
+def test_the_two_directions_separate_extra_from_missing_dimensions(
+    rng: np.random.Generator,
+) -> None:
     true, noise = rng.normal(size=(60, 50, 3)), rng.normal(size=(60, 50, 1))
     extra = np.concatenate([true, noise], -1)
     result = latent_r2(extra[:40], true[:40], extra[40:], true[40:])
     assert result.inferred_to_true == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(result.per_inferred, [1, 1, 1, 0], atol=0.02)
-    assert result.true_to_inferred == pytest.approx(result.per_inferred.mean())
+    np.testing.assert_allclose(result.per_inferred_dim, [1, 1, 1, 0], atol=0.02)
+    assert result.true_to_inferred == pytest.approx(result.per_inferred_dim.mean())
     missing = true[..., :2]
     result = latent_r2(missing[:40], true[:40], missing[40:], true[40:])
     assert result.true_to_inferred == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(result.per_true, [1, 1, 0], atol=0.02)
+    np.testing.assert_allclose(result.per_true_dim, [1, 1, 0], atol=0.02)
 
 
 def test_latent_r2_with_known_noise(rng: np.random.Generator) -> None:
@@ -78,8 +80,8 @@ def test_latents_of_invalid_bins_are_not_read(rng: np.random.Generator) -> None:
             valid_train=valid[:12],
             valid_test=valid[12:],
         )
-        np.testing.assert_array_equal(result.per_inferred, expected.per_inferred)
-        np.testing.assert_array_equal(result.per_true, expected.per_true)
+        np.testing.assert_array_equal(result.per_inferred_dim, expected.per_inferred_dim)
+        np.testing.assert_array_equal(result.per_true_dim, expected.per_true_dim)
     with pytest.raises(ValueError, match="latents is nan"):
         latent_r2(inferred_[:12] * np.nan, true_[:12], inferred_[12:], true_[12:])
     with pytest.raises(ValueError, match="they must agree"):
@@ -93,7 +95,7 @@ def rotation(rng: np.random.Generator) -> NDArray:
     return np.linalg.qr(rng.standard_normal((3, 3)))[0]
 
 
-def test_a_similarity_is_recovered_and_shears_are_not_forgiven(rng: np.random.Generator) -> None:
+def test_a_similarity_is_recovered_and_allows_no_shear(rng: np.random.Generator) -> None:
     source, turn = rng.standard_normal((10, 20, 3)), rotation(rng)
     found = align(source, 2.5 * source @ turn + 1.0, kind="similarity")
     np.testing.assert_allclose(found.matrix, 2.5 * turn, atol=1e-12)
@@ -129,57 +131,59 @@ def test_bins_that_are_not_valid_do_not_enter_a_map(rng: np.random.Generator) ->
     np.testing.assert_allclose(found(source)[valid], target[valid], atol=1e-12)
 
 
-def test_carried_dynamics_keep_what_coordinates_cannot_change(rng: np.random.Generator) -> None:
+def test_transformed_dynamics_keep_their_invariants(rng: np.random.Generator) -> None:
     truth = analysis.known_dynamics("lorenz")
     seen = Alignment(rng.standard_normal((3, 3)), rng.standard_normal(3))
-    carried = seen.carried(truth)
+    transformed = seen.transform_dynamics(truth)
     visited = data.trajectory("lorenz", 300, 0.02, seed=0)
     state, no_inputs = torch.from_numpy(visited), torch.zeros(len(visited), 0)
     np.testing.assert_allclose(
-        carried.step(torch.from_numpy(seen(visited)), no_inputs),
+        transformed.step(torch.from_numpy(seen(visited)), no_inputs),
         seen(truth.step(state, no_inputs)),
         atol=1e-9,
     )
     own = analysis.fixed_points(truth, starts=visited)
-    found = analysis.fixed_points(carried, starts=seen(visited))
+    found = analysis.fixed_points(transformed, starts=seen(visited))
     order = np.lexsort(seen(own["point"]).T[::-1])
     np.testing.assert_allclose(found["point"], seen(own["point"])[order], atol=1e-7)
     np.testing.assert_allclose(found["eigenvalues"], own["eigenvalues"].values[order], atol=1e-7)
 
 
-def test_a_map_carries_maps(rng: np.random.Generator) -> None:
+def test_maps_are_transformed(rng: np.random.Generator) -> None:
     halving = Dynamics(lambda z, i: z / 2, 3)
-    shift = Alignment(np.eye(3), np.array([1.0, 2.0, 3.0])).carried(halving)
+    shift = Alignment(np.eye(3), np.array([1.0, 2.0, 3.0])).transform_dynamics(halving)
     assert shift.vector_field is None
     rests = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     torch.testing.assert_close(shift.step(rests, torch.zeros(0)), rests)
 
 
-def test_a_model_is_carried_in_double_precision(rng: np.random.Generator) -> None:
+def test_a_model_is_transformed_in_double_precision(rng: np.random.Generator) -> None:
     torch.manual_seed(0)
     model = NodeSAE(4, latent_dim=3, field_width=8)
     seen = Alignment(rng.standard_normal((3, 3)), rng.standard_normal(3))
     own, states = analysis.dynamics_of(model), rng.standard_normal((5, 3))
     no_inputs = own.no_inputs(torch.from_numpy(states))
     expected = seen(own.step(torch.from_numpy(states), no_inputs))
-    stepped = seen.carried(model).step(torch.from_numpy(seen(states)), no_inputs)
+    stepped = seen.transform_dynamics(model).step(torch.from_numpy(seen(states)), no_inputs)
     np.testing.assert_allclose(stepped, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("model", [NodeSAE(4, latent_dim=3), RnnSAE(4, latent_dim=3)])
-def test_closed_forms_of_jacobians_are_carried_along(
+def test_closed_form_jacobians_are_transformed(
     rng: np.random.Generator, model: NodeSAE | RnnSAE
 ) -> None:
-    carried = Alignment(rng.standard_normal((3, 3)), rng.standard_normal(3)).carried(model)
-    plain = dataclasses.replace(carried, step_derivative=None, field_derivative=None)
+    transformed = Alignment(rng.standard_normal((3, 3)), rng.standard_normal(3)).transform_dynamics(
+        model
+    )
+    plain = dataclasses.replace(transformed, step_derivative=None, field_derivative=None)
     state = torch.from_numpy(rng.standard_normal((5, 3)))
-    given = state, carried.no_inputs(state)
-    if carried.vector_field is None:
-        assert carried.step_derivative is not None
-        derived, expected = carried.jacobian(*given), plain.jacobian(*given)
+    given = state, transformed.no_inputs(state)
+    if transformed.vector_field is None:
+        assert transformed.step_derivative is not None
+        derived, expected = transformed.jacobian(*given), plain.jacobian(*given)
     else:
-        assert carried.field_derivative is not None
-        derived, expected = carried.field_jacobian(*given), plain.field_jacobian(*given)
+        assert transformed.field_derivative is not None
+        derived, expected = transformed.field_jacobian(*given), plain.field_jacobian(*given)
     torch.testing.assert_close(derived, expected, atol=1e-10, rtol=0)
 
 
@@ -196,15 +200,15 @@ def test_angles_of_known_subspaces(rng: np.random.Generator) -> None:
     )
 
 
-def test_what_cannot_be_aligned_is_refused(rng: np.random.Generator) -> None:
+def test_invalid_alignments_raise(rng: np.random.Generator) -> None:
     three, two = rng.standard_normal((4, 5, 3)), rng.standard_normal((4, 5, 2))
     with pytest.raises(ValueError, match="choose one of affine, similarity"):
         align(three, three, kind="rigid")
     with pytest.raises(ValueError, match="3 and 2 dimensions"):
         align(three, two, kind="similarity")
-    with pytest.raises(ValueError, match="source stands still"):
+    with pytest.raises(ValueError, match="source is constant"):
         align(np.ones((4, 5, 3)), three, kind="similarity")
     with pytest.raises(ValueError, match="must be invertible, from 3 to 3"):
-        align(three, two).carried(analysis.known_dynamics("lorenz"))
-    with pytest.raises(ValueError, match="span nothing"):
+        align(three, two).transform_dynamics(analysis.known_dynamics("lorenz"))
+    with pytest.raises(ValueError, match="span no direction"):
         subspace_angles(three, np.ones((4, 5, 2)))

@@ -211,7 +211,7 @@ def test_autoregressions_of_a_trend_stay_finite():
         assert np.abs(series).max() < 100
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,13 @@ def test_autoregressions_of_a_trend_stay_finite():
         (np.full((9, 2), np.inf), np.ones((9, 2)), "true is inf at bin 0, dim 0"),
     ],
 )
-def test_what_is_no_series_is_refused(true, generated, message):
+def test_invalid_series_raise(true, generated, message):
     for distance in (d_stsp, d_h):
         with pytest.raises(ValueError, match=re.escape(message)):
             distance(true, generated)
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_series_that_do_not_match_raise():
     series = oscillation(100, 3)
     still = series.copy()
     still[:, 1] = 5.0
@@ -246,7 +246,7 @@ def test_what_cannot_be_compared_is_refused():
     assert d_stsp(series, still) > 1
 
 
-def test_baselines_refuse_what_they_cannot_imitate():
+def test_invalid_training_data_of_baselines_raise():
     with pytest.raises(ValueError, match="num_bins=0 must be an integer of at least 1"):
         attractor_baselines(oscillation(100, 3), 0)
     with pytest.raises(ValueError, match="train has 6 bins of 3 dims"):

@@ -159,7 +159,7 @@ def test_filler_and_missing_behaviour_are_not_read(rng: np.random.Generator, fil
     assert np.isnan(result.predicted[:, 2:][~valid[30:, :-2]]).all()
 
 
-def test_decode_refuses(rng: np.random.Generator) -> None:
+def test_invalid_arguments_raise(rng: np.random.Generator) -> None:
     features, behavior = lagged_behavior(rng, 0, noise=0.1)
     with pytest.raises(ValueError, match=r"behavior \(39, 30, 2\)"):
         decode(features, behavior[:39], features, behavior)

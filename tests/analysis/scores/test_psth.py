@@ -146,7 +146,7 @@ def test_psth_r2_of_held_out_trials_uses_the_reference() -> None:
     np.testing.assert_array_equal(only_b.per_neuron, again.per_neuron)
 
 
-def test_psth_refusals() -> None:
+def test_invalid_arguments_raise() -> None:
     data, rates = two_conditions(6, seed=1)
     with pytest.raises(ValueError, match="has no condition"):
         psth_r2(rates, data.drop_vars("condition"))
