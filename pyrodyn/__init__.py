@@ -10,7 +10,7 @@ pyro.settings.set(module_local_params=True)
 
 from pyrodyn import analysis, data, infer, models, posterior  # noqa: E402 (after the setting)
 from pyrodyn.infer import fit  # noqa: E402
-from pyrodyn.models import load, save  # noqa: E402
+from pyrodyn.infer.training.saving import load, save  # noqa: E402
 from pyrodyn.posterior import predict, to_datatree  # noqa: E402
 
 __version__ = version("pyrodyn")

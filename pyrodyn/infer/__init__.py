@@ -15,6 +15,7 @@ from pyrodyn.infer.smc.online import Stream, filter_bin
 from pyrodyn.infer.smc.particle_filter import FilterResult, SequentialMonteCarlo, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import RESAMPLING
+from pyrodyn.infer.training.diagnostics import FitWarning
 from pyrodyn.infer.training.fit import fit
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.infer.training.schedule import (
@@ -32,6 +33,7 @@ __all__ = [
     "VSMC",
     "FilterResult",
     "Fit",
+    "FitWarning",
     "GrowingHorizon",
     "GuideError",
     "GuideReport",

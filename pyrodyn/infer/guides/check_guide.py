@@ -9,9 +9,10 @@ before training::
     print(report)
 """
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from pyrodyn.infer.guides.site_checks import (
     site_problems,
 )
 from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import Program, guide_program, latent_sites
+from pyrodyn.infer.traces import Program, guide_program, latent_sites, module_of
 from pyrodyn.nn.solvers import DivergenceError
 
 
@@ -78,8 +79,8 @@ def check_guide(
 ) -> GuideReport:
     """Whether a guide fits a model.
 
-    The guide runs once, or twice for minibatches, and the model once on two trials; the state of
-    torch's random number generator is kept.
+    The guide runs once, or twice for minibatches, in evaluation mode, and the model once on two
+    trials; the state of torch's random number generator is kept.
 
     Args:
         model: a model of the zoo, or any Pyro program.
@@ -101,7 +102,7 @@ def check_guide(
         return GuideReport(
             (f"guide={guide!r} cannot be called; a guide is a Pyro program that takes a batch",)
         )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _evaluating(guide):
         latent = _latent_sites(model, guide, batch)
         watched, reads = _watched(batch)
         try:
@@ -147,6 +148,20 @@ def _latent_sites(model: Program, guide: Program, batch: Batch) -> dict[str, Sit
 def _traced(guide: Program, batch: Batch, with_gradient: bool) -> poutine.Trace:
     with torch.set_grad_enabled(with_gradient):
         return poutine.trace(guide_program(guide)).get_trace(batch)
+
+
+@contextlib.contextmanager
+def _evaluating(guide: Program) -> Iterator[None]:
+    """Inside, a guide is in evaluation mode, so that runs leave its statistics as they are."""
+    owner = module_of(guide)
+    modes = {} if owner is None else {module: module.training for module in owner.modules()}
+    if owner is not None:
+        owner.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _watched(batch: Batch) -> tuple[Batch, set[str]]:

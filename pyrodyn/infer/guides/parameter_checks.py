@@ -18,7 +18,13 @@ from pyrodyn.infer.guides.site_checks import kind_of
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.importance_weighted import IWELBO
 from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import Program, drawn_sites, module_of, runs_the_model
+from pyrodyn.infer.traces import (
+    Program,
+    drawn_sites,
+    module_of,
+    not_reparameterised,
+    runs_the_model,
+)
 
 
 def _leaves(trace: poutine.Trace) -> set[Tensor]:
@@ -109,8 +115,7 @@ def gradient_problems(trace: poutine.Trace, objective: Objective | None) -> list
         f"site {name!r} is drawn from {kind_of(trace.nodes[name]['fn'])}, which has no"
         f" reparameterised draws (has_rsample is False), so that {type(objective).__name__} cannot"
         " train it; fit by RWS, or choose a distribution that has them"
-        for name in drawn_sites(trace)
-        if not trace.nodes[name]["fn"].has_rsample
+        for name in not_reparameterised(trace)
     ]
 
 

@@ -18,11 +18,12 @@ class KeepBest(Checkpoint):
     """
 
     # Named one by one: Lightning hangs its own methods on a callback.
-    _kept = ("best_loss", "best_epoch", "best_weights", "history")
+    _kept = ("best_loss", "best_epoch", "best_weights", "first_epoch", "history")
 
     def __init__(self) -> None:
         self.best_loss = math.inf
         self.best_epoch = -1
+        self.first_epoch = -1  # whose loss settled
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
 
@@ -38,6 +39,8 @@ class KeepBest(Checkpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         settled = metrics.pop("settled_loss", math.inf)
         self.history.append(metrics)
+        if self.first_epoch < 0 and settled < math.inf:
+            self.first_epoch = trainer.current_epoch
         if settled < self.best_loss:
             self.best_loss, self.best_epoch = settled, trainer.current_epoch
             state = module.state_dict()

@@ -1,5 +1,6 @@
 """Fitting: an objective, a recording and a Lightning Trainer."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.infer.training.allocator import keep_freed_memory
 from pyrodyn.infer.training.checkpoint import CHECKPOINT, check_resumable, identity
+from pyrodyn.infer.training.diagnostics import FitWarning, fit_diagnostics
 from pyrodyn.infer.training.fitted import Fit, guide_name
+from pyrodyn.infer.training.saving import save
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.models.saving import save
 
 
 def fit[Model: LatentDynamics](
@@ -48,9 +50,10 @@ def fit[Model: LatentDynamics](
     """Fit a model to a recording.
 
     The model is trained in place. On the CPU two runs with the same seed and arguments give the
-    same bits. What the fitted model diagnoses (`LatentDynamics.diagnose`; a NODE whose solver
-    was too coarse) comes as a warning. From then on this process keeps up to a gigabyte of
-    freed memory for reuse.
+    same bits. What is doubtful about the end of the fit, and what the fitted model diagnoses
+    (`LatentDynamics.diagnose`; a NODE whose solver was too coarse), is warned of and kept in
+    `Fit.diagnostics`. The guide passes `check_guide` before anything is trained. From then on this
+    process keeps up to a gigabyte of freed memory for reuse.
 
     Args:
         model: the model to fit.
@@ -58,7 +61,10 @@ def fit[Model: LatentDynamics](
         valid: recording whose loss sets the learning rate, the kept weights and the end of
             training. Without it the last weights are kept after ``max_epochs``.
         objective: the bound to maximise; `ELBO` by default.
-        guide: a Pyro callable with the model's latent sites, in place of the model's own guide.
+        guide: a Pyro program with the model's latent sites, in place of the model's own guide: a
+            module or one of its methods, whose parameters are trained too, or a function without
+            parameters of its own. An automatic guide of Pyro gets parameters for all trials of
+            ``train`` and takes the rows of each batch; see `pyrodyn.infer.guides.per_trial`.
         transforms: training tricks from `pyrodyn.data`, such as `CoordinatedDropout`, in order.
         valid_transforms: the same for validation batches, such as
             ``SampleValidation(...).complement()``.
@@ -80,6 +86,7 @@ def fit[Model: LatentDynamics](
         The fitted model with its guide and history.
 
     Raises:
+        GuideError: for a guide that does not fit the model, naming site, shape or parameter.
         ValueError: for arguments that do not fit together, recordings that do not fit the model,
             and a checkpoint that is broken or of another run, before training starts.
         NonFiniteLossError: when a step is not finite; the model then holds the last good weights.
@@ -189,11 +196,20 @@ def fit[Model: LatentDynamics](
                     },
                 },
             }
+            history = _history(best.history)
+            signs = fit_diagnostics(history, best.kept_epoch, best.first_epoch, [*model.site_dims])
+            fitted = Fit(model, guide, history, best.kept_epoch, trainer.global_step, tuple(signs))
             if folder is not None:
-                save(model, folder / "model")
-    for doubt in model.diagnose(model.trials_of(train).batch(slice(0, batch_size))):
-        warnings.warn(doubt, stacklevel=2)
-    return Fit(model, guide, _history(best.history), best.kept_epoch, trainer.global_step)
+                save(fitted, folder / "model")
+    for sentence in signs:
+        warnings.warn(sentence, FitWarning, stacklevel=2)
+    of_model = model.diagnose(first)
+    for sentence in of_model:
+        warnings.warn(sentence, stacklevel=2)
+    fitted = dataclasses.replace(fitted, diagnostics=(*signs, *of_model))
+    if folder is not None and of_model:
+        save(fitted, folder / "model")
+    return fitted
 
 
 def _validated(recording: xr.Dataset) -> xr.Dataset:

@@ -21,6 +21,8 @@ class Fit[Model: LatentDynamics]:
         history: losses and KLs per epoch, in nats per trial, as a dataset along ``epoch``.
         best_epoch: epoch of the kept weights.
         num_steps: training steps taken.
+        diagnostics: what is doubtful about how the fit ended, a sentence each; each was a
+            warning, too.
     """
 
     model: Model
@@ -28,6 +30,7 @@ class Fit[Model: LatentDynamics]:
     history: xr.Dataset
     best_epoch: int
     num_steps: int
+    diagnostics: tuple[str, ...] = ()
 
 
 def model_and_guide[Model: LatentDynamics](

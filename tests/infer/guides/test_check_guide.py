@@ -311,25 +311,30 @@ def test_a_program_with_another_support_and_a_shared_site():
 def test_draws_without_reparameterisation(
     model, batch, objective: Objective | None, is_refused: bool
 ):
-    loc = torch.zeros(NUM_TRIALS, DIM)
-    guide = in_plate(sample("g0", lambda b: WithoutReparameterisation(loc, 1.0).to_event(1)), u)
-    report = check_guide(model, guide, batch, objective=objective)
+    holder = Holder(loc=torch.zeros(DIM), kind=WithoutReparameterisation)
+    report = check_guide(model, holder, batch, objective=objective)
     assert bool(report.problems) == is_refused
     if is_refused:
         assert "site 'g0' is drawn from WithoutReparameterisation, which has no" in str(report)
         assert "fit by RWS" in str(report)
+    # A distribution that has nothing to be trained needs no gradient.
+    fixed = in_plate(
+        sample("g0", lambda b: WithoutReparameterisation(0.0, 1.0).expand([6, DIM]).to_event(1)), u
+    )
+    assert check_guide(model, fixed, batch, objective=objective) == GuideReport()
 
 
 class Holder(nn.Module):
-    def __init__(self, **parameters: Tensor) -> None:
+    def __init__(self, kind: type[dist.Normal] = dist.Normal, **parameters: Tensor) -> None:
         super().__init__()
+        self.kind = kind
         for name, value in parameters.items():
             setattr(self, name, nn.Parameter(value))
 
     def forward(self, batch: Batch) -> None:
         loc = sum(parameter.expand(1, DIM) for parameter in self.parameters())
         with trials(batch):
-            pyro.sample("g0", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("g0", self.kind(loc, 1.0).to_event(1))
             u(batch)
 
 
