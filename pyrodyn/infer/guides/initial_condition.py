@@ -101,4 +101,5 @@ class StartGuide(ABC):
 def _same_view(one: Batch, other: Batch) -> bool:
     """Whether two batches show an encoder the very same tensors."""
     fields = (one.seen, other.seen), (one.visible, other.visible), (one.inputs, other.inputs)
-    return all(its is others for its, others in fields) and one.horizon == other.horizon
+    same = all(its is others for its, others in fields)
+    return same and (one.horizon, one.gain) == (other.horizon, other.gain)

@@ -214,8 +214,9 @@ def test_a_fit_on_minibatches_finds_each_trials_posterior(model, data, whole):
     mean, precision = exact_posterior(model, whole)
     scale = precision.diagonal(dim1=-2, dim2=-1).rsqrt().view_as(mean)
     guide = AutoNormal(model)
-    schedule = Schedule(learning_rate=0.1, final_learning_rate=3e-3)
-    fit(model, data, guide=guide, batch_size=2, max_epochs=130, schedule=schedule, **QUIET)
+    schedule = Schedule(learning_rate=0.3, final_learning_rate=1e-2)
+    options = {"objective": ELBO(4), "max_epochs": 130, "schedule": schedule, **QUIET}
+    fit(model, data, guide=guide, batch_size=2, **options)
     assert guide.locs.z.shape == mean.shape
     off = ((guide.locs.z - mean) / scale).detach()
     assert off.square().mean().sqrt() < 0.2  # the prior's means are off by 5
