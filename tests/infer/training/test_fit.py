@@ -153,6 +153,12 @@ def test_every_epoch_visits_all_trials_in_an_order_of_its_own(train):
     assert visited(1, 2) == orders[1, 2]
 
 
+def test_a_single_batch_keeps_the_recorded_order(train):
+    for epoch in range(3):
+        (batch,) = ShuffledBatches(Trials(train), 12, 0, lambda epoch=epoch: epoch)
+        assert batch.trial.tolist() == list(range(12)) and batch.weight == 1
+
+
 def test_the_history_holds_every_epoch(train, valid, make_lfads):
     fitted = fit(make_lfads(train), train, valid, max_epochs=4, batch_size=5, **QUIET)
     assert set(fitted.history) == {"train_loss", "valid_loss", "kl_g0", "learning_rate"}
