@@ -1,11 +1,11 @@
-"""Guides that work out where a trial started, when dynamics without noise carry the first state
-through all of it: q(s | x) of the start site s, from::
+"""Guides that solve for the initial condition s of every trial, for models whose dynamics are
+deterministic given s: q(s | x) from the log joint density::
 
     L(s) = log p(s) + sum_e log p(x_e | s)
 
-over the observations e that the encoder may see. An encoder tells s in one go, and its error grows
-along the path with the system's Lyapunov exponents; the trial itself says s far more exactly.
-`LaplaceStart` climbs to the mode of L, `MixtureStart` covers all of its mass.
+over the observations e that the encoder may see. An encoder's estimate of s has an error that grows
+along the trajectory with the Lyapunov exponents; optimising s per trial is far more exact.
+`LaplaceStart` is a Gaussian at the mode of L, `MixtureStart` covers all of its mass.
 """
 
 from abc import ABC, abstractmethod
@@ -23,28 +23,28 @@ from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 
 class _Solved(NamedTuple):
-    """What was solved last; a batch is often drawn from several times.
+    """The last solution, kept because a batch is often drawn from several times.
 
     Attributes:
         batch: the trials.
         weights: of the model.
-        law: q(s).
+        distribution: q(s).
     """
 
     batch: Batch
     weights: WeightSnapshot
-    law: Distribution
+    distribution: Distribution
 
 
 class StartGuide(ABC):
-    """Abstract guide of the first state, solved for per batch; it has no parameters.
+    """Abstract guide of the initial condition, solved per batch; it has no parameters.
 
     Args:
-        model: a fitted model whose only latent is its start: `NodeSAE` and `RnnSAE` without process
-            noise, LFADS without inferred inputs.
+        model: a fitted model whose only latent is its initial condition: `NodeSAE` and `RnnSAE`
+            without process noise, LFADS without inferred inputs.
 
     Raises:
-        ValueError: for a model that draws more than its start.
+        ValueError: for a model with other latent sites.
     """
 
     def __init__(self, model: StateSpaceModel) -> None:
@@ -54,33 +54,33 @@ class StartGuide(ABC):
             or model.path_site
         ):
             raise ValueError(
-                f"{type(self).__name__} solves for a first state that decides the whole path; this"
-                f" {type(model).__name__} draws more than that (use its own guide, or"
-                " `particle_smoother`)"
+                f"{type(self).__name__} solves for an initial condition that determines the"
+                f" whole trajectory; this {type(model).__name__} has other latents too (use its own"
+                " guide, or `particle_smoother`)"
             )
         self.model = model
         self._solved: _Solved | None = None
 
     def __call__(self, batch: Batch) -> None:
-        """Draw the start site."""
+        """Draw the initial condition."""
         with self.model.trials(batch):
-            pyro.sample(self.model.initial_condition_site, self.law(batch))
+            pyro.sample(self.model.initial_condition_site, self.distribution(batch))
 
-    def law(self, batch: Batch) -> Distribution:
+    def distribution(self, batch: Batch) -> Distribution:
         """q(s) of every trial, of event shape ``(dim,)``."""
         weights, last = (*self.model.parameters(), *self.model.buffers()), self._solved
         if last is None or not _same_view(last.batch, batch) or not last.weights.is_of(weights):
             with torch.no_grad(), self.model.hoisting():
-                law = self._solve(batch, batch.horizon - self.model.first_bin)
-            last = self._solved = _Solved(batch, WeightSnapshot(weights), law)
-        return last.law
+                solution = self._solve(batch, batch.horizon - self.model.first_bin)
+            last = self._solved = _Solved(batch, WeightSnapshot(weights), solution)
+        return last.distribution
 
     @abstractmethod
     def _solve(self, batch: Batch, num_bins: int) -> Distribution:
-        """q(s), given so many of the bins that the model generates."""
+        """q(s), given the first ``num_bins`` bins that the model generates."""
 
     def _guess(self, batch: Batch) -> Distribution:
-        """What the model's own guide says of s."""
+        """q(s) of the model's own guide."""
         return self.model.proposal.initial_condition(
             self.model, self.model.proposal.encode(self.model, batch)
         )
@@ -94,12 +94,12 @@ class StartGuide(ABC):
         visible, x = batch.visible[:, bins], batch.seen[:, bins] / batch.gain
         nothing = start.new_zeros(*start.shape[:-1], num_bins, 0)
         states = model.states(start, nothing, model.known_inputs(batch)[:, :num_bins])
-        law = Masked(model.emission(states), visible, model.observation.filler)
-        return law.log_prob(x).flatten(-2)
+        emission = Masked(model.emission(states), visible, model.observation.filler)
+        return emission.log_prob(x).flatten(-2)
 
 
 def _same_view(one: Batch, other: Batch) -> bool:
-    """Whether two batches show an encoder the very same tensors."""
+    """Whether an encoder sees the same tensors in two batches."""
     fields = (one.seen, other.seen), (one.visible, other.visible), (one.inputs, other.inputs)
     same = all(its is others for its, others in fields)
     return same and (one.horizon, one.gain) == (other.horizon, other.gain)

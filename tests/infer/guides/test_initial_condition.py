@@ -104,12 +104,12 @@ def test_the_posterior_of_a_linear_gaussian_model_is_exact():
         precision = precision + to_bin.T @ C.T @ loading
         pull = pull + (signal[:, t, shown] - b) @ loading
         to_bin = step @ to_bin
-    law = LaplaceStart(model, num_searches=1).law(batch)
+    solution = LaplaceStart(model, num_searches=1).distribution(batch)
     np.testing.assert_allclose(
-        law.precision_matrix.numpy(), np.tile(precision, (3, 1, 1)), rtol=1e-3, atol=1e-3
+        solution.precision_matrix.numpy(), np.tile(precision, (3, 1, 1)), rtol=1e-3, atol=1e-3
     )
     mean = np.linalg.solve(precision, pull.T).T
-    np.testing.assert_allclose(law.mean.numpy(), mean, atol=1e-3)
+    np.testing.assert_allclose(solution.mean.numpy(), mean, atol=1e-3)
     torch.manual_seed(0)
     mixed = importance_sample(model, MixtureStart(model), batch.as_seen(), 2000)
     single = importance_sample(model, LaplaceStart(model), batch.as_seen(), 2000)
@@ -129,7 +129,7 @@ def test_the_mode_and_its_width_are_those_of_a_grid():
     torch.manual_seed(0)
     model = NodeSAE.for_recording(recording, latent_dim=1, encoder_dim=3).eval()
     batch = model.trials_of(recording).batch()
-    law = LaplaceStart(model).law(batch)
+    solution = LaplaceStart(model).distribution(batch)
     grid = torch.linspace(-4, 4, 401).double()
     with torch.no_grad():
         density = torch.stack(
@@ -141,8 +141,8 @@ def test_the_mode_and_its_width_are_those_of_a_grid():
     width = grid[near] - grid[0]
     curvature = (2 * top - ahead - behind) / width**2
     mode = grid[best] + (ahead - behind) / (2 * width) / curvature
-    np.testing.assert_allclose(law.mean[:, 0], mode, atol=0.02)
-    np.testing.assert_allclose(law.precision_matrix[:, 0, 0], curvature, rtol=0.05)
+    np.testing.assert_allclose(solution.mean[:, 0], mode, atol=0.02)
+    np.testing.assert_allclose(solution.precision_matrix[:, 0, 0], curvature, rtol=0.05)
 
 
 def test_starts_of_chaotic_paths_are_found():
@@ -156,13 +156,13 @@ def test_starts_of_chaotic_paths_are_found():
     num_missed = []
     for num_steps in (None, 30):
         torch.manual_seed(0)
-        found = LaplaceStart(model, num_steps=num_steps).law(batch).mean
+        found = LaplaceStart(model, num_steps=num_steps).distribution(batch).mean
         num_missed.append(int((log_joint(model, batch, found) < truth - 3).sum()))
     assert num_missed[0] == 0
     assert num_missed[1] > 3
 
 
-def test_searches_that_have_arrived_rest_where_they_would_have_ended(monkeypatch):
+def test_converged_searches_stop_where_they_would_have_ended(monkeypatch):
     recording = counts(num_neurons=20)
     torch.manual_seed(3)
     model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
@@ -170,17 +170,17 @@ def test_searches_that_have_arrived_rest_where_they_would_have_ended(monkeypatch
     taken = []
     original = LaplaceStart._stepped
 
-    def counted(guide, climb, searched):
-        taken[-1] += len(climb.start)
-        return original(guide, climb, searched)
+    def counted(guide, ascent, searched):
+        taken[-1] += len(ascent.start)
+        return original(guide, ascent, searched)
 
     monkeypatch.setattr(LaplaceStart, "_stepped", counted)
     found = []
-    for least_promise in (laplace.LEAST_PROMISE, -np.inf):
-        monkeypatch.setattr(laplace, "LEAST_PROMISE", least_promise)
+    for least_gain in (laplace.LEAST_GAIN, -np.inf):
+        monkeypatch.setattr(laplace, "LEAST_GAIN", least_gain)
         torch.manual_seed(0)
         taken.append(0)
-        found.append(LaplaceStart(model, num_steps=40).law(batch))
+        found.append(LaplaceStart(model, num_steps=40).distribution(batch))
     assert taken[1] == 40 * 4 * 6  # steps, searches, trials
     assert taken[0] < 0.7 * taken[1]
     spread = found[1].stddev
@@ -201,7 +201,7 @@ def test_any_model_with_nothing_but_a_start_is_solved(ic_bins):
         initial_condition_bins=ic_bins,
     ).eval()
     batch = model.trials_of(recording).batch()
-    start = LaplaceStart(model).law(batch).mean.requires_grad_()
+    start = LaplaceStart(model).distribution(batch).mean.requires_grad_()
     (gradient,) = torch.autograd.grad(log_joint(model, batch, start).sum(), start)
     guess = torch.zeros_like(start).requires_grad_()
     (before,) = torch.autograd.grad(log_joint(model, batch, guess).sum(), guess)
@@ -246,7 +246,9 @@ def test_what_it_cannot_solve_is_refused():
     recording = counts()
     noisy = NodeSAE.for_recording(recording, process_noise=True)
     for kind in (LaplaceStart, MixtureStart):
-        with pytest.raises(ValueError, match=rf"{kind.__name__} solves .* NodeSAE draws more"):
+        with pytest.raises(
+            ValueError, match=rf"{kind.__name__} solves .* NodeSAE has other latents"
+        ):
             kind(noisy)
     quiet = noisy.without_noise()
     with pytest.raises(ValueError, match="num_searches=0"):
@@ -263,13 +265,13 @@ def test_a_batch_is_solved_once_and_again_after_training():
     model = NodeSAE.for_recording(recording, latent_dim=2, encoder_dim=3).eval()
     batch = model.trials_of(recording).batch()
     guide = LaplaceStart(model, num_searches=1)
-    first = guide.law(batch)
-    assert guide.law(batch) is first
-    assert guide.law(batch.unobserved()) is first  # which shows the encoder the same
-    assert guide.law(batch.replace(seen=batch.seen.clone())) is not first
+    first = guide.distribution(batch)
+    assert guide.distribution(batch) is first
+    assert guide.distribution(batch.unobserved()) is first  # which shows the encoder the same
+    assert guide.distribution(batch.replace(seen=batch.seen.clone())) is not first
     with torch.no_grad():
         model.start_mean.add_(1.0)
-    later = guide.law(batch)
+    later = guide.distribution(batch)
     assert (later.mean - first.mean).abs().max() > 0.01
 
 
@@ -284,9 +286,9 @@ def test_short_trials_are_solved_too(kind, sizes, num_inputs):
     torch.manual_seed(0)
     model = kind.for_recording(recorded, latent_dim=2, encoder_dim=4, **sizes).eval()
     batch = model.trials_of(recorded).batch()
-    law = LaplaceStart(model).law(batch)
-    at_mode = log_joint(model, batch, law.mean)
-    assert (at_mode >= log_joint(model, batch, torch.zeros_like(law.mean))).all()
+    solution = LaplaceStart(model).distribution(batch)
+    at_mode = log_joint(model, batch, solution.mean)
+    assert (at_mode >= log_joint(model, batch, torch.zeros_like(solution.mean))).all()
 
 
 def test_a_fit_makes_what_was_solved_before_stale():
@@ -294,20 +296,20 @@ def test_a_fit_makes_what_was_solved_before_stale():
     torch.manual_seed(0)
     model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=4).eval()
     batch, guide = model.trials_of(recorded).batch(), LaplaceStart(model)
-    before = guide.law(batch)
-    assert guide.law(batch) is before
+    before = guide.distribution(batch)
+    assert guide.distribution(batch) is before
     fit(model, recorded, max_epochs=2, progress=False)
     means = []
     for solved in (guide, LaplaceStart(model)):
         torch.manual_seed(0)  # of the guesses that it starts from
-        means.append(solved.law(batch).mean)
+        means.append(solved.distribution(batch).mean)
     torch.testing.assert_close(*means)
     assert not torch.equal(means[0], before.mean)
 
 
 def test_both_of_two_first_states_are_found():
     """Rates that are the same at z and -z: half of the posterior lies on either side, and a grid
-    tells its evidence and how wide it is. A single normal knows of one side.
+    gives its evidence and its width. A single Gaussian covers one side.
     """
     recording = counts(mean=4.0)
     torch.manual_seed(0)
@@ -369,12 +371,12 @@ def test_sparse_counts_of_a_chaotic_path_leave_what_many_draws_tell():
     assert (count > 20).all()
     error = torch.hypot(found.log_evidence_error, count.rsqrt())
     assert ((found.log_evidence - evidence).abs() < 4 * error).all()
-    told = predict(
+    estimates = predict(
         model, recording, num_draws=400, guide=guide, method="importance", num_particles=1000
     )
     inexactness = 1 / 400 + 1 / found.effective_sample_size + 1 / count
     error = (variance * inexactness[:, None, None]).sqrt()
-    assert ((torch.as_tensor(told["rates"].values) - rates).abs() < 5 * error).all()
+    assert ((torch.as_tensor(estimates["rates"].values) - rates).abs() < 5 * error).all()
 
 
 def test_trials_that_no_first_state_explains_are_named():
@@ -383,7 +385,7 @@ def test_trials_that_no_first_state_explains_are_named():
     model = NodeSAE.for_recording(recording, latent_dim=2, linear_term=True, encoder_dim=3)
     with torch.no_grad():
         model.phi.field.linear.copy_(1e9 * torch.eye(2))
-    with pytest.raises(ArithmeticError, match=r"none explains trial 0: the paths .* run off"):
+    with pytest.raises(ArithmeticError, match=r"explains trial 0: the trajectories .* diverge"):
         predict(model, recording, guide=MixtureStart(model))
 
 
@@ -397,13 +399,13 @@ def test_a_trial_is_lost_only_when_the_draws_of_all_rounds_are(monkeypatch):
     def lost_in_the_second(guide, drawn, searched, num_bins):
         nonlocal num_rounds
         num_rounds += 1
-        told = original(guide, drawn, searched, num_bins)
-        return torch.full_like(told, -torch.inf) if num_rounds == 2 else told
+        estimates = original(guide, drawn, searched, num_bins)
+        return torch.full_like(estimates, -torch.inf) if num_rounds == 2 else estimates
 
     monkeypatch.setattr(MixtureStart, "_log_likelihood", lost_in_the_second)
-    law = MixtureStart(model).law(batch)
+    solution = MixtureStart(model).distribution(batch)
     assert num_rounds > 2
-    assert torch.isfinite(law.log_prob(law.sample())).all()
+    assert torch.isfinite(solution.log_prob(solution.sample())).all()
 
 
 @pytest.mark.cuda
@@ -414,11 +416,11 @@ def test_a_gpu_finds_the_same_evidence(kind):
     recording = counts(num_neurons=20)
     torch.manual_seed(3)
     model = RnnSAE.for_recording(recording, latent_dim=2, cell="residual_mlp").eval()
-    told = []
+    estimates = []
     for device in ("cpu", "cuda"):
         model.to(device)
         batch = model.trials_of(recording).batch()
         found = importance_sample(model, kind(model), batch, 1000)
-        told.append((found.log_evidence.cpu(), found.log_evidence_error.cpu()))
-    difference = (told[0][0] - told[1][0]).abs()
-    assert (difference < 4 * torch.hypot(told[0][1], told[1][1])).all()
+        estimates.append((found.log_evidence.cpu(), found.log_evidence_error.cpu()))
+    difference = (estimates[0][0] - estimates[1][0]).abs()
+    assert (difference < 4 * torch.hypot(estimates[0][1], estimates[1][1])).all()
