@@ -133,6 +133,7 @@ def _start_from_components(model: models.LowRankRNN, signal: Array) -> None:
     z = centred @ np.linalg.pinv(loading).T
     noise = np.linalg.cholesky(np.cov(z[1:] - float(model.decay()) * z[:-1], rowvar=False))
     assert isinstance(model.observation, Gaussian)
+    model.observation.use_raw_units()
     for parameter, start in (
         (model.loading, loading),
         (model.observation.log_scale, np.log((centred - z @ loading.T).std(0))),

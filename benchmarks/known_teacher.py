@@ -32,6 +32,7 @@ def teacher_as_model(recording: xr.Dataset) -> models.LowRankRNN:
         "loading": recording["teacher_loading"].values,
         "bias": recording["teacher_bias"].values,
     }
+    model.observation.use_raw_units()
     if is_signal:
         scale = about["observation_noise"]
         weights["observation.log_scale"] = np.full(recording.sizes["channel"], np.log(scale))

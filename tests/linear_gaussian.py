@@ -91,6 +91,7 @@ def linear_network(recorded: xr.Dataset, seed: int = 0, **options: object) -> Lo
             model.start_mean += torch.randn_like(model.start_mean)
             if "n" in dict(model.named_parameters()):
                 model.n *= 2
+            model.observation.use_raw_units()
             scales = torch.tensor([-0.5, 0.0, 0.3, -0.2])
             for part in model.observation.singles():
                 its, scales = scales.tensor_split([part.num_neurons])

@@ -234,6 +234,11 @@ class LatentDynamics(nn.Module):
                     f" bring them to that order by recording.sel({block.unit}=...)"
                 )
 
+    def encoder_view(self, batch: Batch) -> Float[Tensor, "trial time neuron"]:
+        """What encoders read: counts, and channels of a signal in standardised units."""
+        shown = batch.visible | (batch.seen != 0)
+        return self.observation.standardised(batch.seen, shown, batch.gain)
+
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""

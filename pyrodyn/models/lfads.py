@@ -392,7 +392,7 @@ class LFADS(StateSpaceModel):
                 f"the encoder may see {batch.horizon} bins, of which the first {self.first_bin}"
                 " only set the initial condition; show it more bins or shorten that window"
             )
-        return self.dropout(batch.seen[:, : batch.horizon])
+        return self.dropout(self.encoder_view(batch)[:, : batch.horizon])
 
     def posterior_g0(self, seen: Float[Tensor, "trial time neuron"]) -> TorchDistributionMixin:
         """q(g0), from the initial-condition bins where there are some, else from all seen bins."""

@@ -232,14 +232,17 @@ class LowRankRNN(StateSpaceModel):
         if self.is_full_rank or not self._reads_latents:
             return
         assert batch.x is not None
-        components = initial_loadings(batch.x, batch.scored, self.loading.shape[1])
+        # In standardised units, so that no channel counts for more because of its unit.
+        x = self.observation.standardised(batch.x, batch.scored)
+        components = initial_loadings(x, batch.scored, self.loading.shape[1])
         with torch.enable_grad():
             bias = self.bias.detach().requires_grad_()
             mean = self.observation(self._linked(bias)[None]).mean
             (slope,) = torch.autograd.grad(mean.sum(), bias)
         raises_mean = (slope > 0)[:, None]  # and is no logit of silence
         tiny = torch.finfo(slope.dtype).tiny
-        loading = components[self.neuron_of_predictor] / slope.clamp_min(tiny)[:, None]
+        units = self.observation.units().to(components)[:, None] * components
+        loading = units[self.neuron_of_predictor] / slope.clamp_min(tiny)[:, None]
         q = loading.square().sum(-1, keepdim=True)
         bent = (torch.log1p(q) / q.clamp_min(tiny)).sqrt()
         loading = torch.where(self.is_log_mean[:, None], loading * bent, loading)
@@ -250,8 +253,8 @@ class LowRankRNN(StateSpaceModel):
         for single in self.observation.singles():
             end = column + single.num_neurons
             if isinstance(single, Gaussian):
-                share = explained[column:end] / single.scale().square()
-                single.log_scale.add_(0.5 * torch.log1p(-share.clamp_max(MOST_EXPLAINED)))
+                fraction = explained[column:end] / single.log_scale.exp().square()
+                single.log_scale.add_(0.5 * torch.log1p(-fraction.clamp_max(MOST_EXPLAINED)))
             column = end
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
@@ -424,7 +427,12 @@ class LowRankRNN(StateSpaceModel):
             )
         rows = part.predictors
         offset = self.bias[rows] + functional.linear(v, self._input_loading()[rows])
-        return LinearEmission(self._loading()[rows], offset, part.scale.square(), part.columns)
+        return LinearEmission(
+            part.unit[:, None] * self._loading()[rows],
+            torch.addcmul(part.offset, part.unit, offset),
+            part.scale.square(),
+            part.columns,
+        )
 
     def log_likelihood(
         self,

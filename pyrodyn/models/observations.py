@@ -11,7 +11,7 @@ name                       data    linear predictors                    learned 
 ``zero_inflated_poisson``  counts  log mean unless silenced;
                                    logit of silence
 ``bernoulli``              0 or 1  logit of a spike
-``gaussian``               real    mean                                 log standard deviation
+``gaussian``               real    standardised mean                    log standard deviation
 ``gamma``                  > 0     log mean                             log concentration
 ``zero_inflated_gamma``    >= 0    log mean of the nonzero part;        log concentration
                                    logit of 0
@@ -61,6 +61,10 @@ GATE_RANGE = (0.05, 0.95)
 """Where the probability of silence may start."""
 
 
+CONSTANT = 1e-6
+"""Standard deviation relative to the mean below which a channel is constant up to rounding."""
+
+
 class Predictors(NamedTuple):
     """What the linear predictors of an observation model are.
 
@@ -74,17 +78,21 @@ class Predictors(NamedTuple):
 
 
 class GaussianPart(NamedTuple):
-    """The neurons or channels whose law is Normal(linear predictor, scale).
+    """The channels whose distribution is Normal(offset + unit * linear predictor, scale).
 
     Attributes:
         columns: their positions.
         predictors: positions of their linear predictors.
         scale: their standard deviations.
+        offset: see `Signal`.
+        unit: see `Signal`.
     """
 
     columns: slice
     predictors: slice
     scale: Float[Tensor, " channel"]
+    offset: Float[Tensor, " channel"]
+    unit: Float[Tensor, " channel"]
 
 
 class Observation(nn.Module):
@@ -159,8 +167,9 @@ class Observation(nn.Module):
         for single in self.singles():
             end, last = column + single.num_neurons, predictor + single.predictor_dim
             if isinstance(single, Gaussian):
+                columns, rows = slice(column, end), slice(predictor, last)
                 parts.append(
-                    GaussianPart(slice(column, end), slice(predictor, last), single.scale())
+                    GaussianPart(columns, rows, single.scale(), single.offset, single.unit)
                 )
             column, predictor = end, last
         if not parts:
@@ -170,6 +179,61 @@ class Observation(nn.Module):
             slice(parts[0].columns.start, parts[-1].columns.stop),
             slice(parts[0].predictors.start, parts[-1].predictors.stop),
             torch.cat([part.scale for part in parts]),
+            torch.cat([part.offset for part in parts]),
+            torch.cat([part.unit for part in parts]),
+        )
+
+    @torch.no_grad()
+    def use_raw_units(self) -> None:
+        """Let the linear predictors of a signal be in the data's own unit (offset 0, unit 1), for
+        weights that are set by hand rather than fitted.
+        """
+        for single in self.singles():
+            if isinstance(single, Signal):
+                single.offset.zero_()
+                single.unit.fill_(1.0)
+                single.varies.fill_(1.0)
+
+    def units(self) -> Float[Tensor, " neuron"]:
+        """The unit of every channel of a signal, 1 for neurons."""
+        return torch.cat(
+            [
+                single.unit if isinstance(single, Signal) else torch.ones(single.num_neurons)
+                for single in self.singles()
+            ]
+        )
+
+    def standardised(
+        self,
+        x: Float[Tensor, "trial time neuron"],
+        shown: Bool[Tensor, "trial time neuron"],
+        gain: float = 1.0,
+    ) -> Float[Tensor, "trial time neuron"]:
+        """Observations as encoders receive them: counts unchanged, channels of a signal with mean 0
+        and standard deviation 1 over the recording that the model was made for.
+
+        Args:
+            x: observations multiplied by ``gain``, 0 where not ``shown``.
+            shown: which entries are observations.
+            gain: see `Batch`.
+        """
+        singles = self.singles()
+        if not any(isinstance(single, Signal) for single in singles):
+            return x
+        parts = zip(
+            singles,
+            x.split([single.num_neurons for single in singles], -1),
+            shown.split([single.num_neurons for single in singles], -1),
+            strict=True,
+        )
+        return torch.cat(
+            [
+                (part - where * (gain * single.offset)) / single.unit
+                if isinstance(single, Signal)
+                else part
+                for single, part, where in parts
+            ],
+            -1,
         )
 
 
@@ -314,11 +378,51 @@ class Bernoulli(Single):
         return moments.mean.clamp(floor, 1 - floor).logit()
 
 
-@final
-class Gaussian(Single):
-    """Real values with one standard deviation per channel."""
+class Signal(Single):
+    """Abstract observation model of real-valued channels, in whatever unit they were recorded.
+
+    Attributes:
+        offset: mean of every channel in the recording that the model was made for; 0 before.
+        unit: standard deviation of every channel there; 1 before. A constant channel has the
+            average of the others.
+        varies: 1, or 0 for constant channels.
+    """
 
     observed = "signal"
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.offset: Tensor
+        self.unit: Tensor
+        self.varies: Tensor
+        self.register_buffer("offset", torch.zeros(num_neurons))
+        self.register_buffer("unit", torch.ones(num_neurons))
+        self.register_buffer("varies", torch.ones(num_neurons))
+
+    @torch.no_grad()
+    def set_units(
+        self, x: Float[Tensor, "trial time channel"], valid: Bool[Tensor, "trial time channel"]
+    ) -> None:
+        """Set offset and unit from the moments of a recording."""
+        moments = _moments(x.double(), valid)
+        scale = moments.variance.sqrt()
+        varies = scale > CONSTANT * moments.mean.abs()
+        average = torch.where(varies, scale, 0.0).sum() / varies.sum().clamp(min=1)
+        average = torch.where(average > 0, average, 1.0)
+        self.offset.copy_(moments.mean)
+        self.unit.copy_(torch.where(varies, scale, average))
+        self.varies.copy_(varies)
+
+
+@final
+class Gaussian(Signal):
+    """Real values with one standard deviation per channel.
+
+    Its linear predictors are in standardised units, so that a fit does not depend on the unit of
+    the data: ``x ~ Normal(offset + unit * predictor, (unit * exp(log_scale))^2)``. The noise of a
+    constant channel stays at ``unit``; its density would otherwise grow without bound.
+    """
+
     support = constraints.real
     domain = "real numbers"
 
@@ -327,30 +431,28 @@ class Gaussian(Single):
         self.log_scale = nn.Parameter(torch.zeros(num_neurons))
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Normal of mean ``predictors``."""
-        return dist.Normal(predictors, self.scale(), validate_args=False)
+        """Normal of mean ``offset + unit * predictors``."""
+        mean = torch.addcmul(self.offset, self.unit, predictors)
+        return dist.Normal(mean, self.scale(), validate_args=False)
 
     def scale(self) -> Float[Tensor, " channel"]:
         """Standard deviation of every channel."""
-        return self.log_scale.exp()
+        return self.unit * (self.log_scale * self.varies).exp()
 
     @torch.no_grad()
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """Means; standard deviations, those of constant channels a thousandth of the largest."""
-        moments = _moments(x, valid)
-        scale = moments.variance.sqrt()
-        largest = torch.where(scale.max() > 0, scale.max(), 1.0)
-        self.log_scale.copy_(scale.clamp(min=1e-3 * largest).log())
-        return moments.mean
+        """Means and standard deviations of the data."""
+        self.set_units(x, valid)
+        self.log_scale.zero_()
+        return torch.zeros_like(self.offset)
 
 
 @final
-class Gamma(Single):
-    """Positive amplitudes whose standard deviation is a fixed share of their mean."""
+class Gamma(Signal):
+    """Positive amplitudes whose standard deviation is a fixed fraction of their mean."""
 
-    observed = "signal"
     filler = 1.0
     has_log_mean = True
     support = constraints.positive
@@ -369,18 +471,18 @@ class Gamma(Single):
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
         """Log means; concentration = mean^2 / variance."""
+        self.set_units(x, valid)
         moments = _moments(x, valid)
         self.log_concentration.copy_(moments.concentration().log())
         return _log(moments.mean)
 
 
 @final
-class ZeroInflatedGamma(Single):
+class ZeroInflatedGamma(Signal):
     """Amplitudes that are exactly 0 with a probability that varies in time, such as deconvolved
     calcium.
     """
 
-    observed = "signal"
     num_predictors = 2
     has_log_mean = True
     support = constraints.nonnegative
@@ -403,6 +505,7 @@ class ZeroInflatedGamma(Single):
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
         """Log means and concentrations of nonzero values, logits of the share of zeros."""
+        self.set_units(x, valid)
         zeros = _moments((x == 0).to(x.dtype), valid)
         nonzero = _moments(x, valid & (x > 0))
         self.log_concentration.copy_(nonzero.concentration().log())

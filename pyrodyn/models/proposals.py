@@ -359,7 +359,7 @@ class EncoderFactor(FactorProposal):
                 f" recording has {wanted[0]} and the model {wanted[1]}"
             )
         bins = slice(model.first_bin, None)
-        hidden, kept = batch.seen[:, bins].mT, []
+        hidden, kept = model.encoder_view(batch)[:, bins].mT, []
         for position, (layer, kernel) in enumerate(zip(self.layers, self.kernels, strict=True)):
             reach = kernel - 1
             before = reach if self.is_causal else reach // 2

@@ -519,7 +519,9 @@ class RecurrentStart(Proposal):
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Distribution:
         """q(z0)."""
-        forward, backward = roll_both_ways(self.encoder, batch.seen[:, : batch.horizon])
+        forward, backward = roll_both_ways(
+            self.encoder, model.encoder_view(batch)[:, : batch.horizon]
+        )
         last = torch.cat([forward[:, -1], backward[:, 0]], -1)
         mean, log_scale = self.said(self.dropout(last)).chunk(2, -1)
         scale = log_scale.exp() + SCALE_FLOOR
@@ -564,7 +566,9 @@ class RecurrentFactor(Proposal):
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Pull:
         """The pull of the bins that may be seen; none in forecast bins."""
-        forward, backward = roll_both_ways(self.encoder, batch.seen[:, : batch.horizon])
+        forward, backward = roll_both_ways(
+            self.encoder, model.encoder_view(batch)[:, : batch.horizon]
+        )
         mean, raw_precision = self.said(torch.cat([forward, backward], -1)).chunk(2, -1)
         forecast = (0, 0, 0, batch.num_bins - batch.horizon)
         J = functional.pad(functional.softplus(raw_precision), forecast)

@@ -11,7 +11,14 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 
-from pyrodyn.models.observations import OBSERVATIONS, Observation, Single, observation, observe
+from pyrodyn.models.observations import (
+    OBSERVATIONS,
+    Gaussian,
+    Observation,
+    Single,
+    observation,
+    observe,
+)
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS = 5, 7, 3
 NUM_PARTICLES = 4
@@ -121,8 +128,12 @@ def test_starts_at_the_moments(name, model):
         assert not start.requires_grad
         expected = fresh(start.expand(1, 1, -1)).mean[0, 0]
         torch.testing.assert_close(expected.detach(), x.mean((0, 1)), rtol=1e-4, atol=1e-5)
+        if isinstance(fresh, Gaussian):  # in standardised units: back to those of the data
+            start = fresh.offset + fresh.unit * start
+            own_starts.append(fresh.scale().log().detach())
+        else:
+            own_starts.extend(p.detach().clone() for p in fresh.parameters())
         starts.append(start)
-        own_starts.extend(p.detach().clone() for p in fresh.parameters())
     # Ratios of moments are biased by about their variance, far less than one fit's own error.
     found, error = torch.stack(starts).mean(0), torch.stack(starts).std(0)
     assert ((found - bias).abs() < error).all()

@@ -80,6 +80,7 @@ def two_wells() -> LowRankRNN:
         model.n.copy_(torch.tensor([[0.4, 0.3, -0.3, 0.2]]))
         model.raw_noise.fill_(math.log(0.6))
         model.loading.copy_(torch.tensor([[1.0], [-0.5], [0.3]]))
+        model.observation.use_raw_units()
         model.observation.log_scale.copy_(torch.tensor([1.5, 1.0, 2.0]).log())
     return model
 

@@ -287,6 +287,7 @@ def test_weights_keep_their_digits_where_a_signal_is_far_above_its_noise(proposa
         for name in ("loading", "bias", "m", "n", "threshold"):
             weights = torch.tensor(recorded[f"teacher_{name}"].values)
             model.get_parameter(name).copy_(weights)
+        model.observation.use_raw_units()
         model.observation.log_scale.fill_(math.log(0.01))
     exact = copy.deepcopy(model).double()
     torch.manual_seed(0)
