@@ -1,10 +1,10 @@
-"""Time of a search for fixed points: Levenberg-Marquardt as in
-`pyrodyn.analysis.fixed_points.fixed_points`, beside the usual descent by Adam on |g|^2,
-from the same starts to the same residual.
+"""Processor time of a search for fixed points: Levenberg-Marquardt as in
+`pyrodyn.analysis.fixed_points.fixed_points`, compared with the common minimisation of |g|^2 by
+Adam, from the same starts to the same residual.
 
-Adam runs in batches of all starts, in double precision, its rate falling from ``--rate`` by a
-factor of 100 over its steps; it ends as soon as it has brought as many starts below the residual as
-the other search did, or after ``--adam-steps``. Points are counted after the same merging, as
+Adam updates all starts at once, in double precision, with a learning rate that decays from
+``--rate`` by a factor of 100 over its steps; it stops when as many starts are below the residual as
+in the other search, or after ``--adam-steps``. Points are counted after the same merging, as
 coarse as the residual allows. Both searches run once before, on a few starts, so that nothing is
 timed that happens once. Seconds are of processor time, on one thread; ours are the mean of a run
 before Adam's and one after it.
@@ -98,7 +98,7 @@ def compare(dynamics: Dynamics, starts: Tensor, arguments: argparse.Namespace) -
     _, after = timed(lambda: search(g, starts, residual))
     our_seconds = (before + after) / 2
     theirs = state[is_within(g.value(state), state, residual)]
-    print_row("search", "seconds", "steps", "arrived", "points", "ratio")
+    print_row("search", "seconds", "steps", "converged", "points", "ratio")
     for name, spent, num_steps, fixed, ratio in (
         ("Levenberg-Marquardt", our_seconds, ours.num_iterations, ours.state[ours.is_fixed], ""),
         ("Adam", seconds, steps, theirs, f"{seconds / our_seconds:.1f}"),

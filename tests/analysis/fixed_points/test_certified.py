@@ -579,7 +579,7 @@ def test_invalid_input_raises() -> None:
     wrong = [
         (network._replace(a=np.array([0.5, 1.0])), {}, "a must lie in"),
         (network._replace(m=np.ones((2, 3))), {}, "m has shape"),
-        (network._replace(n=np.full((2, 3), np.nan)), {}, "n holds NaN"),
+        (network._replace(n=np.full((2, 3), np.nan)), {}, "n contains NaN"),
         (network._replace(breakpoints=np.tile([1.0, 0.0], (3, 1))), {}, "must ascend"),
         (network._replace(intercepts=np.ones((3, 3)) * [0, 1, 1]), {}, "must meet"),
         (network, {"period": 4}, "period is 4"),

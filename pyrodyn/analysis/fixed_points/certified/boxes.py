@@ -1,11 +1,11 @@
-"""Boxes of latent space and what is known in each: relax, contract, halve::
+"""Boxes of latent space and the bounds in each: relax, contract, halve::
 
     G z = q + sum_u g_u e_u,  |e_u| <= 1            relaxed: undecided units are chords + intervals
     z in c - Y (G c - q) +- (|I - Y G| w + sum_u |Y g_u| + |Y| eta)            contracted
 
-Units that no longer meet a kink in their box are decided once and for all: their slopes go into the
-box's own matrix and they leave its list, so that smaller boxes are also cheaper ones. All
-operations are of many boxes at once.
+Units without a kink in the box are decided, for it and all boxes within it: their slopes are added
+to the box's matrix and they leave its list of undecided units, so that smaller boxes are cheaper.
+All operations are vectorised over boxes.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from pyrodyn.analysis.fixed_points.certified.network import Array
 
 
 class Boxes(NamedTuple):
-    """Boxes centre +- radius; in each, matrix z = constant + what the undecided units send."""
+    """Boxes centre +- radius; in each, matrix z = constant + output of the undecided units."""
 
     centre: Array
     radius: Array
@@ -44,7 +44,7 @@ class Relaxed(NamedTuple):
 
 
 def joined(parts: list[Boxes]) -> Boxes:
-    """One batch out of several, their lists of undecided units filled up with the idle one."""
+    """Several batches as one, their lists of undecided units padded with the idle unit."""
     width = max(part.undecided.shape[1] for part in parts)
     filled = [
         np.pad(part.undecided, ((0, 0), (0, width - part.undecided.shape[1])), constant_values=-1)
@@ -63,7 +63,7 @@ def whole_boxes(equation: Equation, centre: Array, radius: Array) -> Boxes:
 
 
 def relax(equation: Equation, boxes: Boxes) -> tuple[Boxes, Relaxed]:
-    """Decide the units that no longer meet a kink, and bound the others by chords."""
+    """Decide the units without a kink in the box, and bound the others by chords."""
     centre, radius, matrix, constant, units = boxes
     reach = np.abs(centre) + radius
     n, m = equation.outgoing.take(units, 0), equation.incoming.take(units, 0)
@@ -91,7 +91,7 @@ def relax(equation: Equation, boxes: Boxes) -> tuple[Boxes, Relaxed]:
     at_low = slope * low + intercept
     slope, intercept = equation.line(units, last)
     chord = (slope * high + intercept - at_low) / np.where(idle, np.inf, high - low)
-    # The remainder phi - chord is piecewise linear: its extremes are at the ends and the kinks.
+    # The remainder phi - chord is piecewise linear: its extrema are at the ends and the kinks.
     at_end = at_low - chord * low
     lowest, highest = at_end, at_end
     for kink, (position, value) in enumerate(
@@ -116,7 +116,7 @@ def relax(equation: Equation, boxes: Boxes) -> tuple[Boxes, Relaxed]:
 
 
 def inverted(matrix: Array) -> Array:
-    """Inverses, or pseudo-inverses of the whole stack where one has none."""
+    """Inverses, or pseudo-inverses of the whole stack if one is singular."""
     try:
         return np.linalg.inv(matrix)
     except np.linalg.LinAlgError:
@@ -124,29 +124,29 @@ def inverted(matrix: Array) -> Array:
 
 
 def gain(boxes: Boxes, relaxed: Relaxed) -> tuple[Array, Array]:
-    """Kalman gain of z ~ (c, diag(w^2)) seen through G z = q + g e, and the row that best tells
-    the misfit at c from what the box allows. Any values would be sound; these cut most.
+    """Kalman gain of z ~ (c, diag(w^2)) observed by G z = q + g e, and the row that best separates
+    the misfit at c from those within the box. Any values would be valid; these reduce boxes most.
     """
-    seen = relaxed.G * boxes.radius[:, None]
-    covariance = seen @ seen.mT + relaxed.g.mT @ relaxed.g
+    scaled = relaxed.G * boxes.radius[:, None]
+    covariance = scaled @ scaled.mT + relaxed.g.mT @ relaxed.g
     ridge = 1e-14 * np.trace(covariance, axis1=1, axis2=2)
-    weight = inverted(covariance + ridge[:, None, None] * np.eye(seen.shape[1]))
+    weight = inverted(covariance + ridge[:, None, None] * np.eye(scaled.shape[1]))
     misfit = relaxed.G @ boxes.centre[..., None] - relaxed.q[..., None]
-    return (seen * boxes.radius[:, None]).mT @ weight, (weight @ misfit).mT
+    return (scaled * boxes.radius[:, None]).mT @ weight, (weight @ misfit).mT
 
 
 def image(P: Array, boxes: Boxes, relaxed: Relaxed) -> tuple[Array, Array]:
-    """P (G c - q), and the most that remainders and rounding can add to it."""
+    """P (G c - q), and a bound on what remainders and rounding add to it."""
     misfit = relaxed.G @ boxes.centre[..., None] - relaxed.q[..., None]
-    pulled = np.abs(relaxed.g @ P.mT)
-    spread = (np.ones((1, pulled.shape[1])) @ pulled)[:, 0]
-    return (P @ misfit)[..., 0], spread + (np.abs(P) @ relaxed.rounding[..., None])[..., 0]
+    remainders = np.abs(relaxed.g @ P.mT)
+    bound = (np.ones((1, remainders.shape[1])) @ remainders)[:, 0]
+    return (P @ misfit)[..., 0], bound + (np.abs(P) @ relaxed.rounding[..., None])[..., 0]
 
 
 def contracted(boxes: Boxes, relaxed: Relaxed) -> tuple[Boxes, NDArray[np.bool_]]:
-    """Boxes cut to what Krawczyk's operator leaves, and whether they may hold a solution."""
+    """Boxes cut by the image of Krawczyk's operator, and whether they may contain a solution."""
     centre, radius = boxes.centre, boxes.radius
-    # fmax, fmin and the comparisons below pass over the NaN of a gain that overflowed.
+    # fmax, fmin and the comparisons below ignore the NaN of a gain that overflowed.
     with np.errstate(invalid="ignore", over="ignore"):
         Y, row = gain(boxes, relaxed)
         misfit, slack = image(row, boxes, relaxed)
@@ -164,9 +164,9 @@ def contracted(boxes: Boxes, relaxed: Relaxed) -> tuple[Boxes, NDArray[np.bool_]
 
 
 def halved(boxes: Boxes, score: Array) -> Boxes:
-    """Both halves of each box, cut across the dimension of the highest score."""
+    """Both halves of each box, halved in the dimension of the highest score."""
     widest = boxes.radius.max(1, keepdims=True)
-    # Without chords to tighten the widest is as good as any; slivers help nobody.
+    # Without chords to tighten, the widest dimension is halved; very thin ones never are.
     score = np.where(boxes.radius > 1e-3 * widest, score + 1e-300 * boxes.radius / widest, -1)
     step = np.where(np.arange(score.shape[1]) == score.argmax(1)[:, None], boxes.radius / 2, 0)
     radius = boxes.radius - step

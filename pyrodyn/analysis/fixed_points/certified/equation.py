@@ -3,9 +3,9 @@
     z = linear z + sum_i outgoing_i phi_i(incoming_i z) + offset
     |computed - exact| <= epsilon (growth |z| + constant)
 
-For cycles of period p, z holds all p phases and `linear` sends each to the next. Seen from far
-away all kinks lie at 0 and only the outermost slopes count; how far the true network is from that
-picture is bounded too, which later bounds where solutions can be.
+For cycles of period p, z contains all p phases and `linear` maps each to the next. At infinity all
+kinks are at 0 and only the outermost slopes matter; the distance of the network from this limit is
+bounded too, from which follows a bound on all solutions.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from pyrodyn.analysis.fixed_points.certified.network import Array, PiecewiseLine
 class Equation:
     """z = linear z + sum_i outgoing_i phi_i(incoming_i z) + offset, with one idle unit at the end.
 
-    The idle unit fills the lists of undecided units of boxes that have fewer than others.
+    The idle unit pads the lists of undecided units of boxes that have fewer than others.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Equation:
         self.kink_values = self.slopes[:-1] * self.kinks + self.intercepts[:-1]
         sent, steep = np.abs(self.outgoing), np.abs(self.slopes).max(0)[:, None]
         self.strength = sent.sum(1)
-        # Every sum has at most so many products of up to three factors; what the preconditioner
-        # and later sums of the results add is within the factor of four.
+        # Every sum has at most that many products of up to three factors; the factor of four covers
+        # the preconditioner and later sums of the results.
         self.epsilon = 4 * (len(self.incoming) + dim + 10) * float(np.finfo(float).eps)
         self.growth = np.eye(dim) + np.abs(linear) + sent.T @ (steep * np.abs(self.incoming))
         self.constant = np.abs(offset) + np.abs(self.intercepts).max(0) @ sent
@@ -53,7 +53,7 @@ class Equation:
     def pieces(
         self, units: Int[ndarray, "..."], low: Float[ndarray, "..."], high: Float[ndarray, "..."]
     ) -> tuple[Int[ndarray, "..."], Int[ndarray, "..."]]:
-        """First and last piece that units meet between low and high."""
+        """First and last piece of units between low and high."""
         first, last = np.zeros(units.shape, np.intp), np.zeros(units.shape, np.intp)
         for breakpoints in self.breakpoints:
             kink = breakpoints.take(units)
@@ -69,7 +69,7 @@ class Equation:
         return self.slopes.take(entry), self.intercepts.take(entry)
 
     def residual(self, z: Float[ndarray, "point dim"]) -> Float[ndarray, "point dim"]:
-        """What F leaves of z: z - F(z), nothing relaxed."""
+        """The exact residual z - F(z), without relaxation."""
         y = z @ self.incoming.T
         units = np.broadcast_to(np.arange(y.shape[1]), y.shape)
         slope, intercept = self.line(units, self.pieces(units, y, y)[0])
@@ -92,7 +92,7 @@ def equation_of(network: PiecewiseLinear, period: int) -> Equation:
 
 
 def at_infinity(equation: Equation) -> tuple[Equation, Array]:
-    """The network as seen from far away, its kinks all at 0, and how far F is from it at most."""
+    """The limit of the network at infinity, with all kinks at 0, and a bound on |F - limit|."""
     finite = np.isfinite(equation.breakpoints)
     units = np.arange(finite.shape[1])
     left, right = equation.slopes[0], equation.slopes[finite.sum(0), units]

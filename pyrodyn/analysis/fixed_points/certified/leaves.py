@@ -1,9 +1,9 @@
-"""The end of a box: the equation solved on every combination of pieces of its last undecided units.
+"""Leaves of the search: the equation solved on every combination of pieces of few undecided units.
 
-On one piece per unit the equation is a linear system. A solution counts if it lies in the box, and
-solves the equation with nothing relaxed, to within the bounds on its error. Where a system is
-singular to working precision, either it can be shown to have no solution in the box, or it may have
-a continuum of them, which is reported and not listed.
+On one piece per unit the equation is a linear system. A solution is accepted if it lies in the box
+and solves the unrelaxed equation, both to within the bounds on its error. If a system is singular
+to working precision, either it is shown to have no solution in the box, or it may have a continuum
+of them, which is reported and not listed.
 """
 
 from itertools import product
@@ -16,9 +16,9 @@ from pyrodyn.analysis.fixed_points.certified.equation import Equation
 from pyrodyn.analysis.fixed_points.certified.network import Array
 
 SMALLEST_BOX = 1e-10
-"""Half-width, as part of the region's largest coordinate, below which a box is no longer halved."""
+"""Half-width, relative to the region's largest coordinate, below which boxes are not halved."""
 LARGEST_ERROR = 1e-6
-"""A system is singular if its error, as part of the region's largest coordinate, is above this."""
+"""A system is singular if its error, relative to the region's largest coordinate, is above this."""
 
 
 def solved(
@@ -27,8 +27,8 @@ def solved(
     """Solve every combination of pieces of the undecided units.
 
     Returns:
-        Isolated solutions, bounds on their errors and the box of each; per box, whether it holds a
-        continuum, and whether a singular system leaves it unclear if it does.
+        Isolated solutions, bounds on their errors and the box of each; per box, whether it contains
+        a continuum, and whether a singular system leaves this undecided.
     """
     num_pieces, width = len(equation.slopes), int((boxes.undecided >= 0).sum(1).max(initial=0))
     pieces = np.array(list(product(range(num_pieces), repeat=width)), int).reshape(
@@ -48,8 +48,8 @@ def solved(
         regular = (defect < 0.5) & (error.max(-1) <= LARGEST_ERROR * size)
         z = centre - (Y @ misfit)[..., 0]
         if not regular.all():
-            # In the axes of the singular values a system without solution shows in one row. What
-            # has one is tested at the solution next to the centre.
+            # In the basis of the singular vectors, a single row shows that there is no solution.
+            # Otherwise the solution of least distance to the centre is tested.
             odd = ~regular
             left, values, right = np.linalg.svd(G[odd])
             apart = np.abs(left.mT @ misfit[odd])
@@ -65,7 +65,7 @@ def solved(
     holds = (np.abs(z - centre) <= radius + error).all(-1)
     holds[holds] = (np.abs(equation.residual(z[holds])) <= slack[holds]).all(-1)
     count = len(boxes.centre)
-    # A residual that vanishes by chance makes no continuum of a system that has no solution.
+    # A residual that vanishes by chance is no continuum if the system has no solution.
     continuum = np.bincount(box[holds & ~regular & ~excluded], minlength=count) > 0
     unclear = (np.bincount(box[~regular & ~excluded], minlength=count) > 0) & ~continuum
     listed = holds & regular
@@ -79,7 +79,7 @@ def _on_pieces(
     units: NDArray[np.intp],
     piece: NDArray[np.intp],
 ) -> tuple[Array, Array]:
-    """Matrix and constant with units, ``(box, unit)``, put on a piece each."""
+    """Matrix and constant with each of the units, ``(box, unit)``, on the given piece."""
     n, m = equation.outgoing.take(units, 0), equation.incoming.take(units, 0)
     slope, intercept = equation.line(units, piece)
     return (

@@ -10,7 +10,7 @@ from pyrodyn.analysis.fixed_points.certified.adjoining import adjoining
 from pyrodyn.analysis.fixed_points.certified.equation import Equation, at_infinity, equation_of
 from pyrodyn.analysis.fixed_points.certified.network import Array, PiecewiseLinear, check
 from pyrodyn.analysis.fixed_points.certified.refine import Solutions, refined
-from pyrodyn.analysis.fixed_points.certified.search import Budget, holding_everything, search
+from pyrodyn.analysis.fixed_points.certified.search import Budget, bounding_box, search
 
 MARGIN = 1e-9
 """Eigenvalues closer than this to modulus one are called marginal."""
@@ -85,13 +85,13 @@ def fixed_points_of(
     ends, distance = at_infinity(equation)
     # At most half of the budget goes to the proof of a bound, so that something is searched.
     first = Budget(max_boxes // 2, start + seconds / 2)
-    bound = holding_everything(network, equation, first)
+    bound = bounding_box(network, equation, first)
     budget = Budget(max_boxes - max_boxes // 2 + first.boxes, start + seconds)
     if wanted is None and bound is None:
         far = 10 * distance[: len(network.a)] / (1 - network.a) + 1
         wanted = -far, far
     lower, upper = wanted or bound  # type: ignore[misc]
-    holds_all = bound is not None and bool(((lower <= bound[0]) & (bound[1] <= upper)).all())
+    contains_all = bound is not None and bool(((lower <= bound[0]) & (bound[1] <= upper)).all())
     size = float(np.maximum(np.abs(lower), np.abs(upper)).max())
     found = search(equation, np.tile(lower, period), np.tile(upper, period), period, budget)
     solutions = refined(equation, found.points, found.errors, size)
@@ -99,9 +99,9 @@ def fixed_points_of(
     result = _described(equation, solutions, period, size)
     # A cycle is a fixed point of the iterate at each of its phases, a shorter one at a single one.
     index_sum = float(result["index"].values @ np.where(is_cycle, period, 1))
-    is_certain = holds_all and not found.num_left and not found.num_singular
+    is_certain = contains_all and not found.num_left and not found.num_singular
     reasons = {
-        "not all of latent space is proved to lie outside the region": not holds_all,
+        "not all of latent space is proved to lie outside the region": not contains_all,
         "the search stopped early or met boxes it could not decide": found.num_left > 0,
         "there is a continuum of solutions, which is not listed": found.num_singular > 0,
         f"the indices of the points found sum to {index_sum:g} where bounded units imply 1, so that"

@@ -4,7 +4,7 @@
 
 Each unit has at most two kinks, hence three pieces, which meet: phi is continuous. Thresholds and
 constant drive are part of where the kinks are. Relu, leaky relu, clipped relu and hard tanh are
-such units; others can be given by their tables.
+such units; others can be defined by their tables.
 """
 
 from typing import NamedTuple
@@ -88,7 +88,7 @@ class PiecewiseLinear(NamedTuple):
     def hard_tanh(
         cls, a: Values, n: Values, m: Values, threshold: Values, drive: Values = 0.0
     ) -> "PiecewiseLinear":
-        """phi(y) = y - threshold held within -1 and 1; arguments as in `relu`."""
+        """phi(y) = y - threshold clipped to [-1, 1]; arguments as in `relu`."""
         centre = np.asarray(threshold, float) - np.asarray(drive, float)
         return cls._of(a, n, m, (centre - 1, centre + 1), (0.0, 1.0, 0.0), (-1.0, -centre, 1.0))
 
@@ -113,14 +113,14 @@ class PiecewiseLinear(NamedTuple):
             decay = np.broadcast_to(np.asarray(a, float), n.shape[:1]).copy()
         except ValueError:
             raise ValueError(
-                f"a must hold one or {len(n)} numbers, threshold, drive and leak one or {len(m)}; "
+                f"a must have one or {len(n)} numbers, threshold, drive and leak one or {len(m)}; "
                 "give one per latent and one per neuron"
             ) from None
         return cls(decay, n, m, np.zeros(len(n)), *per_unit)
 
 
 def check(network: PiecewiseLinear, period: int) -> None:
-    """Refuse a network that is not one."""
+    """Raise a ValueError for invalid shapes, values or pieces."""
     if period not in (1, 2, 3):
         raise ValueError(f"period is {period}; choose 1 (fixed points), 2 or 3")
     n = np.asarray(network.n)
@@ -139,15 +139,17 @@ def check(network: PiecewiseLinear, period: int) -> None:
         if np.shape(getattr(network, name)) != shape:
             raise ValueError(
                 f"{name} has shape {np.shape(getattr(network, name))} where n of shape {n.shape} "
-                f"calls for {shape}; reshape it"
+                f"requires {shape}; reshape it"
             )
     for name in ("n", *shapes):
         values = getattr(network, name)
         allowed = np.isfinite(values) | ((name == "breakpoints") & (values == np.inf))
         if not allowed.all():
-            raise ValueError(f"{name} holds NaN or infinity; replace it by finite numbers")
+            raise ValueError(f"{name} contains NaN or infinity; replace it by finite numbers")
     if not ((network.a >= 0) & (network.a < 1)).all():
-        raise ValueError("a must lie in [0, 1) in every latent; divide by what it exceeds")
+        raise ValueError(
+            "a must lie in [0, 1) in every latent; a decay of 1 or more is not bounded"
+        )
     kinks = network.breakpoints
     if (kinks[:, 0] > kinks[:, 1]).any():
         raise ValueError("breakpoints must ascend; sort them, with their slopes and intercepts")

@@ -1,9 +1,9 @@
-"""Branch and bound within a budget: the box that holds everything, then all solutions in a box.
+"""Branch and bound within a budget: a box that contains all solutions, then all solutions in a box.
 
-A box is relaxed and contracted; it vanishes, is solved piece by piece where few units are left on a
-kink, is contracted again where that shrank it much, or else is halved. Boxes wait on a stack in
-batches that fit in the cache. What a spent budget leaves on it is counted: a list is complete only
-if nothing is left.
+Each box is relaxed and contracted. It is then discarded, solved piece by piece if few units are
+undecided, contracted again if that shrank it much, or halved. Boxes wait on a stack in batches that
+fit in the cache. When the budget is spent, the boxes that remain are counted: a list is complete
+only if there are none.
 """
 
 import time
@@ -26,13 +26,13 @@ from pyrodyn.analysis.fixed_points.certified.leaves import SMALLEST_BOX, solved,
 from pyrodyn.analysis.fixed_points.certified.network import Array, PiecewiseLinear
 
 BATCH_ENTRIES = 60_000
-"""Boxes x undecided units that are processed at once: their arrays then stay in the cache."""
+"""Boxes x undecided units processed at once, so that their arrays stay in the cache."""
 LEAF_UNITS = 3
-"""Boxes with at most so many undecided units are solved piece by piece instead of halved."""
+"""Boxes with at most this many undecided units are solved piece by piece instead of halved."""
 SMALLEST_FACE = 1e-5
-"""Half-width on the unit cube below which a box that may hold a solution ends the search there."""
+"""Half-width on the unit cube at which a box that may contain a solution ends the proof."""
 ENOUGH = 0.25
-"""A box whose volume shrank below this part is contracted again before it is halved."""
+"""A box that shrank below this fraction of its volume is contracted again instead of halved."""
 
 
 class Found(NamedTuple):
@@ -54,19 +54,19 @@ class Found(NamedTuple):
 
 
 class Budget:
-    """How many boxes may still be examined, and until what processor time of this thread."""
+    """Number of boxes left to examine, and a deadline in processor time of this thread."""
 
     def __init__(self, boxes: int, deadline: float) -> None:
         self.boxes = boxes
         self.deadline = deadline
 
     def spent(self) -> bool:
-        """Whether nothing more may be examined."""
+        """Whether the search has to stop."""
         return self.boxes <= 0 or time.thread_time() > self.deadline
 
 
 class Stack:
-    """Boxes still to examine, handed out in batches that fit in the cache."""
+    """Boxes to examine, in batches that fit in the cache."""
 
     def __init__(self, boxes: Boxes) -> None:
         self.batches = [boxes]
@@ -76,7 +76,7 @@ class Stack:
 
     def volume(self, unit: Array) -> float:
         """Volume of all boxes, that of a box with the given half-widths being 1."""
-        # A latent that nothing reaches has no width to measure.
+        # A latent without inputs has no width.
         relative = (
             np.divide(boxes.radius, unit, out=np.ones_like(boxes.radius), where=unit > 0)
             for boxes in self.batches
@@ -84,7 +84,7 @@ class Stack:
         return float(sum(sides.prod(1).sum() for sides in relative))
 
     def push(self, boxes: Boxes) -> None:
-        """Add boxes, grouped by how many units they have undecided, most first."""
+        """Add boxes, grouped by their numbers of undecided units, largest first."""
         units = (boxes.undecided >= 0).sum(1)
         while len(units):
             few = units < units.max() / 2
@@ -94,7 +94,7 @@ class Stack:
             boxes, units = boxes.at(few), units[few]
 
     def pop(self, most: int) -> Boxes:
-        """At most so many boxes off the top, with lists no longer than that of the first."""
+        """At most that many boxes off the top, with lists no longer than that of the first."""
         widest = self.batches[-1].undecided.shape[1] + 1
         room = min(most, max(1, BATCH_ENTRIES // widest))
         taken: list[Boxes] = []
@@ -108,13 +108,13 @@ class Stack:
         return joined(taken)
 
 
-def holding_everything(
+def bounding_box(
     network: PiecewiseLinear, equation: Equation, budget: Budget
 ) -> tuple[Array, Array] | None:
-    """Corners of a box of latent space that holds all fixed points or cycles, if one is proved."""
+    """Corners of a box that provably contains all fixed points or cycles, if any."""
     ends, distance = at_infinity(equation)
     if not ends.slopes.any():
-        # Then phi stays within its values at the kinks and on its constant first piece.
+        # Then phi is bounded by its values at the kinks and on its constant first piece.
         flat = network.intercepts[:, :1].T
         values = equation.kink_values[:, : flat.size]
         values = np.where(np.isfinite(equation.breakpoints[:, : flat.size]), values, flat)
@@ -135,13 +135,13 @@ def holding_everything(
 def _smallest_on_cube(equation: Equation, weight: Array, budget: Budget) -> float | None:
     """Lower bound on max_r |z - F(z)|_r / weight_r over |z|_inf = 1, or None if it may be 0.
 
-    At most half the true minimum is given away: boxes are halved until their bound is above half of
-    the smallest value met at a centre.
+    The bound is at least half of the true minimum: boxes are halved until their bound is above half
+    of the smallest value at the centre of any box.
     """
     dim = len(weight)
     centre = np.concatenate([np.eye(dim), -np.eye(dim)])
     boxes = whole_boxes(equation, centre, 1.0 - np.abs(centre))
-    stack, bound, met = Stack(boxes), np.inf, np.inf
+    stack, bound, smallest = Stack(boxes), np.inf, np.inf
     while len(stack):
         if budget.spent():
             return None
@@ -155,10 +155,10 @@ def _smallest_on_cube(equation: Equation, weight: Array, budget: Budget) -> floa
             misfit, slack = image(P, boxes, relaxed)
             slack += (np.abs(P @ relaxed.G) @ boxes.radius[..., None])[..., 0]
             proved = np.fmax.reduce((np.abs(misfit) - slack) / (np.abs(P) @ weight), axis=1)
-        met = min(met, (np.abs(equation.residual(boxes.centre)) / weight).max(1).min())
-        enough = proved >= met / 2
+        smallest = min(smallest, (np.abs(equation.residual(boxes.centre)) / weight).max(1).min())
+        enough = proved >= smallest / 2
         bound = min(bound, proved[enough].min(initial=np.inf))
-        if (boxes.radius[~enough].max(1) < SMALLEST_FACE).any() or met == 0:
+        if (boxes.radius[~enough].max(1) < SMALLEST_FACE).any() or smallest == 0:
             return None
         stack.push(halved(boxes.at(~enough), relaxed.score[~enough]))
     return float(bound)
@@ -179,7 +179,7 @@ def search(equation: Equation, lower: Array, upper: Array, period: int, budget: 
         before = boxes.radius
         boxes, possible = contracted(boxes, relaxed)
         starts, reach = boxes.centre[:, ::latent_dim], boxes.radius[:, ::latent_dim]
-        # Of the rotations of a cycle one is enough: that which starts highest in the first latent.
+        # One rotation of each cycle is enough: that which starts highest in the first latent.
         possible &= (starts[:, :1] + reach[:, :1] >= starts - reach).all(1)
         few = (boxes.undecided >= 0).sum(1) <= LEAF_UNITS
         tiny = (boxes.radius <= SMALLEST_BOX * size).all(1)
@@ -202,7 +202,7 @@ def search(equation: Equation, lower: Array, upper: Array, period: int, budget: 
             num_singular += int(settled.sum())
             settled[box] = True
             num_undecided += int((~settled).sum())
-        # A latent that nothing reaches has no width to lose.
+        # A latent without inputs has no width.
         left = np.divide(boxes.radius, before, out=np.ones_like(before), where=before > 0)
         shrunk = left.prod(1) < ENOUGH
         stack.push(boxes.at(open_ & shrunk))
