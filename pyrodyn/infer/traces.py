@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoCallable, AutoGuide
@@ -190,12 +189,12 @@ def not_reparameterised(guide_trace: poutine.Trace) -> list[str]:
 
 
 def check_reparameterised(guide_trace: poutine.Trace, objective: str) -> None:
-    """Refuse draws that would need the score of q, where a gradient is wanted.
+    """Refuse draws that would need the score of q; under ``no_grad`` none does.
 
     Raises:
         ValueError: naming the site.
     """
-    names = not_reparameterised(guide_trace) if torch.is_grad_enabled() else []
+    names = not_reparameterised(guide_trace)
     if names:
         family = type(guide_trace.nodes[names[0]]["fn"]).__name__
         raise ValueError(

@@ -40,7 +40,9 @@ from pyrodyn.infer.traces import Program
 from pyrodyn.models.state_space import StateSpaceModel
 
 FEWEST_EFFECTIVE = 5.0
-"""Effective particles, the mean over a trial's bins, below which its score is unreliable."""
+"""Effective particles, the mean over a trial's bins, below which its score is unreliable; a tenth
+of the particles where that is fewer.
+"""
 
 
 class SmoothedScore(Objective):
@@ -93,7 +95,7 @@ class SmoothedScoreLoss(Loss):
 
     @property
     def _fewest(self) -> float:
-        return min(FEWEST_EFFECTIVE, 0.5 * self.objective.num_particles)
+        return min(FEWEST_EFFECTIVE, 0.1 * self.objective.num_particles)
 
     @property
     def state_space(self) -> StateSpaceModel:
@@ -103,8 +105,8 @@ class SmoothedScoreLoss(Loss):
 
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative log evidence. Logged are ``ess``, the mean effective sample size as a fraction
-        of the particles, and ``poor_trials``, the fraction of trials with fewer than
-        `FEWEST_EFFECTIVE` effective particles.
+        of the particles, and ``poor_trials``, the fraction of trials with fewer effective particles
+        than `FEWEST_EFFECTIVE`.
         """
         model, objective = self.state_space, self.objective
         with torch.no_grad():

@@ -23,8 +23,8 @@ def test_evidence_and_moments_are_exact():
         assert abs(float(sample.log_evidence[trial]) - truth.log_evidence) < 4 * error
         chosen = sample.smoothed.resampled(20_000)[:, trial]
         paths = sample.sites["z"][chosen, trial].numpy()
-        spread = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
-        tolerance = 5 * spread / float(sample.effective_sample_size[trial]) ** 0.5
+        scale = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
+        tolerance = 5 * scale / float(sample.effective_sample_size[trial]) ** 0.5
         assert (np.abs(paths.mean(0) - truth.mean) < tolerance).all()
 
 
@@ -33,9 +33,9 @@ def test_the_error_is_that_of_many_runs():
     model, batch = linear_network(recorded), batch_of(recorded)
     torch.manual_seed(0)
     runs = [importance_sample(model, model.guide, batch, 1000) for _ in range(100)]
-    spread = torch.stack([run.log_evidence for run in runs]).std(0)
+    scale = torch.stack([run.log_evidence for run in runs]).std(0)
     estimated = torch.stack([run.log_evidence_error for run in runs]).mean(0)
-    torch.testing.assert_close(estimated, spread, rtol=0.3, atol=0.0)
+    torch.testing.assert_close(estimated, scale, rtol=0.3, atol=0.0)
 
 
 def test_k_hat_separates_a_good_guide_from_a_bad_one():
@@ -104,17 +104,17 @@ def test_k_hat_is_infinite_if_all_but_the_largest_weight_are_negligible():
     torch.manual_seed(0)
     one_alone = torch.full((100, 1), -torch.inf, dtype=torch.float64)
     one_alone[3] = 0.0
-    spread = 1000 * torch.randn(1000, 5, dtype=torch.float64)
-    for log_weights in (one_alone, spread):
+    scale = 1000 * torch.randn(1000, 5, dtype=torch.float64)
+    for log_weights in (one_alone, scale):
         smoothed = pareto_smoothed(log_weights)
         assert (smoothed.pareto_k == torch.inf).all()
         torch.testing.assert_close(smoothed.log_weights, torch.log_softmax(log_weights, 0))
 
 
-@pytest.mark.parametrize("spread", [300.0, 450.0])
-def test_k_hat_of_hopeless_weights_is_never_small(spread):
+@pytest.mark.parametrize("scale", [300.0, 450.0])
+def test_k_hat_of_hopeless_weights_is_never_small(scale):
     torch.manual_seed(0)
-    assert (pareto_smoothed(spread * torch.randn(1000, 40).double()).pareto_k > 10).all()
+    assert (pareto_smoothed(scale * torch.randn(1000, 40).double()).pareto_k > 10).all()
 
 
 @pytest.mark.parametrize("num_particles", [FEWEST_PARTICLES, 31, 224, 225, 226, 5000])

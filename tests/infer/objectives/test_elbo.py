@@ -77,7 +77,7 @@ class LinearGaussian(nn.Module):
     ) -> None:
         """q(w | all x) q(z | w, x), the exact posterior without shift and stretch.
 
-        torch knows the KL of neither to the prior, so that bounds score the draw itself.
+        Neither has a KL to the prior in closed form in torch, so that bounds score the draw.
         """
         A = self.A.detach()
         w = pyro.sample("w", self.global_posterior()) if self.has_global else 0.0
@@ -113,7 +113,7 @@ def standard_normal(dim: int) -> dist.Independent:
 
 
 class Wrong(nn.Module):
-    """A guide that is not the posterior, in a family whose KL torch knows or does not know."""
+    """A guide that is not the posterior, with or without a KL in closed form."""
 
     def __init__(self, of: LinearGaussian, closed_form: bool) -> None:
         super().__init__()
@@ -202,10 +202,10 @@ def test_a_guide_that_is_the_prior_has_no_kl(closed_form, num_particles):
 
     def prior(batch: Batch) -> None:
         with pyro.plate("trials", batch.num_trials, dim=-1):
-            law = standard_normal(LATENT_DIM)
+            independent = standard_normal(LATENT_DIM)
             covariance = torch.eye(LATENT_DIM).double()
             same = dist.MultivariateNormal(torch.zeros(LATENT_DIM).double(), covariance)
-            pyro.sample("z", law if closed_form else same)
+            pyro.sample("z", independent if closed_form else same)
 
     terms = ELBO(num_particles)(model, prior).terms(model.batch)
     assert set(terms.kl) == {"z"}

@@ -134,13 +134,13 @@ def test_minibatches_average_to_the_full_bound_with_a_global_site(gradient):
         kls.append(float(q.log_prob(w) - dist.Normal(0.0, 1.0).log_prob(w)))
     found, error = np.mean(differences), np.std(differences) / len(differences) ** 0.5
     assert abs(found) < 4 * error
-    # To weigh w once per minibatch, ten times in all, would be seen.
+    # Counting w once per minibatch, ten times in all, would be seen.
     assert 9 * np.mean(kls) > 8 * error
 
 
 class Pyros:
-    """The same points written as Pyro has them: a plate that subsamples, and where asked for a
-    site that all trials share and nothing depends on.
+    """The same points in Pyro's own idiom: a plate that subsamples and, optionally, a site that all
+    trials share and nothing depends on.
     """
 
     def __init__(self, points: Points, has_trivial_site: bool) -> None:
@@ -181,10 +181,10 @@ class WithTrivialSite(nn.Module):
 
 @pytest.mark.parametrize("has_trivial_site", [False, True])
 def test_pyros_own_bound_fails_where_this_holds(has_trivial_site):
-    """Why the bound is written here. Under minibatches of 10 out of 100 Pyro's takes the plate's
-    scale into the logarithm and comes out some 70 nats above the evidence; with one site that all
-    trials share it weighs all trials jointly, and the full batch comes out as far below. The guide
-    here is wide and passes over the data, and a bound that weighs trial by trial does not mind.
+    """Why the bound is implemented here. On minibatches of 10 out of 100 trials Pyro's takes the
+    plate's scale into the logarithm and lies some 70 nats above the evidence; with one site that
+    all trials share it weights all trials jointly, and lies as far below on the full batch. The
+    guide here is wide and ignores the data, which does no harm to a bound weighted per trial.
     """
     points = Points(shift=0.0, scale=2.0)
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_pyros_own_bound_fails_where_this_holds(has_trivial_site):
     def of_pyro(positions: Tensor) -> float:
         return -theirs.loss(pyros.model, pyros.guide, positions)
 
-    # Means over the ten parts of a split: what subsampling leaves to chance cancels.
+    # Means over the ten parts of a split, in which the noise of subsampling cancels.
     parts = torch.tensor([[of_pyro(part) for part in split] for split in splits]).mean(1)
     full = torch.tensor([of_pyro(everything) for _ in range(20)])
     error_of_parts, error_of_full = (float(each.std() / len(each) ** 0.5) for each in (parts, full))
@@ -338,19 +338,19 @@ def test_wake_phase_gradients_are_those_of_exact_weights():
 
 def test_settings_that_make_no_bound_are_refused():
     model = Points()
-    for make, said in (
+    for make, message in (
         (lambda: IWELBO(0), "num_particles=0"),
         (lambda: IWELBO(2, "vimco"), "gradient='vimco' is unknown; it is one of iwae, stl, dreg"),
         (lambda: RWS(1), "num_particles must exceed 1"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             make()
     with pytest.raises(ValueError, match=r"make the guide a torch\.nn\.Module"):
         IWELBO(2, "dreg")(model, lambda batch: model.guide(batch))(model.batch())
 
 
 @pytest.mark.parametrize("objective", [IWELBO(6, "stl"), IWELBO(6, "dreg"), RWS(6)])
-def test_under_dropout_the_law_that_draws_is_the_law_that_scores(make_recording, objective):
+def test_under_dropout_draws_are_scored_with_the_masks_that_drew_them(make_recording, objective):
     recorded = make_recording(inputs=np.zeros((12, 8, 1)))
     torch.manual_seed(0)
     model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=4, dropout=0.5).train()
@@ -380,7 +380,7 @@ def test_steps_leave_nothing_in_memory(objective):
     assert num_recorded() == before
 
 
-def test_wake_phases_reach_dynamics_that_the_guide_has_rolled(
+def test_wake_phases_train_dynamics_that_the_guide_has_rolled_out(
     make_recording, make_lfads, monkeypatch
 ):
     recorded = make_recording()

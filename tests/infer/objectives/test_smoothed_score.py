@@ -25,9 +25,9 @@ from pyrodyn.models.state_space import ProposalPath
 
 
 def network(recorded: xr.Dataset, proposal: str) -> LowRankRNN:
-    """A network for which a few hundred particles are many, its data being no surprise to it."""
+    """A network whose data are typical of it, so that a few hundred particles suffice."""
     model = linear_network(recorded, seed=2, proposal=proposal)
-    if isinstance(model.proposal, EncoderFactor):  # that says little, and so spreads them well
+    if isinstance(model.proposal, EncoderFactor):  # a weak factor, so that the proposal is broad
         with torch.no_grad():
             model.proposal.layers[-1].bias[RANK:] = -3.0
     return model
@@ -42,8 +42,8 @@ def flat(tensors: list[Tensor]) -> Tensor:
 def test_it_is_the_gradient_of_the_evidence(proposal, missing):
     recorded = data(missing)
     model, batch = network(recorded, proposal), batch_of(recorded)
-    wanted = exact_score(model, batch)
-    assert wanted.abs().max() > 3  # there is something to climb
+    expected = exact_score(model, batch)
+    assert expected.abs().max() > 3  # far from the maximum
     torch.manual_seed(0)
     copies, repeats = 40, 8
     many = copies_of(batch, copies)
@@ -56,7 +56,7 @@ def test_it_is_the_gradient_of_the_evidence(proposal, missing):
         ]
     )
     error = found.std(0) / repeats**0.5
-    assert ((found.mean(0) - wanted).abs() <= 4.5 * error + 0.01 * wanted.abs().max()).all()
+    assert ((found.mean(0) - expected).abs() <= 4.5 * error + 0.01 * expected.abs().max()).all()
 
 
 def test_its_value_is_the_filters_evidence():
@@ -73,7 +73,7 @@ def test_its_value_is_the_filters_evidence():
             torch.testing.assert_close(loss(values), -values.weight * evidence)
 
 
-def test_a_minibatch_weighs_its_trials():
+def test_a_minibatch_scales_its_trials():
     recorded = data()
     model, batch = linear_network(recorded, proposal="encoder"), batch_of(recorded)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,16 +87,16 @@ def test_a_minibatch_weighs_its_trials():
     torch.testing.assert_close(found[1], 3 * found[0])
 
 
-def test_the_proposal_climbs_the_density_of_the_exact_posterior():
+def test_the_proposal_maximises_its_density_of_exact_posterior_draws():
     recorded = data()
     model, batch = network(recorded, "encoder"), batch_of(recorded)
     own = list(model.proposal.parameters())
     exact, num_draws = exact_of(model, batch), 20_000
     paths = np.stack([posterior_paths(exact, trial, num_draws) for trial in range(NUM_TRIALS)], 1)
     encoding = model.proposal.encode(model, batch)
-    law = ProposalPath(model, encoding, None, model.known_inputs(batch), (num_draws, NUM_TRIALS))
-    log_q = law.log_prob(torch.from_numpy(paths)).sum() / num_draws
-    wanted = flat(list(torch.autograd.grad(log_q, own)))
+    q = ProposalPath(model, encoding, None, model.known_inputs(batch), (num_draws, NUM_TRIALS))
+    log_q = q.log_prob(torch.from_numpy(paths)).sum() / num_draws
+    expected = flat(list(torch.autograd.grad(log_q, own)))
     torch.manual_seed(0)
     loss, copies, repeats = SmoothedScore(400, num_draws=8)(model, model.guide), 40, 8
     found = torch.stack(
@@ -106,8 +106,8 @@ def test_the_proposal_climbs_the_density_of_the_exact_posterior():
         ]
     )
     error = found.std(0) / repeats**0.5
-    assert wanted.abs().max() > 10 * error.max()
-    assert ((found.mean(0) - wanted).abs() <= 5 * error + 0.01 * wanted.abs().max()).all()
+    assert expected.abs().max() > 10 * error.max()
+    assert ((found.mean(0) - expected).abs() <= 5 * error + 0.01 * expected.abs().max()).all()
 
 
 def test_a_poor_proposal_is_logged_and_warned_of_once():
@@ -124,5 +124,5 @@ def test_a_poor_proposal_is_logged_and_warned_of_once():
     loss.evaluate(batch)  # a second warning would be an error here
     good = linear_network(recorded)
     assert SmoothedScore(200)(good, good.guide).evaluate(batch).logged["poor_trials"] == 0
-    with torch.no_grad():  # no gradient is wanted
+    with torch.no_grad():  # no gradient is expected
         SmoothedScore(200)(model, model.guide).evaluate(batch)

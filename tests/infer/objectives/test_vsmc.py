@@ -55,13 +55,13 @@ def test_without_resampling_it_is_the_importance_weighted_bound(proposal):
         unresampled = VSMC(5, ess_threshold=0.0)(model, model.guide)(copies) / len(copies.x)
         weighted = IWELBO(5)(model, model.guide)(copies) / len(copies.x)
         # By draws: two estimates of the same bound, each a mean over copies.
-        spread = (
+        error = (
             torch.stack(
                 [IWELBO(5)(model, model.guide)(copies_of(batch, 500)) / 1500 for _ in range(20)]
             ).std()
             / (4000 / 500) ** 0.5
         )
-    assert abs(unresampled - weighted) < 4 * 2**0.5 * spread
+    assert abs(unresampled - weighted) < 4 * 2**0.5 * error
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_it_trains(objective, proposal):
 def test_settings_that_make_no_bound_are_refused():
     recorded = data()
     model = linear_network(recorded)
-    for settings, said in (
+    for settings, message in (
         ({"num_particles": 0}, "num_particles=0"),
         ({"num_particles": 4, "resampling": "best"}, "resampling='best' is unknown"),
         ({"num_particles": 4, "gradient": "exact"}, "gradient='exact' is unknown"),
@@ -231,14 +231,14 @@ def test_settings_that_make_no_bound_are_refused():
         ),
         ({"num_particles": 4, "gradient": "unbiased"}, "only for resampling='multinomial'"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             VSMC(**settings)
-    for settings, said in (
+    for settings, message in (
         ({"num_particles": 0}, "num_particles=0"),
         ({"num_particles": 4, "num_draws": 0}, "num_draws=0"),
         ({"num_particles": 4, "resampling": "best"}, "resampling='best' is unknown"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             SmoothedScore(**settings)
     for objective in (VSMC(4), SmoothedScore(4)):
         with pytest.raises(ValueError, match=r"set another Proposal as model\.proposal"):
