@@ -20,6 +20,7 @@ from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import (
     Program,
     drawn_sites,
+    is_local,
     latent_sites,
     observed_sites,
     paired_traces,
@@ -32,10 +33,8 @@ from pyrodyn.posterior.sites import (
     Values,
     deterministic_sites,
     guide_log_density,
-    is_local,
     local_value,
     model_log_density,
-    other_plates,
     values,
 )
 
@@ -118,7 +117,7 @@ class GuideSampler:
             guide = poutine.replay(guide, trace=self.shared)
         guide_trace, model_trace = paired_traces(self.model, guide, batch, num_draws)
         if self.shared is None:
-            self.shared = _shared_part(guide_trace, other_plates(model_trace))
+            self.shared = _shared_part(guide_trace)
         latent = latent_sites(guide_trace)
         missing = [name for name in latent_sites(model_trace) if name not in latent]
         if missing:
@@ -272,9 +271,9 @@ def prior_draws(
     """
     program = model if num_draws == 1 else pyro.plate("particles", num_draws, dim=-2)(model)
     trace = poutine.trace(poutine.condition(program, data=shared)).get_trace(batch.unobserved())
-    given, others = list(shared), other_plates(trace)
+    given = list(shared)
     for name in latent_sites(trace):
-        if not is_local(trace.nodes[name], others):
+        if not is_local(trace.nodes[name]):
             shared[name] = trace.nodes[name]["value"]
     shape = (num_draws, batch.num_trials)
     names = [*given, *latent_sites(trace), *deterministic_sites(trace)]
@@ -309,8 +308,7 @@ def _draws_of(
 def _refuse_shared(model: LatentDynamics, batch: Batch) -> None:
     """Refuse sites that all trials share, for a method that draws trial by trial."""
     trace = poutine.trace(model).get_trace(batch.take(slice(0, 1)).unobserved())
-    others = other_plates(trace)
-    _refuse([name for name in latent_sites(trace) if not is_local(trace.nodes[name], others)])
+    _refuse([name for name in latent_sites(trace) if not is_local(trace.nodes[name])])
 
 
 def _refuse(undrawn: list[str]) -> None:
@@ -321,11 +319,11 @@ def _refuse(undrawn: list[str]) -> None:
         )
 
 
-def _shared_part(trace: poutine.Trace, others: set[str]) -> poutine.Trace:
+def _shared_part(trace: poutine.Trace) -> poutine.Trace:
     """The sites of a guide's trace that all trials share."""
     part = poutine.Trace()
     for name in drawn_sites(trace):
-        if not is_local(trace.nodes[name], others):
+        if not is_local(trace.nodes[name]):
             part.nodes[name] = trace.nodes[name]
     return part
 
@@ -355,7 +353,7 @@ def _log_likelihood(
     """Log p(x | latents): of all that is observed, of counts and signal where there are both, and
     of observed sites of a user's own.
     """
-    parts, others = {}, other_plates(trace)
+    parts = {}
     x: Mapping[str, Any] = trace.nodes["x"]
     if isinstance(model.observation, Joint):
         entries = x["fn"].base_dist.log_prob(x["value"]) * x["scale"]
@@ -364,7 +362,7 @@ def _log_likelihood(
     for name in observed_sites(trace):
         site = trace.nodes[name]
         is_factor = isinstance(site["fn"], Unit)
-        if name != "x" and name not in latent and is_local(site, others) and not is_factor:
+        if name != "x" and name not in latent and is_local(site) and not is_factor:
             parts[name] = site["log_prob"].detach().expand(shape)
     return {**parts, "x": x["log_prob"].expand(shape)}
 

@@ -10,10 +10,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.traces import latent_sites
+from pyrodyn.infer.traces import is_local, latent_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import Draws, replayed
-from pyrodyn.posterior.sites import is_local, other_plates
 
 
 class GivenDraws:
@@ -52,8 +51,7 @@ class GivenDraws:
                 f"draws holds {', '.join(sorted(map(str, draws))) or 'nothing'}; the latent sites"
                 f" of this {type(model).__name__} are {', '.join(sites)}"
             )
-        others = other_plates(trace)
-        self._is_local = {name: is_local(trace.nodes[name], others) for name in sites}
+        self._is_local = {name: is_local(trace.nodes[name]) for name in sites}
         self._event_dim = {name: trace.nodes[name]["fn"].event_dim for name in sites}
         self._values: dict[str, Tensor] = {}
         leading: tuple[int, ...] | None = None

@@ -49,9 +49,10 @@ def for_ppc(
         A tree, loaded, with ``observed_data`` and the predictive groups (integers where the data
         are counts); without a statistic also ``log_likelihood`` (each entry with that of its whole
         trial, the unit that was sampled: `arviz_stats.loo` belongs to the tree itself),
-        ``posterior`` with the expected value of each entry, and ``constant_data`` with trial, time,
-        unit, condition and the truth of simulations. The coordinates of an observation are its
-        trial, time, unit and condition. Panels with the same entries share the dim ``observation``.
+        ``posterior`` with the expected value of each entry, and ``constant_data`` with what may
+        explain it: ``observation_time``, ``observation_trial``, ... and the truth of simulations.
+        The coordinates of an observation are its trial, time, unit and condition. Panels with the
+        same entries share the dim ``observation``.
 
     Raises:
         ValueError: when ``by`` is no dim of the observations or the statistic, ``group`` is not in
@@ -98,7 +99,8 @@ def for_ppc(
             drawn = source.groups[name]
             datasets[name] = dataset.assign_coords(chain=drawn["chain"], draw=drawn["draw"])
     if statistic is None:
-        constant = dict(coords)
+        # Under other names than the coordinates, since plot_lm gives y the name of x.
+        constant = {f"observation_{name}": values for name, values in coords.items()}
         for panel in panels:
             suffix = "" if is_shared else f"_{panel.name}"
             for name, values in panel.constant.items():

@@ -1,7 +1,6 @@
 """What traces of a model and a guide hold: values and log densities of sites, per draw and trial.
 
-A site inside the plate over trials is local, every other one is shared by all trials: the plate at
-dim -1, unless it has the name of another plate of the model. Values of
+A site inside the plate over trials is local, every other one is shared by all trials. Values of
 local sites are ``(draw, trial, *event)``, those of shared sites ``(draw, *event)``, where a plate
 of the user's own counts as an event dim.
 """
@@ -16,7 +15,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrodyn.data.schema import Block
-from pyrodyn.infer.traces import drawn_sites, observed_sites
+from pyrodyn.infer.traces import drawn_sites, is_local, observed_sites
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 
@@ -44,36 +43,16 @@ class Values(NamedTuple):
     shared: dict[str, Tensor]
 
 
-PLATE = "trials"
-"""Name of the models' plate over trials."""
-
-
-def other_plates(model_trace: poutine.Trace) -> set[str]:
-    """Names of the plates of a user's own in a model."""
-    stacks = (site["cond_indep_stack"] for site in model_trace.nodes.values() if _is_sample(site))
-    return {frame.name for stack in stacks for frame in stack} - {PLATE}
-
-
-def is_local(site: Mapping[str, Any], others: set[str]) -> bool:
-    """Whether a site of a model or its guide lies in the plate over trials.
-
-    Args:
-        site: of a trace.
-        others: `other_plates` of the model.
-    """
-    return any(frame.dim == -1 and frame.name not in others for frame in site["cond_indep_stack"])
-
-
 def values(trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Values:
     """Detached values of sites, with the dims of draws and trials made explicit.
 
     Raises:
         ValueError: for a deterministic site whose event dims are unknown.
     """
-    found, others = Values({}, {}), other_plates(trace)
+    found = Values({}, {})
     for name in names:
         site = trace.nodes[name]
-        if is_local(site, others):
+        if is_local(site):
             found.local[name] = local_value(name, site, shape)
         else:
             found.shared[name] = _shared_value(site, shape[0])
@@ -115,13 +94,10 @@ def model_log_density(
     trace: poutine.Trace, latent: list[str], shape: tuple[int, int]
 ) -> LogDensity:
     """Log p(x, latents), without the factors by which a model weights its parameters."""
-    others = other_plates(trace)
     observed = [
-        name
-        for name in observed_sites(trace)
-        if name not in latent and is_local(trace.nodes[name], others)
+        name for name in observed_sites(trace) if name not in latent and is_local(trace.nodes[name])
     ]
-    return _log_density(trace, [*latent, *observed], shape, others)
+    return _log_density(trace, [*latent, *observed], shape)
 
 
 def guide_log_density(
@@ -130,31 +106,26 @@ def guide_log_density(
     """Log q(latents | x): None for a point estimate, which has no density, and NaN for a guide that
     draws the local sites of all trials jointly, which has none per trial.
     """
-    others = other_plates(model_trace)
     names = drawn_sites(guide_trace)
     stochastic = [name for name in names if not _is_point(guide_trace.nodes[name]["fn"])]
     if not stochastic:
         return None
-    shared = {name for name in names if not is_local(guide_trace.nodes[name], others)}
-    of_model = {
-        name for name in drawn_sites(model_trace) if not is_local(model_trace.nodes[name], others)
-    }
+    shared = {name for name in names if not is_local(guide_trace.nodes[name])}
+    of_model = {name for name in drawn_sites(model_trace) if not is_local(model_trace.nodes[name])}
     auxiliary = {n for n in shared if guide_trace.nodes[n]["infer"].get("is_auxiliary", False)}
     has_local_density = bool(set(stochastic) - shared)
     if shared - of_model - auxiliary or (auxiliary and not (of_model and has_local_density)):
         return LogDensity(torch.full(shape, torch.nan), None)
-    return _log_density(guide_trace, [*names, *observed_sites(guide_trace)], shape, others)
+    return _log_density(guide_trace, [*names, *observed_sites(guide_trace)], shape)
 
 
-def _log_density(
-    trace: poutine.Trace, names: list[str], shape: tuple[int, int], others: set[str]
-) -> LogDensity:
+def _log_density(trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> LogDensity:
     trace.compute_log_prob()
     local = torch.zeros(shape)
     shared = None
     for name in names:
         term: Tensor = trace.nodes[name]["log_prob"].detach()
-        if is_local(trace.nodes[name], others):
+        if is_local(trace.nodes[name]):
             local = local.to(term) + term
         else:
             term = term.expand(shape[0], *(term.shape[-1:] or (1,))).sum(-1)
@@ -165,7 +136,9 @@ def _log_density(
 def deterministic_sites(trace: poutine.Trace) -> list[str]:
     """Names of the deterministic sites of a trace."""
     return [
-        name for name, site in trace.nodes.items() if _is_sample(site) and _is_deterministic(site)
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and _is_deterministic(site)
     ]
 
 
@@ -195,10 +168,6 @@ def by_block[Array: (Tensor, NDArray[Any])](
     for block in observed:
         name = {"x": block.x, "rates": block.rates}[site]
         yield name, (*dims[:-1], block.unit), values[..., block.columns]
-
-
-def _is_sample(site: Mapping[str, Any]) -> bool:
-    return bool(site["type"] == "sample")
 
 
 def _is_deterministic(site: Mapping[str, Any]) -> bool:

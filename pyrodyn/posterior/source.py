@@ -4,12 +4,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 BY_FILTER = ("VSMC", "SmoothedScore")
 """Objectives under which the guide is only the proposal of a particle filter."""
+
+BY_GUIDE = ("guide", "importance")
+"""Methods that draw from the guide."""
 
 
 class Source(NamedTuple):
@@ -33,6 +38,18 @@ class Source(NamedTuple):
             "guide": guide_name(self.model, self.guide) or f"{type(self.model).__name__}.guide",
             "method": self.method,
         }
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a guide that does not fit the model.
+
+        Args:
+            batch: the first trials that it will draw for.
+
+        Raises:
+            GuideError: naming every problem.
+        """
+        if self.method in BY_GUIDE and guide_name(self.model, self.guide) is not None:
+            check_guide(self.model, self.guide, batch, training=False).require()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -70,7 +87,7 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
         is_own = chosen is None or guide_name(model, chosen) is None
         by_filter = training.get("objective", {}).get("name") in BY_FILTER
         method = "smoother" if by_filter and is_own else "guide"
-    if chosen is None and fitted_with is not None and method in ("guide", "importance"):
+    if chosen is None and fitted_with is not None and method in BY_GUIDE:
         raise ValueError(
             f"this {type(model).__name__} was fitted with the guide {fitted_with}, so that its own"
             " guide was never trained: pass guide=, or the Fit that fit(...) returned"

@@ -80,9 +80,9 @@ PLOTS: dict[str, Callable[[Given], object] | str] = {
     "plot_ess_evolution": plot("plot_ess_evolution", **SITE),
     "plot_forest": plot("plot_forest", **SITE),
     "plot_khat": lambda g: azp.plot_khat(g.elpd, **NONE),
-    "plot_lm": plot("plot_lm", "view", x="time", y="x", y_obs="x"),
+    "plot_lm": plot("plot_lm", "view", x="observation_time", y="x", y_obs="x"),
     "plot_loo_interval": plot("plot_loo_interval", "small"),
-    "plot_loo_pava": "it calibrates binary and categorical predictions",
+    "plot_loo_pava": plot("plot_loo_pava", "small", data_type="ordinal"),
     "plot_loo_pit": plot("plot_loo_pit", "small"),
     "plot_mcse": plot("plot_mcse", **SITE),
     "plot_pair": plot("plot_pair", **SITE),
@@ -94,8 +94,10 @@ PLOTS: dict[str, Callable[[Given], object] | str] = {
     "plot_ppc_dist": plot("plot_ppc_dist", "view", kind="ecdf", num_samples=5),
     "plot_ppc_dist_pit": plot("plot_ppc_dist_pit", "view"),
     "plot_ppc_interval": plot("plot_ppc_interval", "small"),
-    "plot_ppc_pava": "it calibrates binary and categorical predictions",
-    "plot_ppc_pava_residuals": "it calibrates binary and categorical predictions",
+    "plot_ppc_pava": plot("plot_ppc_pava", "view", data_type="ordinal"),
+    "plot_ppc_pava_residuals": plot(
+        "plot_ppc_pava_residuals", "view", x_var="observation_time", data_type="ordinal"
+    ),
     "plot_ppc_pit": plot("plot_ppc_pit", "view"),
     "plot_ppc_rootogram": plot("plot_ppc_rootogram", "view"),
     "plot_ppc_tstat": plot("plot_ppc_tstat", "view", t_stat="mean"),
@@ -142,7 +144,7 @@ STATS: dict[str, Callable[[Given], object] | str] = {
         )
     },
     "bayes_factor": "it compares a scalar parameter with one value; sites have a value per trial",
-    "bayesian_r2": whole("bayesian_r2", "view", pred_mean="rates", scale="rates", scale_kind="var"),
+    "bayesian_r2": "it takes one residual scale per draw; counts have a variance per entry",
     "bfmi": "it needs the energy of Hamiltonian Monte Carlo",
     "ci_in_rope": lambda g: azs.ci_in_rope(g.tree["posterior"].to_dataset()[["g0"]], rope=(-1, 1)),
     "compare": lambda g: azs.compare({"a": g.elpd, "b": g.elpd}),

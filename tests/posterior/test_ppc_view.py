@@ -58,7 +58,9 @@ def test_every_group_has_the_same_entries(tree, counts):
             tree["log_likelihood"]["x"].sel(trial=place["trial"]).values,
         )
     assert view["posterior_predictive"].sizes["chain"] == 2
-    assert set(view["constant_data"].data_vars) == {"trial", "time", "neuron", "condition"}
+    assert set(view["constant_data"].data_vars) == {
+        f"observation_{name}" for name in ("trial", "time", "neuron", "condition")
+    }
 
 
 def test_panels_have_safe_names_and_share_their_dim(tree, counts):
