@@ -92,10 +92,15 @@ def site_problems(name: str, wanted: Site, site: Site, batch: Batch) -> list[str
             f" the distribution that shape and call .to_event({len(needed)})"
         )
     shape = tuple(q.batch_shape)
-    if not problems and shape != ((B,) if is_local else ()):
+    if not problems and is_local and shape != (B,):
         problems.append(
             f"site {name!r} has batch shape {shape} in the guide; it must be {(B,)}, one"
             f" distribution per trial, {PLATE}"
+        )
+    if not problems and not is_local and shape != tuple(p.batch_shape):
+        problems.append(
+            f"site {name!r}, which all trials share, has batch shape {shape} in the guide and"
+            f" {tuple(p.batch_shape)} in the model; draw it in the same plates"
         )
     if not isinstance(q, Delta) and not _same_support(q, p):
         problems.append(
