@@ -12,14 +12,15 @@ With y the current of a unit and h its threshold::
 All but tanh are piecewise linear. Source of relu, clipped relu, tanh and identity: Pals, Sagtekin,
 Pei, Gloeckler & Macke 2024; leaky relu and hard tanh are additions.
 
-Each activation has its definition in plain torch (`rates`), its derivative (`slope`), and an
-in-place form with a backward pass by hand (`forward`, `backward`). A step of a network
+Each activation has its definition in plain torch (`rates`), its derivative (`slope`), and a kernel
+(`forward`, `backward`): an in-place function f of one argument whose slope is a function of its
+value, so that the rates alone are kept for the backward pass. A step of a network
 (`pyrodyn.kernels.low_rank`) consists of the latter and of products, and its time goes into tensors
-over all units and particles.
+over all units and particles; the threshold enters f through the products, as `threshold_by` states.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,13 +37,17 @@ class Activation(ABC):
     """The map from a unit's current to its rate.
 
     Attributes:
-        has_threshold: whether phi depends on h, which otherwise is None.
-        is_shifted: whether phi is a function of y - h alone; a network's step then includes -h in
-            the currents.
+        threshold_by: how h enters: ``"shift"``, phi(y; h) = f(y - h); ``"scale"``,
+            phi(y; h) = h f(y / abs(h) + 1) if h > 0, h f(y / abs(h)) otherwise; None for a
+            phi(y) = f(y) without threshold.
     """
 
-    has_threshold: ClassVar[bool] = False
-    is_shifted: ClassVar[bool] = False
+    threshold_by: ClassVar[Literal["shift", "scale"] | None] = None
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether phi depends on h, which otherwise is None."""
+        return self.threshold_by is not None
 
     @abstractmethod
     def rates(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
@@ -53,33 +58,24 @@ class Activation(ABC):
         """phi'(y), ``(..., unit)``."""
 
     @abstractmethod
-    def forward(
-        self, currents: Float[Tensor, "row unit"], threshold: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """phi(y) in the memory of y, and what `backward` needs in addition.
-
-        Shifted activations expect y - h in place of y.
-        """
+    def forward(self, y: Float[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
+        """f(y), in the memory of y."""
 
     @abstractmethod
     def backward(
-        self, d_rates: Float[Tensor, "row unit"], rates: Tensor, saved: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Gradients of y and of h, from that of phi(y) and the results of `forward`."""
+        self, d_rates: Float[Tensor, "row unit"], rates: Float[Tensor, "row unit"]
+    ) -> Float[Tensor, "row unit"]:
+        """The gradient of y, from that of f(y) and from f(y)."""
 
 
 class Shifted(Activation):
-    """phi(y; h) = f(y - h), with an f whose slope is a function of its value."""
+    """phi(y; h) = f(y - h)."""
 
-    has_threshold = is_shifted = True
+    threshold_by = "shift"
 
     @abstractmethod
     def of(self, y: Tensor, inplace: bool = False) -> Tensor:
         """The function f."""
-
-    @abstractmethod
-    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
-        """The gradient of y, from that of f(y)."""
 
     def rates(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
         """f(y - h)."""
@@ -89,18 +85,11 @@ class Shifted(Activation):
     def slope(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
         """f'(y - h)."""
         rates = self.rates(currents, threshold)
-        return self.input_gradient(torch.ones_like(rates), rates)
+        return self.backward(torch.ones_like(rates), rates)
 
-    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
-        """f, given y - h."""
-        return self.of(currents, inplace=True), None
-
-    def backward(
-        self, d_rates: Tensor, rates: Tensor, saved: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The gradient of h is minus the sum of that of the currents."""
-        d_currents = self.input_gradient(d_rates, rates)
-        return d_currents, d_currents.sum(0).neg_()
+    def forward(self, y: Tensor) -> Tensor:
+        """f(y), in place."""
+        return self.of(y, inplace=True)
 
 
 class Relu(Shifted):
@@ -110,8 +99,8 @@ class Relu(Shifted):
         """max(y, 0)."""
         return functional.relu(y, inplace)
 
-    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
-        """1 where the rate is above 0."""
+    def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """Slope 1 where the rate is above 0."""
         return _aten.threshold_backward(d_rates, rates, 0.0)
 
 
@@ -119,11 +108,11 @@ class LeakyRelu(Shifted):
     """max(y - h, 0) + LEAK min(y - h, 0)."""
 
     def of(self, y: Tensor, inplace: bool = False) -> Tensor:
-        """F."""
+        """max(y, 0) + LEAK min(y, 0)."""
         return functional.leaky_relu(y, LEAK, inplace)
 
-    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
-        """1 where the rate is above 0, LEAK elsewhere."""
+    def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """Slope 1 where the rate is above 0, LEAK elsewhere."""
         return _aten.leaky_relu_backward(d_rates, rates, LEAK, True)
 
 
@@ -131,64 +120,56 @@ class HardTanh(Shifted):
     """y - h clipped to [-1, 1]."""
 
     def of(self, y: Tensor, inplace: bool = False) -> Tensor:
-        """F."""
+        """Clip to [-1, 1]."""
         return functional.hardtanh(y, inplace=inplace)
 
-    def input_gradient(self, d_rates: Tensor, rates: Tensor) -> Tensor:
-        """1 where the rate is within (-1, 1)."""
+    def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """Slope 1 where the rate is within (-1, 1)."""
         return _aten.hardtanh_backward(d_rates, rates, -1.0, 1.0)
 
 
 class ClippedRelu(Activation):
-    """max(y + h, 0) - max(y, 0)."""
+    """max(y + h, 0) - max(y, 0), which is h times a clipped linear function of y / abs(h)."""
 
-    has_threshold = True
+    threshold_by = "scale"
 
     def rates(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
-        """As two relus."""
+        """The difference of two relus."""
         assert threshold is not None
         return torch.relu(currents + threshold) - torch.relu(currents)
 
     def slope(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
-        """1 between the kinks, of either sign."""
+        """The sign of h between the kinks."""
         assert threshold is not None
         return (currents > -threshold).to(currents.dtype) - (currents > 0).to(currents.dtype)
 
-    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Saves max(y, 0)."""
-        assert threshold is not None
-        above = (currents + threshold).relu_()
-        below = currents.relu_()
-        return above.sub_(below), below
+    def forward(self, y: Tensor) -> Tensor:
+        """Clip to [0, 1], in place."""
+        return functional.hardtanh(y, 0.0, 1.0, inplace=True)
 
-    def backward(
-        self, d_rates: Tensor, rates: Tensor, saved: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Of phi = above - below, where above = phi + below."""
-        assert saved is not None
-        d_above = _aten.threshold_backward(d_rates, rates + saved, 0.0)
-        d_threshold = d_above.sum(0)
-        return d_above.sub_(_aten.threshold_backward(d_rates, saved, 0.0)), d_threshold
+    def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """Slope 1 where the rate is within (0, 1)."""
+        return _aten.hardtanh_backward(d_rates, rates, 0.0, 1.0)
 
 
 class Tanh(Activation):
     """tanh(y)."""
 
     def rates(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
-        """The same."""
+        """tanh(y)."""
         return torch.tanh(currents)
 
     def slope(self, currents: Tensor, threshold: Tensor | None) -> Tensor:
         """1 - tanh(y)^2."""
         return 1 - torch.tanh(currents).square()
 
-    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
-        """In place."""
-        return currents.tanh_(), None
+    def forward(self, y: Tensor) -> Tensor:
+        """tanh(y), in place."""
+        return y.tanh_()
 
-    def backward(self, d_rates: Tensor, rates: Tensor, saved: Tensor | None) -> tuple[Tensor, None]:
-        """The slope is 1 - phi^2."""
-        return _aten.tanh_backward(d_rates, rates), None
+    def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
+        """Slope 1 - phi^2."""
+        return _aten.tanh_backward(d_rates, rates)
 
 
 class Identity(Activation):
@@ -202,13 +183,13 @@ class Identity(Activation):
         """1."""
         return torch.ones_like(currents)
 
-    def forward(self, currents: Tensor, threshold: Tensor | None) -> tuple[Tensor, None]:
+    def forward(self, y: Tensor) -> Tensor:
         """The same."""
-        return currents, None
+        return y
 
-    def backward(self, d_rates: Tensor, rates: Tensor, saved: Tensor | None) -> tuple[Tensor, None]:
+    def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """The same."""
-        return d_rates, None
+        return d_rates
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -11,7 +11,8 @@ every product::
     m' is stored as (R, unit)        d_z = d_y m, as a linear map by m'
     d_m' = z' d_y                    and not d_m = d_y' z
 
-and only z and the rates phi are kept for the backward pass.
+and only z and the rates are kept for the backward pass. The thresholds of clipped relus are folded
+into the products (m / |h| and n h), so that two passes over ``(row, unit)`` suffice for phi.
 """
 
 from functools import partial
@@ -82,18 +83,26 @@ class LowRankSteps:
         decay: Float[Tensor, " latent_or_one"],
         kind: str,
     ) -> None:
-        self.n, self.threshold, self.decay, self.kind = n, threshold, decay, kind
+        self.m, self.n, self.threshold, self.decay, self.kind = m, n, threshold, decay, kind
         self._phi = ACTIVATIONS[kind]
+        self._bias: Tensor | None = None
+        self._scale: Tensor | None = None  # 1 / |h| of units that it scales
+        self._n = n
+        if threshold is not None and self._phi.threshold_by == "shift":
+            self._bias = -threshold
+        if threshold is not None and self._phi.threshold_by == "scale":
+            self._bias = (threshold > 0).to(threshold.dtype)
+            self._scale = threshold.abs().clamp(min=torch.finfo(m.dtype).eps).reciprocal()
+            m, self._n = m * self._scale[:, None], n * threshold
         self._transposed = m.t().contiguous()
-        self._bias = -threshold if self._phi.is_shifted and threshold is not None else None
 
     def reset_gradients(self) -> None:
         """Set the accumulated gradients to 0, before each backward pass."""
-        threshold = self.threshold
         self._d_transposed = torch.zeros_like(self._transposed)
-        self._d_n = torch.zeros_like(self.n)
+        self._d_n = self.n.new_zeros(self.n.shape)
         self._d_decay: Tensor | None = None
-        self._d_threshold = None if threshold is None else torch.zeros_like(threshold)
+        # Per unit: the gradient of the currents, or that of the drive times the drive.
+        self._per_unit = self._d_transposed.new_zeros(self._transposed.shape[1])
 
     def forward(
         self, z: Float[Tensor, "*left latent"], drive: Float[Tensor, "*shared unit"] | None
@@ -105,10 +114,11 @@ class LowRankSteps:
         else:
             currents = torch.addmm(self._bias, rows, self._transposed)
         if drive is not None:
-            currents.view(*z.shape[:-1], drive.shape[-1]).add_(drive)
-        rates, kept = self._phi.forward(currents, self.threshold)
-        after = functional.linear(rates, self.n).addcmul_(self.decay, rows)
-        return after.view(z.shape), (rates, kept)
+            scaled = drive if self._scale is None else drive * self._scale
+            currents.view(*z.shape[:-1], drive.shape[-1]).add_(scaled)
+        rates = self._phi.forward(currents)
+        after = functional.linear(rates, self._n).addcmul_(self.decay, rows)
+        return after.view(z.shape), (rates, drive)
 
     def backward(
         self,
@@ -116,12 +126,12 @@ class LowRankSteps:
         kept: tuple[Tensor, Tensor | None],
         d_after: Float[Tensor, "*left latent"],
     ) -> tuple[Float[Tensor, "*left latent"], Float[Tensor, "row unit"]]:
-        """Gradients of the states and of the currents, from that of the next states."""
-        rates, saved = kept
+        """Gradients of the states and of the drive (before any sum over what shares it), from that
+        of the next states.
+        """
+        rates, drive = kept
         rows, d_rows = z.reshape(-1, z.shape[-1]), d_after.reshape(-1, z.shape[-1])
-        d_currents, d_threshold = self._phi.backward(d_rows @ self.n, rates, saved)
-        if self._d_threshold is not None and d_threshold is not None:
-            self._d_threshold += d_threshold
+        d_currents = self._phi.backward(d_rows @ self._n, rates)
         self._d_transposed.addmm_(rows.t(), d_currents)
         self._d_n.addmm_(d_rows.t(), rates)
         if self._d_decay is None:
@@ -129,6 +139,12 @@ class LowRankSteps:
         else:
             self._d_decay.addcmul_(d_rows, rows)
         d_z = functional.linear(d_currents, self._transposed).addcmul_(self.decay, d_rows)
+        if self._phi.threshold_by == "shift":
+            self._per_unit += d_currents.sum(0)
+        elif self._scale is not None and drive is not None:
+            d_currents = d_currents * self._scale
+            by_drive = d_currents.view(*z.shape[:-1], drive.shape[-1]) * drive
+            self._per_unit += by_drive.flatten(0, -2).sum(0) if z.ndim > 1 else by_drive
         return d_z.view(z.shape), d_currents
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -136,7 +152,15 @@ class LowRankSteps:
         d_decay = torch.zeros_like(self.decay)
         if self._d_decay is not None:
             d_decay = self._d_decay.sum_to_size(self.decay.shape)
-        return self._d_transposed.t(), self._d_n, self._d_threshold, d_decay
+        d_m, d_n = self._d_transposed.t(), self._d_n
+        d_threshold = -self._per_unit if self._phi.threshold_by == "shift" else None
+        if self._scale is not None and self.threshold is not None:
+            # h enters by n h, and by 1 / |h| in m / |h| and in the scaled drive.
+            d_m = d_m * self._scale[:, None]
+            by_scale = (d_m * self.m).sum(1) + self._per_unit
+            d_threshold = (d_n * self.n).sum(0) - self.threshold.sign() * self._scale * by_scale
+            d_n = d_n * self.threshold
+        return d_m, d_n, d_threshold, d_decay
 
 
 class _Step(torch.autograd.Function):

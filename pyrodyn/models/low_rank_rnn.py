@@ -182,7 +182,9 @@ class LowRankRNN(StateSpaceModel):
         if phi.has_threshold:
             # Kinks spread over the latents' range, so that units differ from the first step.
             spread = torch.linspace(-1.0, 1.0, num_units)
-            self.threshold = nn.Parameter(spread if phi.is_shifted else 1.0 + spread.abs())
+            self.threshold = nn.Parameter(
+                spread if phi.threshold_by == "shift" else 1.0 + spread.abs()
+            )
         self.start_mean = nn.Parameter(torch.zeros(dim))
         self.raw_noise = nn.Parameter(_raw_noise(noise, dim, 0.3))
         self.raw_start_noise = nn.Parameter(_raw_noise(noise, dim, 1.0))

@@ -50,6 +50,26 @@ def test_the_layout_of_memory_makes_no_difference(kind, layout):
     )
 
 
+@pytest.mark.parametrize("is_driven", [False, True])
+def test_clipped_relus_of_small_thresholds_keep_their_digits(is_driven):
+    threshold = torch.tensor([0.0, 1e-12, -1e-6, 1e-4, -1e-2, 5.0])
+    z, drive = normal(2000, 2).float(), normal(6).float() if is_driven else None
+    m, n = normal(6, 2).float(), normal(2, 6).float()
+    given = [z, drive, m, n, threshold, torch.tensor([0.9])]
+    wanted = [tensor.requires_grad_() for tensor in given if tensor is not None]
+    ours = low_rank_step(*given, "clipped_relu")
+    theirs = reference_low_rank_step(*given, "clipped_relu")
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6)
+    weight = normal(2000, 2).float()
+    for one, other in zip(
+        torch.autograd.grad((ours * weight).sum(), wanted),
+        torch.autograd.grad((theirs * weight).sum(), wanted),
+        strict=True,
+    ):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=5e-2)
+
+
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_slopes_are_derivatives(kind):
     phi = ACTIVATIONS[kind]
