@@ -101,7 +101,7 @@ def test_a_model_is_analysed_in_double_precision():
     z = torch.zeros(1, 2, dtype=torch.float64)
     for _ in range(1000):
         z = step.step(z, step.no_inputs(z)).detach()
-    # It settles at a fixed point, whose eigenvalues tell the growth.
+    # It converges to a fixed point, whose eigenvalues give the growth rates.
     moduli = np.abs(np.linalg.eigvals(step.jacobian(z, step.no_inputs(z))[0].detach().numpy()))
     np.testing.assert_allclose(found["exponents_per_bin"], np.sort(np.log(moduli))[::-1], atol=1e-3)
 

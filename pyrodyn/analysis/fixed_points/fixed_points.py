@@ -82,7 +82,7 @@ def fixed_points(
         `newton.search_fixed_points` does, with slow points apart. Given starts,
         ``distance_to_visited (fixed_point)`` is the Euclidean distance to the nearest visited
         state, and the attribute ``visited_radius`` the root mean square distance of the visited
-        states from their mean, for scale: a fixed point far outside says nothing about the data.
+        states from their mean, for scale: points far outside are extrapolations of the model.
         The attribute ``kind`` is "map" or "flow".
 
     Raises:

@@ -111,8 +111,8 @@ def search_fixed_points(
         converge; ``num_outside``, starts that converged outside the box; ``num_iterations``,
         ``tolerance``, ``seconds`` (processor time of the calling thread), ``lower`` and ``upper``.
     """
-    begun = time.thread_time()
-    deadline = np.inf if max_seconds is None else begun + max_seconds
+    start_time = time.thread_time()
+    deadline = np.inf if max_seconds is None else start_time + max_seconds
     g = residual_of(dynamics, inputs)
     with torch.no_grad():
         minima = levenberg_marquardt(g, starts, tolerance, deadline)
@@ -135,7 +135,7 @@ def search_fixed_points(
             "num_outside": int((has_converged & ~is_inside).sum()),
             "num_iterations": minima.num_iterations,
             "tolerance": tolerance,
-            "seconds": time.thread_time() - begun,
+            "seconds": time.thread_time() - start_time,
             "lower": lower.numpy(),
             "upper": upper.numpy(),
         },

@@ -1,4 +1,4 @@
-"""Distances between attractors against exact divergences; laws of the trivial generators."""
+"""Distances between attractors against exact divergences; statistics of the trivial series."""
 
 import re
 
