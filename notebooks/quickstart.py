@@ -7,7 +7,6 @@
 
 # %%
 import arviz_plots as azp
-import arviz_stats as azs
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import pyrodyn
 from pyrodyn import analysis
 from pyrodyn.data import CoordinatedDropout, held_out, simulate, split
 from pyrodyn.infer import Schedule
-from pyrodyn.posterior import for_ppc
+from pyrodyn.posterior import elpd, for_ppc, predictive_p_values, summarise_p_values
 
 # %% [markdown]
 # ## A recording
@@ -80,7 +79,7 @@ plt.show()
 # groups, dims and coordinates are what ArviZ's statistics and plots expect.
 
 # %%
-tree = pyrodyn.to_datatree(model, valid, num_draws=100)
+tree = pyrodyn.to_datatree(fitted, valid, num_draws=100)
 print(*tree.children)
 tree["posterior"]
 
@@ -89,7 +88,7 @@ tree["posterior"]
 # the lower row are chosen for their modulation; black is the truth, which the model never saw.
 
 # %%
-predicted = pyrodyn.predict(model, valid)
+predicted = pyrodyn.predict(fitted, valid)
 trial = 4
 analysis.plot_rates(valid, predicted, trial=trial)
 plt.show()
@@ -102,7 +101,7 @@ plt.show()
 # missed some.
 
 # %%
-predicted_train = pyrodyn.predict(model, train)
+predicted_train = pyrodyn.predict(fitted, train)
 rate_r2 = analysis.rate_r2(predicted["rates"], valid["rates"])
 latent_r2 = analysis.latent_r2(
     predicted_train["factors"], train["latents"], predicted["factors"], valid["latents"]
@@ -158,17 +157,20 @@ plt.show()
 azp.plot_ppc_rootogram(for_ppc(tree), backend="matplotlib")
 plt.show()
 # %% [markdown]
-# ArviZ's leave-one-out leaves out whole trials here, because a trial is what was sampled.
+# Posterior predictive p-values compare statistics of each neuron: near 0 or 1, the data lie above
+# or below what the model draws. `num_flagged` counts the neurons that are flagged at a false
+# discovery rate of 5 %. A Fano factor that is flagged where the dispersion given the rates is not
+# points at rates that miss some of the variation, not at the observation model.
 
 # %%
-azs.loo(tree)
+enough = pyrodyn.to_datatree(fitted, valid, num_draws=1000)
+summarise_p_values(predictive_p_values(enough))
 
 # %% [markdown]
-# Every Pareto k is far above 0.7, so this estimate must not be used, and ArviZ says so. That is
-# no fault of the fit: a trial's latents are known from that trial alone, so without it their
-# posterior is the prior, which no reweighting of these draws can reach. Two scores of new trials
-# do hold: the ELBO, and the importance-weighted bound on the log evidence of each trial from the
-# same draws, which lies between the ELBO and the evidence.
+# ## The evidence of trials
+#
+# Two scores of new trials: the ELBO, and the importance-weighted bound on the log evidence of each
+# trial from the same draws, which lies between the ELBO and the evidence.
 
 # %%
 log_weights = (tree["sample_stats/lp"] - tree["sample_stats/log_q"]).squeeze("chain")
@@ -178,11 +180,21 @@ print(f"ELBO                      {float(elbo.mean()):9.1f} nats per trial")
 print(f"importance-weighted bound {float(bound.mean()):9.1f} nats per trial")
 
 # %% [markdown]
+# `elpd` makes of the evidence what ArviZ's `compare` takes. Its Pareto k says in how many trials
+# the importance weights are reliable; where it is above 0.7 the value of that trial is likely too
+# low. Do not use ArviZ's `loo` on draws of a guide: with fixed parameters, leaving out a trial
+# takes its posterior back to the prior, which those draws do not reach.
+
+# %%
+weighted = pyrodyn.to_datatree(fitted, valid, method="importance", num_particles=2000)
+elpd(weighted)
+
+# %% [markdown]
 # ## What next
 #
 # - Your own data: `pyrodyn.data.recording(counts, bin_width=0.01)`, or
 #   `pyrodyn.data.read("session.nwb", bin_width=0.01)`.
-# - Inputs that the model is not told of: `for_recording(..., inferred_input_dim=1)`; `pyrodyn
+# - Inputs that nobody recorded: `for_recording(..., inferred_input_dim=1)`; `pyrodyn
 #   demo` shows one.
 # - Long fits: `fit(..., out="runs/first")` keeps checkpoints and logs; `resume=True` goes on
 #   where it stopped.
