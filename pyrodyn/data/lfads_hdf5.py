@@ -1,6 +1,6 @@
 """The HDF5 files of the LFADS family, as recordings.
 
-LFADS and its kin pass data around as one HDF5 file with an array per part (``train``, ``valid``)
+LFADS and its relatives exchange data as one HDF5 file with an array per part (``train``, ``valid``)
 and role. Two generations of keys are in use, and both are read:
 
 ==========================================  =====================================================
@@ -11,18 +11,22 @@ and role. Two generations of keys are in use, and both are read:
 ``{part}_ext_input``                        known inputs ``(trial, time, input)``
 ``{part}_truth``                            true rates, in simulations
 ``{part}_latents`` or ``{part}_lowd``       true latent states, in simulations
+``{part}_behavior``                         behaviour ``(trial, time, quantity)``
 ``{part}_inds``                             each trial's number in the experiment
-``dt``, ``bin_width`` (s) or ``bin_ms``     the width of a bin, where the file says it
+``conversion_factor``                       true rates divided by it are expected counts per bin
+``dt``, ``bin_width`` (s) or ``bin_ms``     the width of a bin, if the file states it
 ==========================================  =====================================================
 
-Other keys are left alone. The parts are joined, train before valid, and kept apart by the
-coordinate ``split`` on trials. The order of neurons and bins says what is held out: what ``recon``
-has beyond ``encod`` becomes the coordinates ``held_out`` and ``forecast``.
+Other keys are not read, with a warning that names them. The parts are joined, train before valid,
+and marked by the coordinate ``split`` on trials. The neurons and bins that ``recon`` has beyond
+``encod`` are marked by the coordinates ``held_out`` and ``forecast``. Arrays of real values (LFP,
+calcium, EMG) are read as a signal.
 
 Sources: the public descriptions of LFADS (Pandarinath et al., Nat Methods 2018) and lfads-torch
 (Sedler & Pandarinath, arXiv 2309.01230).
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,17 +60,20 @@ def lfads_recording(
     bin_width: float | None = None,
     truth_unit: str | None = None,
     units: Mapping[str, str] | None = None,
+    observed: str | None = None,
 ) -> xr.Dataset:
-    """The arrays of one LFADS file to a recording.
+    """A recording from the arrays of one LFADS file.
 
     Args:
         arrays: the file's arrays by key, see the module's docstring. NaN in the data marks entries
             that were not measured.
-        bin_width: seconds per bin, where the file does not say it.
+        bin_width: seconds per bin, if the file does not state it.
         truth_unit: unit of the true rates, ``"hz"`` or ``"per_bin"``. Without it the file's
             ``units`` attribute decides, and without that the data do: their mean must be within a
             factor 1.5 of the mean true rate in just one of the two units.
         units: ``units`` attributes of the file's arrays, by key.
+        observed: ``"counts"`` or ``"signal"``; by default counts if all values are integers >= 0,
+            otherwise a signal (with a warning).
 
     Returns:
         A validated recording with the coordinate ``split`` ("train" | "valid") on trials, true
@@ -84,19 +91,24 @@ def lfads_recording(
     width = _bin_width(arrays, bin_width)
     encod = _joined(arrays, parts, "_encod_data")
     recon = _joined(arrays, parts, "_recon_data")
-    observed = recon if recon is not None else encod
-    if observed is None:
-        observed = _joined(arrays, parts, "_data")
-    assert observed is not None  # `parts` has at least one of the three
-    measured = ~np.isnan(observed)
+    values = recon if recon is not None else encod
+    if values is None:
+        values = _joined(arrays, parts, "_data")
+    assert values is not None  # `parts` has at least one of the three
+    measured = ~np.isnan(values)
+    kind = _observed(values[measured], observed)
     truth = _joined(arrays, parts, "_truth")
-    if truth is not None and _truth_unit(truth, observed, width, truth_unit, units or {}) == "hz":
-        truth = truth * width
+    if truth is not None and kind == "counts":
+        factor = arrays.get("conversion_factor")
+        truth = _per_bin(truth, values, width, truth_unit, units or {}, factor)
     latents = _joined(arrays, parts, "_latents")
+    _warn_of_unread(arrays, parts)
     data = recording(
-        observed,
+        values if kind == "counts" else None,
+        signal=values if kind == "signal" else None,
         bin_width=width,
         inputs=_joined(arrays, parts, "_ext_input"),
+        behavior=_joined(arrays, parts, "_behavior"),
         rates=truth,
         latents=latents if latents is not None else _joined(arrays, parts, "_lowd"),
         valid=None if measured.all() else measured,
@@ -119,6 +131,64 @@ def lfads_recording(
 
 
 _DATA = ("_recon_data", "_encod_data", "_data")
+
+_ROLES = (*_DATA, "_truth", "_latents", "_lowd", "_ext_input", "_behavior", "_inds")
+
+
+def _observed(values: NDArray, given: str | None) -> str:
+    """Whether measured values are counts or a signal."""
+    if given is not None:
+        if given not in ("counts", "signal"):
+            raise ValueError(f"observed={given!r} must be 'counts' or 'signal'")
+        return given
+    if ((values >= 0) & (values % 1 == 0)).all():
+        return "counts"
+    warnings.warn(
+        "the data are no spike counts (negative or fractional values) and are read as a signal;"
+        " say so by observed='signal'",
+        UserWarning,
+        stacklevel=4,
+    )
+    return "signal"
+
+
+def _warn_of_unread(arrays: Mapping[str, NDArray], parts: list[str]) -> None:
+    known = {f"{part}{role}" for part in parts for role in _ROLES}
+    known |= {*WIDTHS, "conversion_factor"}
+    unread = sorted(set(arrays) - known)
+    if unread:
+        warnings.warn(f"keys that are not read: {', '.join(unread)}", UserWarning, stacklevel=4)
+
+
+def _per_bin(
+    truth: NDArray,
+    counts: NDArray,
+    width: float,
+    given: str | None,
+    units: Mapping[str, str],
+    factor: NDArray | None,
+) -> NDArray:
+    """True rates as expected counts per bin; a warning if their mean is far from that of counts."""
+    converted = truth if factor is None else truth / float(np.asarray(factor).item())
+    found = float(np.nanmean(counts))
+    if given is None and factor is not None and _agree(float(np.nanmean(converted)), found):
+        return converted
+    is_hz = _truth_unit(truth, counts, width, given, units) == "hz"
+    rates = truth * width if is_hz else truth
+    expected = float(np.nanmean(rates))
+    if found > 0 and not _agree(expected, found):
+        warnings.warn(
+            f"the true rates have mean {expected:g} per bin where the counts have {found:g}; check"
+            " truth_unit and bin_width",
+            UserWarning,
+            stacklevel=4,
+        )
+    return rates
+
+
+def _agree(expected: float, found: float) -> bool:
+    """Whether the means of rates and counts are equal up to a factor 1.5."""
+    return found > 0 and 1 / 1.5 < expected / found < 1.5
 
 
 def _num_trials(arrays: Mapping[str, NDArray], part: str) -> int:
@@ -152,7 +222,9 @@ def _bin_width(arrays: Mapping[str, NDArray], given: float | None) -> float:
     stated = [(key, arrays[key]) for key in WIDTHS if key in arrays]
     if not stated:
         if given is None:
-            raise ValueError("the file does not say how wide a bin is; say bin_width= in seconds")
+            raise ValueError(
+                "the file does not state the width of a bin; give bin_width= in seconds"
+            )
         return given
     key, value = stated[0]
     number: Any = value.item() if value.size == 1 else value
@@ -184,13 +256,12 @@ def _truth_unit(
         return TRUTH_UNITS[stated.lower()]
     expected, found = float(np.nanmean(truth)), float(np.nanmean(observed))
     fits = {
-        unit: found > 0 and 1 / 1.5 < expected * scale / found < 1.5
-        for unit, scale in (("per_bin", 1.0), ("hz", width))
+        unit: _agree(expected * scale, found) for unit, scale in (("per_bin", 1.0), ("hz", width))
     }
     if fits["hz"] == fits["per_bin"]:
         raise ValueError(
             f"the unit of the true rates (mean {expected:g}) does not follow from the data (mean"
-            f' {found:g} per bin of {width:g} s); say truth_unit="hz" or "per_bin"'
+            f' {found:g} per bin of {width:g} s); give truth_unit="hz" or "per_bin"'
         )
     return "hz" if fits["hz"] else "per_bin"
 

@@ -49,7 +49,11 @@ NPZ_KEYS = (
 
 
 def read(
-    path: str | PathLike[str], *, bin_width: float | None = None, truth_unit: str | None = None
+    path: str | PathLike[str],
+    *,
+    bin_width: float | None = None,
+    truth_unit: str | None = None,
+    observed: str | None = None,
 ) -> xr.Dataset:
     """A recording from a file.
 
@@ -62,6 +66,9 @@ def read(
         truth_unit: for HDF5 of the LFADS family, the unit of its true rates, ``"hz"`` or
             ``"per_bin"``; see `pyrodyn.data.lfads_hdf5.lfads_recording` for how it is decided
             otherwise.
+
+        observed: for HDF5 of the LFADS family, ``"counts"`` or ``"signal"``; by default counts if
+            all values are integers >= 0.
 
     Returns:
         A validated recording, see `pyrodyn.data.schema`.
@@ -85,8 +92,9 @@ def read(
         raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and {kind} is not")
     if kind in WRITABLE and bin_width is not None:
         raise ValueError(f"{path} says its own bin width; bin_width= is for HDF5 and NWB files")
-    if truth_unit is not None and kind not in (".h5", ".hdf5"):
-        raise ValueError(f"truth_unit= is for HDF5 files of the LFADS family, which {path} is not")
+    for name, value in {"truth_unit": truth_unit, "observed": observed}.items():
+        if value is not None and kind not in (".h5", ".hdf5"):
+            raise ValueError(f"{name}= is for HDF5 files of the LFADS family, which {path} is not")
     if kind not in (".npz", ".zarr") and not h5py.is_hdf5(path):
         raise ValueError(
             f"{path} is no HDF5 file, as {kind} files are; it is another kind or broken"
@@ -104,7 +112,9 @@ def read(
         with _reading(path):
             arrays, units = _hdf5_arrays(path)
         with _naming(path):
-            return lfads_recording(arrays, bin_width=bin_width, truth_unit=truth_unit, units=units)
+            return lfads_recording(
+                arrays, bin_width=bin_width, truth_unit=truth_unit, units=units, observed=observed
+            )
     with _reading(path):
         engine: dict[str, Any] = (
             {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "h5netcdf"}
@@ -139,8 +149,17 @@ def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
     if path.exists() and path.is_dir() != (kind == ".zarr"):
         raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and {kind} is not")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*never fire")  # said when it was made
+        warnings.simplefilter("ignore")  # the warnings were given when it was made
         data = validate(data)
+    for name in [*data.variables, *data.dims]:
+        if not str(name) or "/" in str(name):
+            raise ValueError(f"the name {name!r} cannot be stored in a file; rename it without '/'")
+    for name in (name for name in data.coords if data[name].dtype.kind in "cOmM"):
+        if data[name].dtype.kind != "M" or kind != ".npz":
+            raise ValueError(
+                f"coordinate {name!r} has dtype {data[name].dtype}, which {kind} files cannot give"
+                " back; store numbers or text"
+            )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         whole = Path(folder) / path.name
         if kind == ".npz":
@@ -230,7 +249,9 @@ def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
         data = recording(**arguments, names=names)
     for name, (mark_dims, values) in marks.items():
         sizes = tuple(data.sizes.get(dim) for dim in mark_dims)
-        if sizes != values.shape:
+        if len(sizes) != values.ndim or any(
+            size not in (None, length) for size, length in zip(sizes, values.shape, strict=True)
+        ):
             raise ValueError(
                 f"coordinate {name} has shape {values.shape} along {mark_dims}, whose sizes are"
                 f" {sizes}"

@@ -28,7 +28,8 @@ IMAGERY_CODES = ["T0", "T1", "T2"]
 
 def lorenz(arrays: Arrays) -> xr.Dataset:
     """The true rates are in Hz, the bins 10 ms; consecutive trials share an initial condition."""
-    data = lfads_recording(arrays, bin_width=0.01, truth_unit="hz")
+    of_trials = {key: array for key, array in arrays.items() if not key.startswith("n_")}
+    data = lfads_recording(of_trials, bin_width=0.01, truth_unit="hz")
     per_condition = int(arrays["n_trials_per_init_cond"].item())
     return data.assign(condition=("trial", data["trial"].values // per_condition))
 

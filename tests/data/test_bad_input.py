@@ -673,7 +673,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text named h5": (lambda at: read(saved(at / "a.h5", b"{}")), r"a\.h5 is no HDF5 file"),
     "h5 without bin width": (
         lambda at: read(hdf5(at / "a.h5", train_data=counts())),
-        r"a\.h5: the file does not say how wide a bin is; say bin_width= in seconds",
+        r"a\.h5: the file does not state the width of a bin; give bin_width= in seconds",
     ),
     "h5 with groups": (
         lambda at: read(hdf5(at / "a.h5", **{"session/train_data": counts()}), bin_width=0.1),

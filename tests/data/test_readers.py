@@ -240,6 +240,7 @@ def test_nan_is_what_was_not_measured() -> None:
     np.testing.assert_array_equal(data["counts"], np.nan_to_num(counts))
 
 
+@pytest.mark.filterwarnings("ignore:the true rates have mean")
 @pytest.mark.parametrize(
     ("unit", "options", "scale"),
     [
@@ -271,6 +272,84 @@ def test_true_rates_per_bin_are_recognised() -> None:
     arrays = {"train_data": rng.poisson(truth), "train_truth": truth}
     data = lfads_recording(arrays, bin_width=0.01)
     np.testing.assert_allclose(data["rates"], truth, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:the true rates have mean")
+def test_a_conversion_factor_makes_true_rates_counts_per_bin(tmp_path: Path) -> None:
+    """As the simulator of the first LFADS writes them: rates relative to a maximum."""
+    rng = np.random.default_rng(10)
+    truth = rng.uniform(0, 1, (8, 50, 20))
+    counts = rng.poisson(truth * 0.3)
+    arrays = {"train_data": counts, "train_truth": truth, "dt": 0.01, "conversion_factor": 1 / 0.3}
+    path = write_hdf5(tmp_path / "a.h5", **arrays)
+    np.testing.assert_allclose(read(path)["rates"], truth * 0.3, rtol=1e-6)
+    np.testing.assert_allclose(read(path, truth_unit="per_bin")["rates"], truth, rtol=1e-6)
+
+
+def test_a_unit_that_cannot_be_warns(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    truth = rng.gamma(4.0, 5.0, (4, 50, 4))
+    path = write_hdf5(
+        tmp_path / "a.h5", train_data=rng.poisson(truth * 0.01), train_truth=truth, dt=0.01
+    )
+    with pytest.warns(
+        UserWarning, match=r"true rates have mean [12]\d\.\d* per bin where .* 0\.[12]"
+    ):
+        read(path, truth_unit="per_bin")
+
+
+def test_an_lfads_file_of_a_signal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(12)
+    events = rng.gamma(2.0, 0.2, (6, 30, 5)) * (rng.random((6, 30, 5)) < 0.4)
+    path = write_hdf5(
+        tmp_path / "a.h5",
+        train_encod_data=events[..., :4],
+        train_recon_data=events,
+        train_behavior=events[..., :2],
+        bin_ms=33,
+    )
+    with pytest.warns(UserWarning, match="no spike counts .* are read as a signal"):
+        data = read(path)
+    np.testing.assert_array_equal(data["signal"], events.astype(np.float32))
+    np.testing.assert_array_equal(data["behavior"], events[..., :2].astype(np.float32))
+    assert data["held_out"].values.tolist() == [False] * 4 + [True]
+    xr.testing.assert_identical(read(path, observed="signal"), data)
+    with pytest.raises(ValueError, match="observed='lfp' must be 'counts' or 'signal'"):
+        read(path, observed="lfp")
+
+
+def test_keys_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "a.h5", train_data=np.ones((3, 5, 2)), dt=0.1, alpha=1, emg=[2])
+    with pytest.warns(UserWarning, match="keys that are not read: alpha, emg"):
+        read(path)
+
+
+# What files cannot hold
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_coordinates_with_a_dim_of_their_own_come_back(tmp_path: Path, kind: str) -> None:
+    data = full_recording().assign_coords(place=(("neuron", "axis"), np.arange(6.0).reshape(3, 2)))
+    write(data, tmp_path / f"a{kind}")
+    xr.testing.assert_identical(read(tmp_path / f"a{kind}"), data)
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+@pytest.mark.parametrize(
+    ("name", "values", "sentence"),
+    [
+        ("a/b", [1, 2, 3], r"the name 'a/b' cannot be stored in a file; rename it"),
+        ("phase", [1j, 2j, 3j], r"coordinate 'phase' has dtype complex128"),
+        ("lag", np.arange(3).astype("timedelta64[s]"), r"coordinate 'lag' has dtype timedelta64"),
+    ],
+)
+def test_what_would_not_come_back_is_refused(
+    tmp_path: Path, kind: str, name: str, values: object, sentence: str
+) -> None:
+    data = full_recording().assign_coords({name: ("neuron", values)})
+    with pytest.raises(ValueError, match=sentence):
+        write(data, tmp_path / f"a{kind}")
+    assert not list(tmp_path.iterdir())
 
 
 # NWB
