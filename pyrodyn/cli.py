@@ -3,6 +3,7 @@
 Errors are one line and exit code 2. Ctrl-C keeps the last checkpoint and exits with code 130.
 """
 
+import importlib.metadata
 import shlex
 import sys
 import time
@@ -53,6 +54,25 @@ def main() -> None:
     if code == INTERRUPTED:
         typer.echo("\npyrodyn: interrupted", err=True)
     sys.exit(code)
+
+
+def _print_version(is_wanted: bool) -> bool:
+    if is_wanted:
+        typer.echo(f"pyrodyn {importlib.metadata.version('pyrodyn')}")
+        raise typer.Exit
+    return is_wanted
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command()
@@ -144,6 +164,19 @@ def fit(
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
     ] = None,
+    align_to: Annotated[
+        str | None, typer.Option(help="NWB: column of the event that becomes time 0.")
+    ] = None,
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="NWB: first and last edge of the bins around the event, in seconds."),
+    ] = None,
+    condition: Annotated[
+        str | None, typer.Option(help="NWB: column of the trials' condition.")
+    ] = None,
+    behavior: Annotated[
+        list[str] | None, typer.Option(help="NWB: a time series to keep; may be repeated.")
+    ] = None,
     max_epochs: int = 1000,
     max_minutes: float | None = None,
     batch_size: int = 64,
@@ -188,7 +221,9 @@ def fit(
         is_pair = len(names) == 2
         named = dict(zip(("counts", "signal"), names, strict=True)) if is_pair else observation
         sizes = {**sizes, "observation": named}
-    data = _recording(recording, bin_width)
+    nwb = {"align_to": align_to, "window": window, "condition": condition, "behavior": behavior}
+    data = _recording(recording, bin_width, **{k: v for k, v in nwb.items() if v})
+    typer.echo(f"read {recording}: {_summary(data)}")
     parts = ("train", "valid")
     has_parts = "split" in data.coords and set(parts) <= set(data["split"].values)
     if valid_fraction is None and has_parts:
@@ -380,10 +415,30 @@ def _fitted(folder: Path) -> "LatentDynamics":
     return pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
 
 
-def _recording(name: str, bin_width: float | None) -> "xr.Dataset":
-    """The file of that name, if any, otherwise the named recording."""
-    from pyrodyn.data import load, read
+def _summary(data: "xr.Dataset") -> str:
+    """Sizes, bin width and mean rate of a recording."""
+    from pyrodyn.data.schema import blocks, measured
 
+    width = data.attrs["bin_width"]
+    units = " and ".join(f"{block.size} {block.unit}s" for block in blocks(data))
+    sizes = f"{data.sizes['trial']} trials x {data.sizes['time']} bins of {width:g} s x {units}"
+    if "counts" not in data:
+        return sizes
+    mean = float(data["counts"].where(measured(data, blocks(data)[0])).mean())
+    return f"{sizes}, {mean / width:.3g} spikes per second and neuron"
+
+
+def _recording(name: str, bin_width: float | None, **nwb: Any) -> "xr.Dataset":
+    """The file of that name, if any, otherwise the named recording."""
+    from pyrodyn.data import load, read, read_nwb
+
+    if nwb:
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in nwb)
+        if Path(name).suffix.lower() != ".nwb":
+            raise ValueError(f"{options}: for NWB files, which {name} is not")
+        if bin_width is None:
+            raise ValueError(f"{name} holds spike times; give --bin-width in seconds")
+        return read_nwb(name, bin_width=bin_width, **nwb)
     if Path(name).exists() or Path(name).suffix:
         return read(name) if bin_width is None else read(name, bin_width=bin_width)
     if bin_width is not None:

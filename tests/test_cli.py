@@ -1,5 +1,6 @@
 """The command line: every command does its work; bad input is one line and exit code 2."""
 
+import datetime
 import re
 import signal
 import subprocess
@@ -57,6 +58,36 @@ def test_simulate_fit_posterior(command, tmp_path):
     assert code == 0
     tree = xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False)
     assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
+
+
+def test_version(command):
+    code, out, _ = command("--version")
+    assert code == 0
+    assert re.fullmatch(r"pyrodyn \d+\.\d+\.\d+\S*\n", out)
+
+
+def test_fit_prints_what_it_read_and_takes_the_options_of_nwb(command, tmp_path):
+    pynwb = pytest.importorskip("pynwb")
+    file = pynwb.NWBFile("s", "i", datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC))
+    file.add_trial_column("go", "time of the go cue")
+    file.add_trial_column("target", "where to")
+    for trial in range(10):
+        start = 2.0 * trial
+        file.add_trial(start_time=start, stop_time=start + 1, go=start + 0.5, target=trial % 2)
+    for _ in range(2):
+        file.add_unit(spike_times=0.025 + 0.05 * np.arange(420))
+    path = tmp_path / "a.nwb"
+    with pynwb.NWBHDF5IO(str(path), "w") as io:
+        io.write(file)
+    options = ("--align-to", "go", "--window", -0.2, 0.3, "--condition", "target")
+    code, out, err = command(
+        "fit", path, "--out", tmp_path / "run", "--bin-width", 0.1, *options, *FIT
+    )
+    assert code == 0, err
+    assert "10 trials x 5 bins of 0.1 s x 2 neurons, 20 spikes per second and neuron" in out
+    code, _, err = command("fit", tmp_path / "b.npz", "--out", tmp_path / "r", "--align-to", "go")
+    assert code == 2
+    assert "--align-to: for NWB files, which" in err
 
 
 def test_counts_and_a_signal_from_simulation_to_posterior(command, tmp_path):

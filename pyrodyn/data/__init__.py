@@ -6,6 +6,7 @@ batches of tensors (`Batch`), which models and guides receive.
 ==================  ===============================================================================
 ``schema``          variables, dims and units of a recording; `validate`
 ``recording``       `recording` from arrays; `held_out` neurons, channels and bins
+``spike_times``     `bin_spikes`: recordings from spike times; ``binning`` is the arithmetic
 ``readers``         `read` and `write` files; ``nwb`` and ``lfads_hdf5`` are special formats
 ``catalog``         `load` public recordings by name; ``sources`` converts them
 ``split``           training, validation and test trials; cross-validation folds
@@ -31,6 +32,7 @@ from pyrodyn.data.readers import read, write
 from pyrodyn.data.recording import held_out, recording, select_modality
 from pyrodyn.data.schema import validate
 from pyrodyn.data.simulate import simulate, trajectory
+from pyrodyn.data.spike_times import bin_spikes
 from pyrodyn.data.split import folds, split
 from pyrodyn.data.systems import SYSTEMS
 from pyrodyn.data.teachers import teacher
@@ -55,6 +57,7 @@ __all__ = [
     "SpikeJitter",
     "TemporalShift",
     "Trials",
+    "bin_spikes",
     "catalog",
     "folds",
     "held_out",

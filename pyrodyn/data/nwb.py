@@ -204,8 +204,7 @@ def _trials_table(file: Any, name: str) -> Any:
     others = ", ".join(sorted(map(path_of, every)))
     remedy = f"choose one of its tables of intervals by trials= ({others}), or" if every else "give"
     raise ValueError(
-        f"the file has no trials table; {remedy} trials=None to read the session as one trial,"
-        " which pyrodyn.data.segment cuts"
+        f"the file has no trials table; {remedy} trials=None to read the session as one trial"
     )
 
 

@@ -225,10 +225,7 @@ def _wrong_observed(name: str, ndim: int, dims: tuple[str, ...]) -> str:
     message = wrong_dims(name, ndim, dims)
     if ndim != 2:
         return message
-    return (
-        f"{message}: a continuous recording of dims (time, {dims[-1]}) is one trial, array[None],"
-        " which pyrodyn.data.segment cuts"
-    )
+    return f"{message}: a continuous recording of dims (time, {dims[-1]}) is one trial, array[None]"
 
 
 def held_out(
