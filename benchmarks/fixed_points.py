@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import results
 import torch
 from torch import Tensor
 
@@ -82,8 +83,8 @@ def timed[Result](search: Callable[[], Result]) -> tuple[Result, float]:
     return result, time.process_time() - began
 
 
-def compare(dynamics: Dynamics, starts: Tensor, arguments: argparse.Namespace) -> None:
-    """Print a row per search."""
+def compare(dynamics: Dynamics, starts: Tensor, arguments: argparse.Namespace) -> dict[str, float]:
+    """Print a row per search; seconds and distinct points of both."""
     g = residual_of(dynamics, torch.zeros(dynamics.input_dim, dtype=torch.float64))
     residual = arguments.residual
     search = torch.no_grad()(levenberg_marquardt)
@@ -98,13 +99,21 @@ def compare(dynamics: Dynamics, starts: Tensor, arguments: argparse.Namespace) -
     _, after = timed(lambda: search(g, starts, residual))
     our_seconds = (before + after) / 2
     theirs = state[is_within(g.value(state), state, residual)]
+    points = []
     print_row("search", "seconds", "steps", "converged", "points", "ratio")
     for name, spent, num_steps, fixed, ratio in (
         ("Levenberg-Marquardt", our_seconds, ours.num_iterations, ours.state[ours.is_fixed], ""),
         ("Adam", seconds, steps, theirs, f"{seconds / our_seconds:.1f}"),
     ):
-        points = len(merged(fixed, g, COUNTED_AS_ONE)[0])
-        print_row(name, f"{spent:.3f}", num_steps, len(fixed), points, ratio)
+        points.append(len(merged(fixed, g, COUNTED_AS_ONE)[0]))
+        print_row(name, f"{spent:.3f}", num_steps, len(fixed), points[-1], ratio)
+    return {
+        "ours_s": our_seconds,
+        "our_points": points[0],
+        "adam_s": seconds,
+        "adam_points": points[1],
+        "ratio": seconds / our_seconds,
+    }
 
 
 def print_row(*entries: object) -> None:
@@ -125,9 +134,11 @@ def main() -> None:
         "LFADS generator, 64 units, weights x 2": generator(arguments.starts, 2.0),
         "LFADS generator, 64 units, weights x 4": generator(arguments.starts, 4.0),
     }
+    rows = []
     for name, (dynamics, starts) in cases.items():
         print(f"{name}, {len(starts)} starts, residual {arguments.residual:g}")
-        compare(dynamics, starts, arguments)
+        rows.append({"dynamics": name, **compare(dynamics, starts, arguments)})
+    results.save("fixed_points", rows)
 
 
 if __name__ == "__main__":
