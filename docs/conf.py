@@ -24,7 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
 ]
-exclude_patterns = ["_build", "README.md"]
+exclude_patterns = ["_build", "README.md", "generated"]
 # In docstrings, `name` is the object of that name where there is one and plain code elsewhere.
 default_role = "py:obj"
 # Literal blocks in docstrings are equations.

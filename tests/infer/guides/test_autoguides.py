@@ -1,12 +1,11 @@
 """Every automatic guide of Pyro: right against exact answers, or refused in one sentence.
 
 The table in the documentation is made here; after a change write it anew by
-``python tests/infer/guides/test_autoguides.py``.
+``PYTHONPATH=tests python tests/infer/guides/test_autoguides.py``.
 """
 
 import inspect
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -391,6 +390,5 @@ def test_every_model_with_every_guide_and_objective(make_recording, name):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(table(linear_recording()))
