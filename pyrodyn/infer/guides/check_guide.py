@@ -127,7 +127,7 @@ def check_guide(
     problems = list(dict.fromkeys(problems))  # sites that share a plate share its problem
     if not training:
         return GuideReport(tuple(problems))
-    problems += gradient_problems(trace, objective)
+    problems += gradient_problems(guide, trace, objective)
     problems += untrained_parameters(model, guide, trace)
     problems += memory_problems(model, guide)
     return GuideReport(tuple(problems), tuple(idle_parameters(model, guide, trace)))

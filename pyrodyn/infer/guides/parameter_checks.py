@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.guides.site_checks import kind_of
 from pyrodyn.infer.objectives.elbo import ELBO
-from pyrodyn.infer.objectives.importance_weighted import IWELBO
+from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import (
     Program,
@@ -107,8 +107,19 @@ def _overlapping(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     return found
 
 
-def gradient_problems(trace: poutine.Trace, objective: Objective | None) -> list[str]:
-    """Draws without a gradient under an objective that needs it."""
+def gradient_problems(
+    guide: Program, trace: poutine.Trace, objective: Objective | None
+) -> list[str]:
+    """Draws, or densities, without the gradient by which an objective trains a guide."""
+    if isinstance(objective, RWS):
+        sites = (trace.nodes[name] for name in drawn_sites(trace))
+        has_gradient = any(s["fn"].log_prob(s["value"].detach()).requires_grad for s in sites)
+        if has_gradient or not any(p.requires_grad for p in parameters(guide).values()):
+            return []
+        return [
+            f"RWS trains a guide by the density of its draws, and that of {type(guide).__name__}"
+            " does not depend on its parameters (a point estimate); fit it by ELBO"
+        ]
     if not isinstance(objective, ELBO | IWELBO):
         return []
     return [

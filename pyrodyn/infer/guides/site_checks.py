@@ -107,6 +107,11 @@ def site_problems(name: str, wanted: Site, site: Site, batch: Batch) -> list[str
             f"site {name!r} is drawn from {kind_of(q)}, whose support is not that of the model's"
             f" {kind_of(p)}; choose a distribution of the same support, or transform it"
         )
+    if site["value"].dtype != wanted["value"].dtype:
+        problems.append(
+            f"site {name!r} is drawn as {site['value'].dtype}, the model's as"
+            f" {wanted['value'].dtype}; convert the guide to that precision"
+        )
     return problems
 
 

@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from linear_gaussian import batch_of, linear_network, log_evidence
 from pyro import poutine
-from pyro.infer.autoguide import AutoCallable, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import AutoCallable, AutoDelta, AutoGuideList, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_mean
 from torch import Tensor
 
@@ -256,6 +256,11 @@ def test_trials_that_a_guide_was_not_fitted_to_are_refused(model, data):
         fit(model, data, other, guide=AutoNormal(model), max_epochs=1, **QUIET)
 
 
+def test_a_point_estimate_is_not_trained_by_its_density(model, data):
+    with pytest.raises(GuideError, match=r"that of AutoDelta does not depend on its parameters"):
+        fit(model, data, guide=AutoDelta(model), objective=RWS(4), max_epochs=1, **QUIET)
+
+
 def test_a_guide_that_was_set_up_for_other_trials_is_refused(model, data, whole):
     guide = AutoNormal(model)
     guide(whole.take(slice(0, 3)))
@@ -309,8 +314,8 @@ def trains(model: LatentDynamics, kind: str, whole: Batch, objective: Objective)
 
 def row(kind: str, data: xr.Dataset) -> list[str]:
     """Outcomes of one guide on a linear-Gaussian network."""
-    model, whole = linear_network(data), batch_of(data)
-    other = linear_recording(1)
+    model, other = linear_network(data).float(), linear_recording(1)
+    whole = model.trials_of(data).batch()
     cells = [
         "yes"
         if all(outcome(lambda o=o: trains(model, kind, whole, o)) == "yes" for o in objectives)

@@ -209,6 +209,12 @@ SITES = {
         in_plate(sample("g0", lambda b: dist.LogNormal(torch.zeros(6, DIM), 1.0).to_event(1)), u),
         "site 'g0' is drawn from LogNormal, whose support is not that of the model's Normal",
     ),
+    "precision": (
+        in_plate(
+            sample("g0", lambda b: dist.Normal(normal(6, DIM).loc.double(), 1.0).to_event(1)), u
+        ),
+        "site 'g0' is drawn as torch.float64, the model's as torch.float32",
+    ),
     "discrete": (
         in_plate(sample("g0", lambda b: dist.Poisson(torch.ones(6, DIM)).to_event(1)), u),
         "site 'g0' is drawn from Poisson, whose support",
