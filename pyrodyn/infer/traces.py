@@ -46,7 +46,8 @@ def guide_program(guide: Program) -> Program:
     """
     if isinstance(guide, GuideMessenger):
         program: Program = poutine.block(guide, hide_fn=_is_observation)
-        return program
+        tied = vars(guide).get("recorded_trials")  # of a guide that a fit has prepared
+        return program if tied is None else lambda batch: tied.checked(batch) and program(batch)
     if runs_the_model(guide):
         return guide
     return lambda batch: guide(batch.unobserved())

@@ -76,6 +76,10 @@ class RecordedTrials:
         """The plate for the trials of a batch."""
         return TrialRows("trials", len(self.keys), subsample=self.rows(batch), dim=-1)
 
+    def checked(self, batch: Batch) -> bool:
+        """True for a batch whose trials have rows; raises as `rows` does for others."""
+        return len(self.rows(batch)) > 0
+
     def rows(self, batch: Batch) -> Int[Tensor, " trial"]:
         """The row of every trial of a batch.
 
@@ -95,8 +99,8 @@ class RecordedTrials:
             )
         if self.needs_all and rows != [row_of[key] for key in self.keys]:
             raise GuideError(
-                f"this guide draws its {len(self.keys)} trials jointly and needs them all at once"
-                f" in their recorded order; it was given {len(rows)} (raise batch_size)"
+                f"this guide needs its {len(self.keys)} trials all at once, in their recorded"
+                f" order; it was given {len(rows)} (raise batch_size)"
             )
         return torch.tensor(rows, device=batch.seen.device)
 
@@ -158,7 +162,8 @@ def prepare_guide(guide: Program, recording: Batch, batch_size: int, sees_others
             f"{kind} has parameters for the {num_trials} trials that it is fitted to and none for"
             " validation trials; leave valid= out, or take an amortised guide"
         )
-    set_trials(guide, RecordedTrials(trial_keys(recording), needs_all=is_joint))
+    needs_all = is_joint or isinstance(guide, AutoMessenger)
+    set_trials(guide, RecordedTrials(trial_keys(recording), needs_all=needs_all))
     try:
         with torch.no_grad():
             guide(recording)

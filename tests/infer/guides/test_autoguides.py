@@ -18,7 +18,13 @@ import torch
 import xarray as xr
 from linear_gaussian import batch_of, linear_network, log_evidence
 from pyro import poutine
-from pyro.infer.autoguide import AutoCallable, AutoDelta, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoDelta,
+    AutoGuideList,
+    AutoNormal,
+    AutoNormalMessenger,
+)
 from pyro.infer.autoguide.initialization import init_to_mean
 from torch import Tensor
 
@@ -238,8 +244,9 @@ def test_rows_are_found_by_what_was_observed(model, data, whole, trials, batch_s
 # ------------------------------------------------------------------ refusals
 
 
-def test_trials_that_a_guide_was_not_fitted_to_are_refused(model, data):
-    guide = AutoNormal(model)
+@pytest.mark.parametrize("kind", [AutoNormal, AutoNormalMessenger])
+def test_trials_that_a_guide_was_not_fitted_to_are_refused(model, data, kind):
+    guide = kind(model)
     fit(model, data, guide=guide, max_epochs=1, **QUIET)
     other = linear_recording(1)
     batch = batch_of(other)
@@ -252,8 +259,10 @@ def test_trials_that_a_guide_was_not_fitted_to_are_refused(model, data):
             ask()
     with pytest.raises(GuideError, match="was fitted to 5 other trials"):
         fit(model, other, guide=guide, max_epochs=1, **QUIET)
-    with pytest.raises(GuideError, match=r"AutoNormal has parameters for the 5 trials .* valid="):
-        fit(model, data, other, guide=AutoNormal(model), max_epochs=1, **QUIET)
+    with pytest.raises(
+        GuideError, match=rf"{kind.__name__} has parameters for the 5 trials .* valid="
+    ):
+        fit(model, data, other, guide=kind(model), max_epochs=1, **QUIET)
 
 
 def test_a_point_estimate_is_not_trained_by_its_density(model, data):
