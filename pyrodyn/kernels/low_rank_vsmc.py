@@ -87,7 +87,7 @@ class PoissonWeights(NamedTuple):
         loading: ``(neuron, dim)``.
         offset: ``(neuron,)`` or ``(trial, time, neuron)``.
         whitening: R of the first and of later bins, ``(2, dim, dim)``.
-        constant: what all particles of a bin share, ``(trial, time)``.
+        constant: the same for all particles of a bin, ``(trial, time)``.
         x: counts, ``(trial, time, neuron)``; have no gradient.
         weight: weight of every count, 0 where it is not scored; has no gradient.
         link: of the mean, see `pyrodyn.kernels.affine_poisson`.

@@ -47,7 +47,7 @@ from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named, observe
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.rollout_cache import RolloutCache
-from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, nothing
+from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, empty_distribution
 from pyrodyn.nn.recurrence import gru_jacobian, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
@@ -195,13 +195,13 @@ class LFADS(StateSpaceModel):
         """p(u_1), the stationary spread; nothing without inferred inputs."""
         assert start is not None
         if not self.inferred_input_dim:
-            return nothing(start)
+            return empty_distribution(start)
         return self.input_prior.first()
 
     def transition(self, state: LFADSState, inputs: Float[Tensor, "*shared input"]) -> Distribution:
         """p(u_t | u_{t-1})."""
         if not self.inferred_input_dim:
-            return nothing(state.g)
+            return empty_distribution(state.g)
         return self.input_prior.next(state.u)
 
     def first_state(

@@ -2,7 +2,7 @@
 
 Generative program, per trial::
 
-    v_t = a_v v_{t-1} + (1 - a_v) i_{t-1},  v_1 = i_1      inputs, filtered; or raw, v_t = i_t
+    v_t = a_v v_{t-1} + (1 - a_v) i_{t-1},  v_1 = i_1      filtered inputs; or raw, v_t = i_t
     z_1 ~ N(mu_0 + P_m W_u v_1, S_0)                       P_m = (m' m)^-1 m'
     z_t = a z_{t-1} + n phi(m z_{t-1} + W_u v_{t-1}) + e_t,  e_t ~ N(0, S)
     x_t ~ p(x | readout(z_t, v_t))
@@ -13,12 +13,12 @@ J = m n. The full-rank alternative has one latent per unit::
     z_t = a z_{t-1} + W phi(z_{t-1}) + W_u v_{t-1} + e_t
 
 Guide: a proposal q(z_t | z_{t-1}, x), see `proposals`: ``"optimal"`` for Gaussian observations
-(of a field potential beside spikes: exact for the former, while the weights count the latter),
-``"encoder"`` or ``"causal_encoder"`` for any, ``"bootstrap"`` for the prior itself.
+(with spikes beside a field potential it uses the potential alone, and the spikes enter the
+weights), ``"encoder"`` or ``"causal_encoder"`` for any, ``"bootstrap"`` for the prior itself.
 
 Source: Pals, Sagtekin, Pei, Gloeckler & Macke, NeurIPS 2024. Departures: the decay may be one per
-latent, the noise may have heavy tails (Student-t), units may be leaky or hard tanh, readouts are
-those of the whole zoo.
+latent, the noise may have heavy tails (Student-t), units may be leaky or hard tanh, observation
+models are those of all models of the package.
 """
 
 import copy
@@ -57,8 +57,8 @@ from pyrodyn.models.proposals import (
     EncoderFactor,
     LinearEmission,
     OptimalFactor,
-    best_explanation,
-    explaining,
+    likelihood_mode,
+    regularised_inverse,
 )
 from pyrodyn.models.state_space import (
     Bootstrap,
@@ -80,11 +80,11 @@ STEP = ("initial", "transition", "first_state", "advance")
 EMISSION = ("first_state", "advance", "emission")
 """The methods that p(x_t | z_t) is made of."""
 
-MOST_EXPLAINED = 0.99
-"""Share of a channel's variance that its start leaves to the latents at most."""
+MAX_EXPLAINED = 0.99
+"""Largest fraction of a channel's variance that the initial loading assigns to the latents."""
 
 NOISE_FLOOR = 1e-4
-"""Smallest standard deviation of process noise: a density must exist."""
+"""Smallest standard deviation of process noise, so that a density exists."""
 
 
 class LowRankState(NamedTuple):
@@ -92,7 +92,7 @@ class LowRankState(NamedTuple):
 
     Attributes:
         z: latents.
-        v: the inputs, filtered or raw, that drive the next bin; the same for all particles.
+        v: the inputs, filtered or raw, that drive the next bin; shared by all particles.
         i: the raw inputs of this bin.
     """
 
@@ -107,21 +107,21 @@ class LowRankRNN(StateSpaceModel):
     Args:
         num_neurons: neurons or channels observed, or both together.
         input_dim: known external inputs.
-        latent_dim: R, the rank; the number of units where ``is_full_rank``.
-        num_units: units of the network; ``num_neurons`` where the readout is one-to-one.
+        latent_dim: R, the rank; the number of units if ``is_full_rank``.
+        num_units: units of the network; ``num_neurons`` if the readout is one-to-one.
         activation: phi: ``"relu"``, ``"leaky_relu"``, ``"clipped_relu"``, ``"hard_tanh"`` (these
             with a threshold h per unit), ``"tanh"`` or ``"identity"``; see
             `pyrodyn.kernels.activations`
         noise: S: ``"scalar"``, ``"diagonal"`` or ``"full"``; S_0 is of the same kind.
         noise_df: degrees of freedom (> 2) of Student-t process noise; None for Gaussian noise.
         decay_per_latent: one decay a per latent instead of one for all.
-        filters_inputs: low-pass filter the inputs as the latents are.
+        filters_inputs: low-pass filter the inputs.
         is_full_rank: the full-rank alternative.
         readout: what is read out: ``"latents"``, ``"latents_and_inputs"`` (both affinely), or unit
             by unit ``"currents"`` (m z + W_u v) or ``"rates"`` (phi of them).
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
-        link: ``"canonical"``, or ``"softplus"`` for observations by their log mean, whose mean is
-            then softplus of the readout; of two it is about those that have one.
+        link: ``"canonical"``, or ``"softplus"`` for observations parametrised by their log mean,
+            whose mean is then softplus of the readout; of two observations it applies to those.
         proposal: ``"optimal"``, ``"encoder"``, ``"causal_encoder"`` or ``"bootstrap"``.
     """
 
@@ -170,7 +170,7 @@ class LowRankRNN(StateSpaceModel):
         if filters_inputs:
             self.input_log_rate = nn.Parameter(torch.tensor(start_rate))
         if is_full_rank:
-            # Weaker than the decay, or states would grow from bin to bin before any training.
+            # Weaker than the decay, or states would diverge before training.
             self.recurrent = nn.Parameter(torch.randn(dim, dim) * 0.05 / math.sqrt(dim))
         else:
             self.m = nn.Parameter(torch.randn(num_units, dim) / math.sqrt(dim))
@@ -180,11 +180,9 @@ class LowRankRNN(StateSpaceModel):
         )
         phi = ACTIVATIONS[activation]
         if phi.has_threshold:
-            # Kinks spread over the latents' range, so that units differ from the first step.
-            spread = torch.linspace(-1.0, 1.0, num_units)
-            self.threshold = nn.Parameter(
-                spread if phi.threshold_by == "shift" else 1.0 + spread.abs()
-            )
+            # Thresholds cover the range of the latents, so that units differ from the first step.
+            grid = torch.linspace(-1.0, 1.0, num_units)
+            self.threshold = nn.Parameter(grid if phi.threshold_by == "shift" else 1.0 + grid.abs())
         self.start_mean = nn.Parameter(torch.zeros(dim))
         self.raw_noise = nn.Parameter(_raw_noise(noise, dim, 0.3))
         self.raw_start_noise = nn.Parameter(_raw_noise(noise, dim, 1.0))
@@ -209,9 +207,7 @@ class LowRankRNN(StateSpaceModel):
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
-        """The best proposal that fits the observations; one unit per neuron where the readout is
-        one-to-one.
-        """
+        """The best proposal for the observations; one unit per neuron for unit-wise readouts."""
         sizes = {**sizes}
         observed = observation_model(sizes["observation"], num_units(recording))
         if "proposal" not in sizes and _is_all(observed.gaussian_part(), observed):
@@ -226,9 +222,9 @@ class LowRankRNN(StateSpaceModel):
         return sizes
 
     def start_from(self, batch: Batch) -> None:
-        """The loading too, from what neurons share (`initial_loadings`), so that latents start
-        with unit variance: through the slope of the mean by the readout at its bias, and for log
-        means as much less as keeps the variance of the mean, log(1 + q) in place of q.
+        """Also the loading, from `initial_loadings`, so that latents have unit variance: divided by
+        the derivative of the mean by the readout at its bias, and for log means reduced to
+        preserve the variance of the mean, log(1 + q) in place of q.
         """
         super().start_from(batch)
         if self.is_full_rank or not self._reads_latents:
@@ -241,22 +237,22 @@ class LowRankRNN(StateSpaceModel):
             bias = self.bias.detach().requires_grad_()
             mean = self.observation(self._linked(bias)[None]).mean
             (slope,) = torch.autograd.grad(mean.sum(), bias)
-        raises_mean = (slope > 0)[:, None]  # and is no logit of silence
+        raises_mean = (slope > 0)[:, None]  # not so the logits of zero inflation
         tiny = torch.finfo(slope.dtype).tiny
         units = self.observation.units().to(components)[:, None] * components
         loading = units[self.neuron_of_predictor] / slope.clamp_min(tiny)[:, None]
         q = loading.square().sum(-1, keepdim=True)
-        bent = (torch.log1p(q) / q.clamp_min(tiny)).sqrt()
-        loading = torch.where(self.is_log_mean[:, None], loading * bent, loading)
-        # Latents beyond what is shared keep the directions that they were drawn with.
+        shrinkage = (torch.log1p(q) / q.clamp_min(tiny)).sqrt()
+        loading = torch.where(self.is_log_mean[:, None], loading * shrinkage, loading)
+        # Latents beyond the rank of the initial loadings keep their random loadings.
         self.loading.copy_(torch.where(raises_mean & (loading != 0).any(0), loading, self.loading))
-        # What is left is noise, where noise has a variance of its own.
+        # The rest of the variance is noise, if the noise has a variance of its own.
         explained, column = components.square().sum(-1), 0
         for single in self.observation.singles():
             end = column + single.num_neurons
             if isinstance(single, Gaussian):
                 fraction = explained[column:end] / single.log_scale.exp().square()
-                single.log_scale.add_(0.5 * torch.log1p(-fraction.clamp_max(MOST_EXPLAINED)))
+                single.log_scale.add_(0.5 * torch.log1p(-fraction.clamp_max(MAX_EXPLAINED)))
             column = end
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
@@ -310,8 +306,8 @@ class LowRankRNN(StateSpaceModel):
 
     @property
     def path_is_markov(self) -> bool:
-        """True, unless a subclass overrides how a state moves along: such a class says so itself,
-        if its state is still no more than z and the inputs.
+        """True, unless a subclass overrides the update of the state: such a class sets it to True
+        if its state still consists of z and the inputs alone.
         """
         return self.has_own("first_state", "advance", of=LowRankRNN)
 
@@ -325,7 +321,7 @@ class LowRankRNN(StateSpaceModel):
         path: Float[Tensor, "*left time dim"],
         inputs: Float[Tensor, "trial time input"],
     ) -> LowRankState:
-        """The states along a path: v depends on the inputs alone."""
+        """The states along a path; v depends on the inputs alone."""
         if not self.has_own("first_state", "advance", of=LowRankRNN):
             return super().states(start, path, inputs)
         return LowRankState(path, self.filtered(inputs), inputs)
@@ -333,7 +329,7 @@ class LowRankRNN(StateSpaceModel):
     def filtered(
         self, inputs: Float[Tensor, "*batch time input"], before: LowRankState | None = None
     ) -> Float[Tensor, "*batch time input"]:
-        """The inputs v of all bins, which follow the state ``before`` where there is one."""
+        """The inputs v of all bins, continued from the state ``before`` if it is given."""
         if not self.filters_inputs:
             return inputs
         decay = self.input_decay()
@@ -368,7 +364,7 @@ class LowRankRNN(StateSpaceModel):
         return currents
 
     def mean_step(self, state: LowRankState) -> Float[Tensor, "*left latent"]:
-        """Where a state goes without noise: a z + n phi(m z + W_u v)."""
+        """The mean of the next state, a z + n phi(m z + W_u v)."""
         rates = self.activate(self.currents(state))
         weights = self.recurrent if self.is_full_rank else self.n
         moved = torch.addcmul(functional.linear(rates, weights), self.decay(), state.z)
@@ -384,12 +380,12 @@ class LowRankRNN(StateSpaceModel):
         return J
 
     def _step_of(self, state: LowRankState) -> tuple[Any, ...]:
-        """What a step of a low-rank network is made of."""
+        """The arguments of `low_rank_step`."""
         drive = functional.linear(state.v, self.input_weights) if state.v.shape[-1] else None
         return state.z, drive, self.m, self.n, self.step_threshold(), self.decay(), self.activation
 
     def step_threshold(self) -> Float[Tensor, " unit"] | None:
-        """h, for the activations that have one."""
+        """h, None for activations without a threshold."""
         return self.threshold if ACTIVATIONS[self.activation].has_threshold else None
 
     def process_noise(self) -> tuple[Covariance, Covariance]:
@@ -401,10 +397,10 @@ class LowRankRNN(StateSpaceModel):
 
     def linear_emission(self, batch: Batch, before: LowRankState | None = None) -> LinearEmission:
         """The observation, or its gaussian part, as a linear function of z, for `OptimalFactor`;
-        the bins follow the state ``before`` where there is one.
+        the bins follow the state ``before`` if it is given.
 
         Raises:
-            ValueError: where there is none, or a subclass overrides it.
+            ValueError: if there is none, or a subclass overrides it.
         """
         if not self.has_own(*EMISSION, of=LowRankRNN):
             raise ValueError(
@@ -416,7 +412,7 @@ class LowRankRNN(StateSpaceModel):
         return self._linear_emission(self.filtered(self.known_inputs(batch), before))
 
     def _gaussian_part(self) -> GaussianPart | None:
-        """What is gaussian around a linear readout."""
+        """The part of the observation that is Gaussian given a linear readout, if any."""
         if self.readout_from == "rates":
             return None
         return self.hoisted("gaussian_part", self.observation.gaussian_part)
@@ -446,8 +442,8 @@ class LowRankRNN(StateSpaceModel):
         """Log p of the scored entries of one bin.
 
         Of a linear-Gaussian observation scored in full, in the dimensions of z: log p(x | z) =
-        constant + (z - s)' h - (z - s)' J (z - s) / 2, with s the z that explains x best, where all
-        that has the size of x is worked out per trial and not per particle.
+        constant + (z - s)' h - (z - s)' J (z - s) / 2, with s the most likely z: what has the size
+        of x is computed per trial and not per particle.
         """
         if not self.has_own("emission", of=LowRankRNN):
             return super().log_likelihood(state, x, scored, scored_weight)
@@ -461,13 +457,13 @@ class LowRankRNN(StateSpaceModel):
         if not _is_all(self._gaussian_part(), self.observation) or not scored.all():
             return super().log_likelihood(state, x, scored, scored_weight)
         emission = self._linear_emission(state.v)
-        wrong, C, r = x - emission.offset, emission.matrix, emission.variance
+        error, C, r = x - emission.offset, emission.matrix, emission.variance
         J = self.hoisted("observed_precision", lambda: C.mT @ (C / r[:, None]))
-        inverse = self.hoisted("explaining", lambda: explaining(J))
-        centre = best_explanation((wrong / r) @ C, inverse)
-        left = wrong - centre @ C.mT
-        constant = -0.5 * (left.square() / r + r.log() + LOG_2PI).sum(-1)
-        return log_factor(state.z - centre, (left / r) @ C, J, constant) * scored_weight
+        inverse = self.hoisted("regularised_inverse", lambda: regularised_inverse(J))
+        centre = likelihood_mode((error / r) @ C, inverse)
+        residual = error - centre @ C.mT
+        constant = -0.5 * (residual.square() / r + r.log() + LOG_2PI).sum(-1)
+        return log_factor(state.z - centre, (residual / r) @ C, J, constant) * scored_weight
 
     def fused_vsmc(
         self, observed: Observed, num_particles: int, resample: Resample
@@ -550,7 +546,7 @@ class LowRankRNN(StateSpaceModel):
         return self.readout_from in ("latents", "latents_and_inputs")
 
     def _loading(self) -> Float[Tensor, "predictor latent"]:
-        """What the readout multiplies z by."""
+        """The matrix by which the readout multiplies z."""
         if self._reads_latents:
             return self.loading
         eye = torch.eye(self.config["num_units"], device=self.gain.device, dtype=self.gain.dtype)
@@ -558,7 +554,7 @@ class LowRankRNN(StateSpaceModel):
         return self.gain[:, None] * units[self.neuron_of_predictor]
 
     def _input_loading(self) -> Float[Tensor, "predictor input"]:
-        """What the readout multiplies v by."""
+        """The matrix by which the readout multiplies v."""
         if self.readout_from == "latents_and_inputs":
             return self.input_loading
         if self.readout_from == "currents" and not self.is_full_rank:
@@ -568,15 +564,15 @@ class LowRankRNN(StateSpaceModel):
     def affine_readout(
         self, v: Float[Tensor, "*left input"]
     ) -> tuple[Float[Tensor, "predictor latent"], Float[Tensor, "*left_or_none predictor"]]:
-        """What a readout that is affine in z multiplies it by, and what it adds: the bias, and what
-        inputs there are.
+        """The matrix and the offset of a readout that is affine in z; the offset includes the
+        contribution of the inputs.
         """
         if not v.shape[-1]:
             return self._loading(), self.bias
         return self._loading(), self.bias + functional.linear(v, self._input_loading())
 
     def rate_link(self) -> str:
-        """The link as `pyrodyn.kernels.affine_poisson` knows it."""
+        """The name of the link in `pyrodyn.kernels.affine_poisson`."""
         return "exp" if self.link == "canonical" else self.link
 
     def _read(self, state: LowRankState) -> Float[Tensor, "*left predictor"]:
@@ -595,7 +591,7 @@ class LowRankRNN(StateSpaceModel):
         return torch.addcmul(self.bias, self.gain, units)
 
     def _linked(self, read: Float[Tensor, "*left predictor"]) -> Float[Tensor, "*left predictor"]:
-        """Linear predictors: what was read, or log softplus of it where it is a log mean."""
+        """The predictors: the readout, or its log softplus where a predictor is a log mean."""
         if self.link == "canonical":
             return read
         return torch.where(self.is_log_mean, log_softplus(read), read)
@@ -610,11 +606,11 @@ class LowRankRNN(StateSpaceModel):
             case _:
                 return EncoderFactor(num_neurons, dim, is_causal=kind == "causal_encoder")
 
-    # ------------------------------------------------------------------ what networks are for
+    # ------------------------------------------------------------------ analysis
 
     def dynamics(self) -> Dynamics:
-        """The map a z + n phi(m z + W_u v), driven by v: the inputs as the network meets them,
-        filtered where it filters them.
+        """The map a z + n phi(m z + W_u v), driven by v, the filtered inputs if the network filters
+        them.
         """
         return Dynamics(
             step=lambda z, v: self.mean_step(LowRankState(z, v, v)),
@@ -631,11 +627,11 @@ class LowRankRNN(StateSpaceModel):
 
             z' = T z,  m' = m T^-1 = U,  n' = T n = S V',   J = U S V'
 
-        Noise, first state, readout and the encoder's factors move along, so that every density of
-        x is what it was. Signs are fixed by the largest entry of each column of m'.
+        Noise, initial state, readout and the encoder's factors are transformed too, so that the
+        distribution of x is unchanged. Signs are fixed by the largest entry of each column of m'.
 
         Raises:
-            ValueError: for models that this change of basis would take out of their family, and
+            ValueError: for models whose form this change of basis would not preserve, and
                 subclasses that override a density.
         """
         if not self.has_own(*STEP, "emission", of=LowRankRNN):
@@ -699,7 +695,7 @@ def _raw_of(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Refuse sizes and options that make no model, in a sentence each."""
+    """Refuse invalid sizes and options."""
     check_config(config, ("input_dim",))
     for name, allowed in {
         "activation": ACTIVATIONS,
@@ -714,7 +710,9 @@ def _check(config: dict[str, Any]) -> None:
             )
     df = config["noise_df"]
     if df is not None and not 2 < df < math.inf:
-        raise ValueError(f"noise_df={df} must exceed 2, or noise has no variance; None is Gaussian")
+        raise ValueError(
+            f"noise_df={df} must exceed 2, or the noise has no variance; None is Gaussian"
+        )
     one_to_one = config["readout"] in ("currents", "rates")
     if one_to_one and config["num_units"] != config["num_neurons"]:
         raise ValueError(
@@ -729,10 +727,10 @@ def _check(config: dict[str, Any]) -> None:
 
 
 def _check_observation(config: dict[str, Any], observation: Observation) -> None:
-    """Refuse what an observation model does not allow."""
+    """Refuse options that do not fit the observation model."""
     if config["link"] == "softplus" and not observation.predictors().is_log_mean.any():
         raise ValueError(
-            f"link='softplus' is for observations by their log mean, not for"
+            f"link='softplus' is for observations with a log mean, not for"
             f" {config['observation']!r}"
         )
     linear = observation.gaussian_part() is not None and config["readout"] != "rates"

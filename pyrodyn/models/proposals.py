@@ -1,18 +1,18 @@
-"""Proposals that multiply the model's own law of z_t by a Gaussian factor of the data::
+"""Proposals that multiply the prior of z_t by a Gaussian factor of the data::
 
     q(z_t | state_{t-1}, x) ~ N(z_t; m_t, Q) exp(h_t' z_t - z_t' J_t z_t / 2)
                             = N(P_t (Q^-1 m_t + h_t), P_t),     P_t = (Q^-1 + J_t)^-1
 
-m_t and Q are mean and noise of the model's step. `OptimalFactor` takes for the factor the
-likelihood itself, where that is linear and Gaussian; `EncoderFactor` has a network say it.
+m_t and Q are mean and covariance of the model's step. The factor of `OptimalFactor` is the
+likelihood itself, if that is linear and Gaussian; that of `EncoderFactor` is output by a network.
 
-What depends on the data or on the weights alone (h, J, P and their factors) is worked out once per
-batch, in double precision. The likelihood of a signal far above its noise is a difference of terms
-larger than itself by the square of their ratio: it is written around a centre s near its maximum,
+What depends on the data or on the weights alone (h, J, P and their factors) is computed once per
+batch, in double precision. The likelihood of a signal of low noise is a small difference of large
+terms: it is written around a centre s near its maximum,
 
     log factor(z) = log_scale + (z - s)' h - (z - s)' J (z - s) / 2,
 
-which changes no value and no gradient, but what rounding leaves of them.
+which reduces rounding errors and changes nothing else.
 
 Source: Pals et al., NeurIPS 2024; the adapted filter: Pitt & Shephard 1999.
 """
@@ -40,7 +40,7 @@ class LinearEmission(NamedTuple):
         matrix: C, ``(neuron, dim)``.
         offset: ``(neuron,)`` or ``(trial, time, neuron)``.
         variance: r, ``(neuron,)``.
-        columns: which entries of x it is about; others may be observed in another way.
+        columns: which entries of x it describes.
     """
 
     matrix: Float[Tensor, "neuron dim"]
@@ -49,12 +49,12 @@ class LinearEmission(NamedTuple):
     columns: slice
 
 
-class Density(NamedTuple):
-    """What makes a factor the density of what was seen.
+class FactorScale(NamedTuple):
+    """What makes a factor the density of the visible entries.
 
     Attributes:
         centre: s, around which h is the factor's slope; a constant.
-        log_scale: its logarithm there.
+        log_scale: the logarithm of the factor there.
     """
 
     centre: Float[Tensor, "trial time dim"]
@@ -62,14 +62,14 @@ class Density(NamedTuple):
 
 
 class Conditioned(NamedTuple):
-    """Factors met with the noise of a step from mean m: q = N(A m + c, P).
+    """Factors combined with the noise of a step from mean m: q = N(A m + c, P).
 
     Attributes:
-        gain: A = P Q^-1, ``(*left, dim, dim)``, with left dims where P has them.
+        gain: A = P Q^-1, ``(*left, dim, dim)``, with the left dims of P.
         shift: c = P h + s - A s, ``(trial, time, dim)``, or without time for a single bin, as those
             below.
         covariance: P.
-        centre: s; None for a factor that is no density, as those below.
+        centre: s; None if the factor is not a density, as the fields below.
         slope: A' h.
         curvature: A' J.
         constant: with which the integral over z of N(z; m, Q) and the factor has the logarithm
@@ -90,49 +90,49 @@ class Conditioned(NamedTuple):
         h: Float[Tensor, "trial time dim"],
         J: Float[Tensor, "*trial_time dim dim"],
         noise: Covariance,
-        density: "Density | None",
+        scale: FactorScale | None,
     ) -> "Conditioned":
-        """From h, J, Q and what makes the factor a density."""
+        """From h, J, Q and the scale of the factor, if it is a density."""
         like, h, J = h, h.double(), J.double()
         noise = noise.to(h)
         posterior = Covariance.of_precision(noise.precision + J)
         gain, shift = posterior.matrix @ noise.precision, times(h, posterior.matrix)
-        if density is None:
+        if scale is None:
             return cls(gain.to(like), shift.to(like), posterior.to(like), None, None, None, None)
-        centre = density.centre.double()
-        constant = density.log_scale + 0.5 * (h * shift).sum(-1)
+        centre = scale.centre.double()
+        constant = scale.log_scale + 0.5 * (h * shift).sum(-1)
         constant = constant + posterior.half_log_det - noise.half_log_det
         return cls(
             gain.to(like),
             (shift + centre - times(centre, gain)).to(like),
             posterior.to(like),
-            density.centre,
+            scale.centre,
             times(h, gain.mT).to(like),
             (gain.mT @ J).to(like),
             constant.to(like),
         )
 
     def bins(self) -> list["Conditioned"]:
-        """Every bin by itself: taken apart once, as a slice has a whole tensor for a gradient."""
+        """A list of all bins: unbound at once, as the gradient of a slice is a whole tensor."""
         num_bins = self.shift.shape[1]
 
-        def apart(field: Tensor | None, is_shared: bool) -> Sequence[Tensor | None]:
+        def unbind(field: Tensor | None, is_shared: bool) -> Sequence[Tensor | None]:
             if field is None or is_shared:
                 return [field] * num_bins
             return field.unbind(1)
 
         is_shared = self.gain.ndim == 2
-        covariances = zip(*(apart(field, is_shared) for field in self.covariance), strict=True)
+        covariances = zip(*(unbind(field, is_shared) for field in self.covariance), strict=True)
         return [
             Conditioned(gain, shift, Covariance(*covariance), centre, slope, curvature, constant)
             for gain, shift, covariance, centre, slope, curvature, constant in zip(
-                apart(self.gain, is_shared),
-                apart(self.shift, False),
+                unbind(self.gain, is_shared),
+                unbind(self.shift, False),
                 covariances,
-                apart(self.centre, False),
-                apart(self.slope, False),
-                apart(self.curvature, is_shared),
-                apart(self.constant, False),
+                unbind(self.centre, False),
+                unbind(self.slope, False),
+                unbind(self.curvature, is_shared),
+                unbind(self.constant, False),
                 strict=True,
             )
         ]
@@ -143,10 +143,10 @@ class Factor:
     """Gaussian factors of all bins, combined with the process noise.
 
     Attributes:
-        h: slope at the centre (at 0 where there is none), ``(trial, time, dim)``.
-        J: ``(dim, dim)``, or ``(trial, time, dim, dim)`` where it changes.
-        first: the first bin's met with the noise that may be its own.
-        later: of every bin, met with the noise of later ones.
+        h: slope at the centre (at 0 if there is none), ``(trial, time, dim)``.
+        J: ``(dim, dim)``, or ``(trial, time, dim, dim)`` if it varies.
+        first: that of the first bin, combined with the noise of z_1.
+        later: of every bin, combined with the noise of later bins.
         is_exact: whether the factor is the density of all the entries that are scored.
     """
 
@@ -162,22 +162,22 @@ class Factor:
         h: Float[Tensor, "trial time dim"],
         J: Float[Tensor, "*trial_time dim dim"],
         noises: tuple[Covariance, Covariance],
-        density: Density | None = None,
+        scale: FactorScale | None = None,
         is_exact: bool = False,
     ) -> "Factor":
-        """From h, J, the process noise of the first and of later bins, and what makes the factor
-        the density of the visible entries (None where it is none).
+        """From h, J, the process noise of the first and of later bins, and the scale of the factor
+        (None if it is not a density).
         """
         first_J = J if J.ndim == 2 else J[:, :1]
-        its = None if density is None else Density(*(field[:, :1] for field in density))
+        its = None if scale is None else FactorScale(*(field[:, :1] for field in scale))
         first = Conditioned.of(h[:, :1], first_J, noises[0], its)
-        later = Conditioned.of(h, J, noises[1], density)
+        later = Conditioned.of(h, J, noises[1], scale)
         return cls(h, J, first, later, is_exact)
 
     def of_all_bins(
         self, first: Float[Tensor, "..."], later: Float[Tensor, "..."], event_dims: int
     ) -> Float[Tensor, "trial time *event"]:
-        """A field of `first` and of `later`, joined along time; what bins share is repeated."""
+        """A field of `first` and of `later`, joined along time and expanded to all bins."""
         event = first.shape[first.ndim - event_dims :]
         num_trials, num_bins = self.h.shape[:2]
         first = first.expand(num_trials, 1, *event)
@@ -185,22 +185,22 @@ class Factor:
 
     @functools.cached_property
     def bins(self) -> tuple[Conditioned, list[Conditioned]]:
-        """The first bin by itself, and each of the later ones."""
-        # With a graph whoever asks first: a draw made under no_grad must not leave the density that
-        # is computed afterwards without its gradient.
+        """The first bin, and a list of all bins with the noise of later ones."""
+        # With a graph even if first accessed under no_grad, or densities computed later would lack
+        # a gradient.
         with torch.enable_grad():
             return self.first.bins()[0], self.later.bins()
 
     def at(self, t: int, is_first: bool) -> Conditioned:
-        """Bin t by itself."""
+        """The factor of bin t."""
         first, later = self.bins
         return first if is_first else later[t]
 
 
 @torch.no_grad()
-def explaining(J: Float[Tensor, "*left dim dim"]) -> Float[Tensor, "*left dim dim"]:
-    """What takes h near the z that maximises z' h - z' J z / 2, in double precision: a constant, to
-    write a likelihood around. J may be singular; then it is J^-1 of a J a little larger.
+def regularised_inverse(J: Float[Tensor, "*left dim dim"]) -> Float[Tensor, "*left dim dim"]:
+    """J^-1 in double precision, of a slightly larger J if J is singular; a constant, used only to
+    choose a centre.
     """
     ridge = 1e-7 * J.double().diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-30
     eye = torch.eye(J.shape[-1], dtype=torch.double, device=J.device)
@@ -209,10 +209,10 @@ def explaining(J: Float[Tensor, "*left dim dim"]) -> Float[Tensor, "*left dim di
 
 
 @torch.no_grad()
-def best_explanation(
+def likelihood_mode(
     h: Float[Tensor, "*left dim"], inverse: Float[Tensor, "*left_or_none dim dim"]
 ) -> Float[Tensor, "*left dim"]:
-    """That z, by what `explaining` returns."""
+    """The z that maximises z' h - z' J z / 2, from the `regularised_inverse` of J."""
     return times(h.double(), inverse).to(h)
 
 
@@ -222,8 +222,8 @@ class FactorProposal(Proposal):
     def propose(
         self, prior: Distribution, memory: Any, encoding: Factor, t: int, is_first: bool
     ) -> Distribution:
-        """N(P (Q^-1 m + h), P), or a Student-t law with that mean and scale where the prior is one:
-        its tails must be as heavy.
+        """N(P (Q^-1 m + h), P), or a Student-t distribution of that mean and scale if the prior is
+        one: its tails must be as heavy.
         """
         if not isinstance(prior, SharedNormal):
             raise ValueError(
@@ -239,9 +239,9 @@ class FactorProposal(Proposal):
 class OptimalFactor(FactorProposal):
     """The exact p(z_t | state_{t-1}, x_t) of a linear-Gaussian observation.
 
-    A particle's weight is p(x_t | state_{t-1}), known before z_t is drawn; it is worked out in the
-    dimensions of z, not of x. Entries that the encoder may not see, and spikes beside a Gaussian
-    field potential, enter the weight alone.
+    A particle's weight is p(x_t | state_{t-1}), known before z_t is drawn; it is computed in the
+    dimensions of z, not of x. Hidden entries, and spikes recorded together with a Gaussian field
+    potential, enter only the weights.
     """
 
     looks_ahead: ClassVar[bool] = True
@@ -253,7 +253,7 @@ class OptimalFactor(FactorProposal):
     def encode_next(
         self, model: Any, batch: Batch, state: State | None, past: None
     ) -> tuple[Factor, None]:
-        """The same of one new bin, whose inputs may be filtered on from those of the state."""
+        """The same of one new bin, whose filtered inputs continue those of the state."""
         return self._factor(model, batch, model.linear_emission(batch, state)), None
 
     def _factor(self, model: Any, batch: Batch, emission: LinearEmission) -> Factor:
@@ -266,16 +266,16 @@ class OptimalFactor(FactorProposal):
             J = C.mT @ (C / r[:, None])
         else:
             J = torch.einsum("btn,nd,ne->btde", visible / r, C, C)
-        centre = best_explanation((x / r) @ C, explaining(J))
-        left = torch.where(visible, x - centre @ C.mT, 0.0)
+        centre = likelihood_mode((x / r) @ C, regularised_inverse(J))
+        residual = torch.where(visible, x - centre @ C.mT, 0.0)
         constants = torch.where(visible, (LOG_2PI + r.log()), 0.0)
-        density = Density(centre, -0.5 * (left.square() / r + constants).sum(-1))
-        told = torch.zeros_like(batch.visible[:, bins])
-        told[..., emission.columns] = visible
-        all_is_told = batch.scored_weight == 1 and torch.equal(told, batch.scored[:, bins])
-        is_exact = all_is_told and model.has_gaussian_steps()
-        h = (left / r) @ C
-        return Factor.combined(h, J, model.process_noise(), density, bool(is_exact))
+        scale = FactorScale(centre, -0.5 * (residual.square() / r + constants).sum(-1))
+        is_in_factor = torch.zeros_like(batch.visible[:, bins])
+        is_in_factor[..., emission.columns] = visible
+        is_complete = batch.scored_weight == 1 and torch.equal(is_in_factor, batch.scored[:, bins])
+        is_exact = is_complete and model.has_gaussian_steps()
+        h = (residual / r) @ C
+        return Factor.combined(h, J, model.process_noise(), scale, bool(is_exact))
 
     def lookahead(
         self, prior: Distribution, encoding: Factor, t: int, is_first: bool
@@ -287,20 +287,20 @@ class OptimalFactor(FactorProposal):
         return log_factor(prior.mean - bin_.centre, bin_.slope, bin_.curvature, bin_.constant)
 
     def is_exact(self, encoding: Factor) -> bool:
-        """Whether every scored entry is visible."""
+        """Whether every scored entry is in the factor and z_t has the model's Gaussian noise."""
         return encoding.is_exact
 
 
 class EncoderFactor(FactorProposal):
-    """A factor that a convolutional network reads off the data: its mean, and its precision per
-    dimension.
+    """A factor whose mean and precision per dimension a convolutional network outputs.
 
     Args:
         num_neurons: entries per bin.
         latent_dim: dimensions of z.
         kernels: width in bins of each layer's kernel; the layers between have ``num_channels``.
         num_channels: channels of the hidden layers.
-        is_causal: whether a bin sees itself and the past alone, as online use needs.
+        is_causal: whether the factor of a bin depends on this and earlier bins only, as online
+            filtering requires.
     """
 
     def __init__(
@@ -320,19 +320,19 @@ class EncoderFactor(FactorProposal):
             nn.Conv1d(inside, outside, kernel)
             for inside, outside, kernel in zip(widths[:-1], widths[1:], kernels, strict=True)
         )
-        # From the latents to those that the network speaks of, once a model changes its basis.
+        # From the latents to those that the network was trained with, after a change of basis.
         self.basis: Tensor
         self.register_buffer("basis", torch.eye(latent_dim))
 
     def encode(self, model: Any, batch: Batch) -> Factor:
-        """Factors of all bins; in forecast bins there is nothing to say, and q is the model."""
+        """Factors of all bins; in forecast bins their precision is 0, so that q is the prior."""
         return self._read(model, batch, None)[0]
 
     def encode_next(
         self, model: Any, batch: Batch, state: State | None, past: list[Tensor] | None
     ) -> tuple[Factor, list[Tensor]]:
-        """Factors of a new bin; handed on are the last inputs of every layer, as many as its kernel
-        reaches back to.
+        """Factors of a new bin, and the last inputs of every layer, as many as its kernel reaches
+        back to.
 
         Raises:
             ValueError: for an encoder that looks ahead.
@@ -340,7 +340,7 @@ class EncoderFactor(FactorProposal):
         ahead = 0 if self.is_causal else sum(kernel // 2 for kernel in self.kernels)
         if ahead:
             raise ValueError(
-                f"this encoder looks {ahead} bins ahead, so it cannot follow bins as they arrive;"
+                f"this encoder reads {ahead} later bins, so it cannot filter online;"
                 " build the model with proposal='causal_encoder' or set model.proposal ="
                 " Bootstrap()"
             )
@@ -349,7 +349,7 @@ class EncoderFactor(FactorProposal):
     def _read(
         self, model: Any, batch: Batch, past: list[Tensor] | None
     ) -> tuple[Factor, list[Tensor]]:
-        """Factors, and the last inputs of every layer. Before the first bin every layer meets 0."""
+        """Factors, and the last inputs of every layer. Before the first bin all are 0."""
         noises = model.process_noise()
         made_for = self.num_neurons, len(self.basis)
         wanted = batch.seen.shape[-1], len(noises[1].matrix)
@@ -359,7 +359,7 @@ class EncoderFactor(FactorProposal):
                 f" recording has {wanted[0]} and the model {wanted[1]}"
             )
         bins = slice(model.first_bin, None)
-        hidden, kept = model.encoder_view(batch)[:, bins].mT, []
+        hidden, last = model.encoder_view(batch)[:, bins].mT, []
         for position, (layer, kernel) in enumerate(zip(self.layers, self.kernels, strict=True)):
             reach = kernel - 1
             before = reach if self.is_causal else reach // 2
@@ -367,12 +367,14 @@ class EncoderFactor(FactorProposal):
                 hidden = functional.pad(hidden, (before, reach - before))
             else:
                 hidden = torch.cat([past[position], hidden], -1)
-            kept.append(hidden[..., hidden.shape[-1] - reach :])
+            last.append(hidden[..., hidden.shape[-1] - reach :])
             hidden = layer(hidden)
             if position < len(self.layers) - 1:
                 hidden = functional.gelu(hidden)
         mean, raw_precision = hidden.mT.chunk(2, -1)
-        says = torch.arange(mean.shape[1], device=mean.device) < batch.horizon - model.first_bin
-        precision = functional.softplus(raw_precision) * says[:, None]
+        is_visible = (
+            torch.arange(mean.shape[1], device=mean.device) < batch.horizon - model.first_bin
+        )
+        precision = functional.softplus(raw_precision) * is_visible[:, None]
         J = self.basis.mT @ (precision[..., None] * self.basis)
-        return Factor.combined((precision * mean) @ self.basis, J, noises), kept
+        return Factor.combined((precision * mean) @ self.basis, J, noises), last

@@ -1,8 +1,8 @@
-"""What a guide works out along its draw and the model needs again.
+"""A cache for the rollout of a guide, which the model needs again.
 
-A guide that rolls dynamics meets the very path that the model is then replayed on. Recognised by
-the identity of the drawn tensors, by the memory of the known inputs and by the weights' values, it
-is taken up instead of worked out twice; anything else is worked out anew.
+A guide that rolls the dynamics computes the path on which the model is then replayed. The cached
+rollout is reused if the drawn tensors are the same objects, the known inputs lie at the same memory
+and the weights have the same values; otherwise the model computes it itself.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 class WeightSnapshot:
-    """Values of weights at one moment, and which of them were frozen.
+    """The values of weights at one time, and which of them were frozen.
 
-    Values, because torch's counters of changes miss fused optimisers and ``.data``.
+    Values, because torch's version counters miss fused optimisers and ``.data``.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
@@ -31,10 +31,10 @@ class WeightSnapshot:
         if kinds[0] != kinds[1]:
             return False
         same = [(w == v).all() for w, v in zip(now, self._values, strict=True)]
-        return bool(torch.stack(same).all())  # at once: a GPU waits for every answer
+        return bool(torch.stack(same).all())  # at once: every answer synchronises with a GPU
 
 
-class _Kept(NamedTuple):
+class _Entry(NamedTuple):
     value: Tensor
     drawn: tuple[Tensor, ...]
     inputs: Tensor
@@ -43,10 +43,10 @@ class _Kept(NamedTuple):
 
 
 class RolloutCache:
-    """Room for one tensor that belongs to the guide's last draw."""
+    """Holds one tensor that was computed along the guide's last draw."""
 
     def __init__(self) -> None:
-        self._kept: _Kept | None = None
+        self._entry: _Entry | None = None
 
     def keep(
         self,
@@ -55,8 +55,8 @@ class RolloutCache:
         inputs: Float[Tensor, "trial time input"],
         weights: Iterable[Tensor],
     ) -> None:
-        """Keep what was worked out of a draw and known inputs by some weights."""
-        self._kept = _Kept(value, drawn, inputs, inputs._version, WeightSnapshot(weights))
+        """Cache a value computed from a draw and known inputs by some weights."""
+        self._entry = _Entry(value, drawn, inputs, inputs._version, WeightSnapshot(weights))
 
     def take(
         self,
@@ -64,18 +64,18 @@ class RolloutCache:
         inputs: Float[Tensor, "trial time input"],
         weights: Iterable[Tensor],
     ) -> Tensor | None:
-        """What was kept of these very tensors, once; None if it was kept of anything else, or
-        without the gradient that is wanted now.
+        """The cached value, once, if it was computed from these tensors by these weights; else, or
+        if it lacks a gradient that is needed now, None.
         """
-        kept, self._kept = self._kept, None
-        if kept is None or (torch.is_grad_enabled() and not kept.value.requires_grad):
+        entry, self._entry = self._entry, None
+        if entry is None or (torch.is_grad_enabled() and not entry.value.requires_grad):
             return None
-        is_same_draw = all(a is b for a, b in zip(kept.drawn, drawn, strict=True))
-        # Views of a batch's inputs are new tensors every time: what counts is where they look.
-        is_same_drive = inputs.is_set_to(kept.inputs) and inputs._version == kept.input_version
-        is_same = is_same_draw and is_same_drive and kept.weights.is_of(weights)
-        return kept.value if is_same else None
+        is_same_draw = all(a is b for a, b in zip(entry.drawn, drawn, strict=True))
+        # Views of a batch's inputs are new objects every time; their memory is the same.
+        are_same_inputs = inputs.is_set_to(entry.inputs) and inputs._version == entry.input_version
+        is_same = is_same_draw and are_same_inputs and entry.weights.is_of(weights)
+        return entry.value if is_same else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts empty: what is kept hangs on the graph of this instance's last draw."""
-        return {"_kept": None}
+        """A copy starts empty: the cached value belongs to the graph of this instance."""
+        return {"_entry": None}

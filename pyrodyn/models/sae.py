@@ -1,4 +1,4 @@
-"""Sequential autoencoders: dynamics from an encoded first state, `NodeSAE` and `RnnSAE`.
+"""Sequential autoencoders: dynamics from an encoded initial state, `NodeSAE` and `RnnSAE`.
 
 Generative program, per trial::
 
@@ -13,22 +13,23 @@ and with process noise, which makes it a latent SDE on the grid of bins::
 
     z_t ~ N(Phi(z_{t-1}, i_t), Q)
 
-In place of the normal law first states may lie near given points (`with_initial_states`).
+In place of the normal prior, a kernel density around given points can be the distribution of the
+initial state (`with_initial_states`).
 
 Guide, without process noise::
 
     q(z_1) = N(m(e), s(e))                         e: last states of a bidirectional GRU
 
-and with it, so that the path is steered bin by bin, for diagonal Q and J::
+and with it, so that the data correct the path bin by bin, for diagonal Q and J::
 
     q(z_t | z_{t-1}) ~ N(z_t; Phi(z_{t-1}, i_t), Q) exp(h_t' z_t - z_t' J_t z_t / 2)
                      = N(g_t Phi(z_{t-1}, i_t) + P_t h_t, P_t)
     P_t = 1 / (1 / Q + J_t),  g_t = P_t / Q        h, J: from both directions of the GRU at bin t
 
-(at the first bin mu and S_1 stand for Phi and Q). log q of a draw depends on its noise and P alone.
+(at the first bin mu and S_1 stand for Phi and Q). log q of a draw depends only on its noise and P.
 
 Source: Sedler, Versteeg & Pandarinath 2023 (arXiv 2212.03771). Departures: theirs is deterministic,
-which is this model at a KL weight of 0; process noise is ours.
+which is this model at a KL weight of 0; process noise is an addition.
 """
 
 import copy
@@ -55,7 +56,12 @@ from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.observations import Named
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.rollout_cache import RolloutCache
-from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, nothing
+from pyrodyn.models.state_space import (
+    Distribution,
+    Proposal,
+    StateSpaceModel,
+    empty_distribution,
+)
 from pyrodyn.nn.cells import GRUCell, MapCell
 from pyrodyn.nn.cells import cell as recurrent_cell
 from pyrodyn.nn.fields import MLPField
@@ -66,19 +72,20 @@ SCALE_FLOOR = 1e-3
 """Smallest standard deviation of process noise and of the guide: a density must exist."""
 
 START_PRECISION = 2.0
-"""Precision of the data's factor per bin before training, about."""
+"""Approximate precision of the data's factor per bin before training."""
 
-GUESS_SHARE = 0.15
-"""Of the first state's spread, what a guess from a noisy guide's encoder leaves open."""
+INITIAL_SCALE_FRACTION = 0.15
+"""Standard deviation of the guide that `without_noise` sets, as a fraction of the prior's."""
 
 KERNEL_WIDTH = 0.03
-"""Of the spread of given first states, how near to one of them the first state lies."""
+"""Standard deviation of the kernels around given initial states, as a fraction of that of the
+states."""
 
 STEP = ("initial", "transition", "first_state", "advance")
 """The methods that a latent path is made of."""
 
-MAY_BE_ZERO = ("input_dim", "readout_width", "num_first_states")
-"""Sizes that switch a part off."""
+MAY_BE_ZERO = ("input_dim", "readout_width", "num_initial_states")
+"""Sizes of parts that 0 leaves out."""
 
 
 class LatentState(NamedTuple):
@@ -92,7 +99,7 @@ class LatentState(NamedTuple):
 
 
 class SequentialAutoencoder(StateSpaceModel):
-    """Abstract sequential autoencoder; a child brings Phi.
+    """Abstract sequential autoencoder; a subclass provides Phi.
 
     Attributes:
         phi: from states and inputs to the states one bin later.
@@ -117,12 +124,12 @@ class SequentialAutoencoder(StateSpaceModel):
         self.phi = phi
         self.start_mean = nn.Parameter(torch.zeros(dim))
         self.start_log_scale = nn.Parameter(torch.zeros(dim))
-        self.first_states: Tensor | None
-        points = torch.randn(config["num_first_states"], dim)
-        self.register_buffer("first_states", points if len(points) else None)
+        self.initial_states: Tensor | None
+        points = torch.randn(config["num_initial_states"], dim)
+        self.register_buffer("initial_states", points if len(points) else None)
         if self.process_noise:
             self.log_noise = nn.Parameter(torch.full((dim,), config["initial_noise"]).log())
-            # Held to by training where `pyrodyn.infer.NoiseAnnealing` asks for it.
+            # Imposed during training by `pyrodyn.infer.NoiseAnnealing`.
             self.log_noise_limit: Tensor
             self.register_buffer("log_noise_limit", torch.full((dim,), torch.inf))
         self.observation = observation_model(config["observation"], num_neurons)
@@ -150,8 +157,8 @@ class SequentialAutoencoder(StateSpaceModel):
 
     @property
     def path_is_markov(self) -> bool:
-        """True with process noise, unless a subclass overrides how a state moves along: such a
-        class says so itself, if its state is still no more than z and the inputs.
+        """True with process noise, unless a subclass overrides the update of the state: such a
+        class sets it to True if its state still consists of z and the inputs alone.
         """
         return self.process_noise and self.has_own(
             "first_state", "advance", of=SequentialAutoencoder
@@ -161,24 +168,24 @@ class SequentialAutoencoder(StateSpaceModel):
 
     def initial_condition(self) -> Distribution:
         """p(z0), without process noise."""
-        if self.first_states is not None:
-            return self._near(self.first_states)
+        if self.initial_states is not None:
+            return self._kernel_density(self.initial_states)
         scale = self.start_log_scale.exp() + SCALE_FLOOR
         return dist.Normal(self.start_mean, scale, validate_args=False).to_event(1)
 
     def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Distribution:
-        """p(z_1) with process noise; nothing without."""
+        """p(z_1) with process noise; empty without."""
         if start is not None:
-            return nothing(start)
+            return empty_distribution(start)
         left = inputs.shape[:-1]
-        if self.first_states is not None:
-            return self._near(self.first_states).expand(left)
+        if self.initial_states is not None:
+            return self._kernel_density(self.initial_states).expand(left)
         return SharedNormal(self.start_mean.expand(*left, -1), self.noises()[0])
 
     def transition(self, state: LatentState, inputs: Float[Tensor, "*left input"]) -> Distribution:
-        """N(Phi(z, i), Q) with process noise; nothing without."""
+        """N(Phi(z, i), Q) with process noise; empty without."""
         if not self.process_noise:
-            return nothing(state.z)
+            return empty_distribution(state.z)
         return SharedNormal(self.phi(state.z, inputs), self.noises()[1])
 
     def transitions(
@@ -187,7 +194,7 @@ class SequentialAutoencoder(StateSpaceModel):
         states: LatentState,
         inputs: Float[Tensor, "trial time input"],
     ) -> Distribution:
-        """The same along a path, with the Phi(z, i) of a guide that has just rolled it."""
+        """The same along a path, with the Phi(z, i) of the guide's rollout if it is cached."""
         reached = self.rollout_cache.take((path,), inputs, self.phi.parameters())
         if reached is None or not self.has_own(*STEP, of=SequentialAutoencoder):
             return super().transitions(path, states, inputs)
@@ -208,7 +215,7 @@ class SequentialAutoencoder(StateSpaceModel):
         z: Float[Tensor, "*left dim"],
         inputs: Float[Tensor, "*shared input"],
     ) -> LatentState:
-        """What was drawn, or Phi(z, i)."""
+        """The drawn z, or Phi(z, i)."""
         return LatentState(z if self.process_noise else self.phi(state.z, inputs))
 
     def states(
@@ -217,7 +224,7 @@ class SequentialAutoencoder(StateSpaceModel):
         path: Float[Tensor, "*left time dim"],
         inputs: Float[Tensor, "trial time input"],
     ) -> LatentState:
-        """The path itself, or the one that Phi takes from the first state."""
+        """The path itself, or the trajectory of Phi from the initial state."""
         if not self.has_own("first_state", "advance", of=SequentialAutoencoder):
             return super().states(start, path, inputs)
         if start is None:
@@ -230,11 +237,11 @@ class SequentialAutoencoder(StateSpaceModel):
         return self.observation(self.readout(state.z))
 
     def record_deterministic(self, states: LatentState) -> None:
-        """The path as site ``z``, where it is not drawn."""
+        """The path as site ``z`` if it is not drawn."""
         if not self.process_noise:
             pyro.deterministic("z", states.z, event_dim=2)
 
-    def _near(self, points: Float[Tensor, "point latent"]) -> KernelDensity:
+    def _kernel_density(self, points: Float[Tensor, "point latent"]) -> KernelDensity:
         width = self.hoisted("kernel_width", lambda: KERNEL_WIDTH * points.std(0))
         return KernelDensity(points, width)
 
@@ -252,18 +259,18 @@ class SequentialAutoencoder(StateSpaceModel):
         return self.start_log_scale.exp() + SCALE_FLOOR, self.log_noise.exp() + SCALE_FLOOR
 
     def without_noise(self) -> "SequentialAutoencoder":
-        """The same dynamics without process noise: a model whose path follows from its first state.
+        """The same dynamics without process noise: a model whose path follows from its initial
+        state.
 
-        Noise lets the data lead the path while dynamics are learned; this is what they come to by
-        themselves. Its guide starts from what the noisy guide's encoder says of the first bin,
-        which is a guess (untrained where another proposal has replaced that guide): train it, or
-        solve for the first state by `pyrodyn.infer.LaplaceStart` or `pyrodyn.infer.MixtureStart`.
+        Its guide is initialised by the noisy guide's encoding of the first bin, which is only an
+        initial guess (and untrained if another proposal had replaced that guide): train it, or
+        infer the initial state by `pyrodyn.infer.LaplaceStart` or `pyrodyn.infer.MixtureStart`.
 
         Raises:
             ValueError: for a model without process noise.
         """
         if not self.process_noise:
-            raise ValueError("this model has no process noise to leave out")
+            raise ValueError("this model has no process noise")
         quiet = type(self)(**{**self.config, "process_noise": False})
         is_own_guide = isinstance(self.proposal, RecurrentFactor)
         weights = {
@@ -274,21 +281,21 @@ class SequentialAutoencoder(StateSpaceModel):
         quiet.to(self.start_mean)
         quiet.load_state_dict(weights, strict=False)  # all but the noise itself
         if is_own_guide and isinstance(quiet.proposal, RecurrentStart):
-            quiet.proposal.become_guess(quiet.initial_condition().stddev)
+            quiet.proposal.initialise_from_factor(quiet.initial_condition().stddev)
         quiet.train(self.training)
         quiet.record = copy.deepcopy(self.record)
         return quiet
 
     def with_initial_states(self, states: Float[Tensor, "point latent"]) -> "SequentialAutoencoder":
-        """The same model with another law of first states, near given points::
+        """The same model with a kernel density as the prior of the initial state::
 
-            z_1 ~ mean_k N(s_k, diag(h)^2),     h: `KERNEL_WIDTH` of the points' spread
+            z_1 ~ mean_k N(s_k, diag(h)^2),     h: `KERNEL_WIDTH` times the points' sd
 
-        Where trials begin anywhere in an activity that goes on, a trial may begin in any state that
-        others visit at any bin: some thousand of these, inferred, are a law of first states that
-        lies where the dynamics lead, which a normal cannot do. Where trials begin in states of
-        their own, draws of their first states, once these can be told, are the better points. The
-        guide leans on the moments of the points, in place of mu and S_1.
+        If trials are cut from continuing activity, a trial may begin in any state that others visit
+        at any bin: a few thousand of these inferred states are a prior that lies on the attractor,
+        which a normal distribution does not. If trials begin in particular states, use posterior
+        draws of the initial states instead. The guide uses the mean and standard deviation of the
+        points in place of mu and S_1.
 
         Args:
             states: s_k, of this model.
@@ -299,19 +306,19 @@ class SequentialAutoencoder(StateSpaceModel):
         dim = self.config["latent_dim"]
         if states.ndim != 2 or len(states) < 2 or states.shape[1] != dim:
             raise ValueError(
-                f"states of shape {tuple(states.shape)}; first states near points need at least 2"
-                f" points, (point, {dim})"
+                f"states of shape {tuple(states.shape)}; a prior around points needs at"
+                f" least 2 points, (point, {dim})"
             )
         if not states.isfinite().all():
             raise ValueError(f"state {int((~states.isfinite()).nonzero()[0, 0])} is not finite")
         if (states.std(0) == 0).any():
             raise ValueError(
                 f"all states have the same latent {int((states.std(0) == 0).nonzero()[0])}: give"
-                " states that differ in each"
+                " states that differ in every latent"
             )
         moved = copy.deepcopy(self)
-        moved.config = {**self.config, "num_first_states": len(states)}
-        moved.first_states = states.to(self.start_mean).clone()
+        moved.config = {**self.config, "num_initial_states": len(states)}
+        moved.initial_states = states.to(self.start_mean).clone()
         with torch.no_grad():
             moved.start_mean.copy_(states.mean(0))
             moved.start_log_scale.copy_(states.std(0).log())
@@ -320,13 +327,13 @@ class SequentialAutoencoder(StateSpaceModel):
     # ------------------------------------------------------------------ guide
 
     def guide(self, batch: Batch) -> None:
-        """Site ``z0``, or with process noise ``z``, drawn in one go by the model's own proposal."""
+        """Site ``z0``, or with process noise ``z``, drawn at once from the model's own proposal."""
         own_steps = self.has_own(*STEP, of=SequentialAutoencoder)
         if type(self.proposal) is not RecurrentFactor or not own_steps:
             return super().guide(batch)
         with self.trials(batch):
-            pull = self.proposal.encode(self, batch)
-            pyro.sample("z", SteeredPath(self, pull, self.known_inputs(batch)))
+            correction = self.proposal.encode(self, batch)
+            pyro.sample("z", CorrectedPath(self, correction, self.known_inputs(batch)))
         return None
 
 
@@ -344,16 +351,16 @@ class NodeSAE(SequentialAutoencoder):
         solver: ``"midpoint"``, ``"rk4"``, ``"euler"`` (a residual map) or an adaptive one of
             `pyrodyn.nn.solvers.SOLVERS`.
         substeps: steps per bin of the first three.
-        process_noise: whether the path is stochastic.
-        initial_noise: standard deviation of process noise before training, when latents are
-            about 1 wide: the data lead the path until the dynamics have learned to. Sparse counts
-            may need 2.
+        process_noise: whether there is process noise.
+        initial_noise: standard deviation of process noise before training, in units of latents of
+            standard deviation 1: wide enough that the data determine the path until the dynamics
+            are learned. Sparse counts may need 2.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
-        dropout: on what the encoder says of the first state, without process noise.
+        dropout: on the encoding of the trial, without process noise.
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
-        num_first_states: points near which the first state lies, which `with_initial_states` sets;
-            0 for a normal law.
+        num_initial_states: number of kernels of the prior of the initial state, set by
+            `with_initial_states`; 0 for a normal prior.
     """
 
     phi: Flow
@@ -376,7 +383,7 @@ class NodeSAE(SequentialAutoencoder):
         encoder_dim: int = 64,
         dropout: float = 0.05,
         observation: Named = "poisson",
-        num_first_states: int = 0,
+        num_initial_states: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)
@@ -409,7 +416,7 @@ class NodeSAE(SequentialAutoencoder):
 
     @torch.no_grad()
     def solver_check(self, batch: Batch) -> SolverCheck:
-        """The path at the training step beside the exact one, from first states of the guide."""
+        """The path at the training step beside the exact one, from initial states of the guide."""
         inputs = self.known_inputs(batch)
         encoding = self.proposal.encode(self, batch)
         if self.process_noise:
@@ -420,7 +427,7 @@ class NodeSAE(SequentialAutoencoder):
         return solver_check(self.phi, first, inputs[:, 1:])
 
     def diagnose(self, batch: Batch) -> list[str]:
-        """A solver whose step was too coarse for the field that it trained."""
+        """A solver whose step is too coarse for the trained field."""
         if self.phi.is_map:
             return []
         try:
@@ -447,16 +454,16 @@ class RnnSAE(SequentialAutoencoder):
             `pyrodyn.nn.cells`.
         cell_width: hidden units per layer of the last two.
         cell_depth: their hidden layers.
-        process_noise: whether the path is stochastic.
-        initial_noise: standard deviation of process noise before training, when latents are
-            about 1 wide: the data lead the path until the dynamics have learned to. Sparse counts
-            may need 2.
+        process_noise: whether there is process noise.
+        initial_noise: standard deviation of process noise before training, in units of latents of
+            standard deviation 1: wide enough that the data determine the path until the dynamics
+            are learned. Sparse counts may need 2.
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
-        dropout: on what the encoder says of the first state, without process noise.
+        dropout: on the encoding of the trial, without process noise.
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
-        num_first_states: points near which the first state lies, which `with_initial_states` sets;
-            0 for a normal law.
+        num_initial_states: number of kernels of the prior of the initial state, set by
+            `with_initial_states`; 0 for a normal prior.
     """
 
     phi: GRUCell | MapCell
@@ -476,7 +483,7 @@ class RnnSAE(SequentialAutoencoder):
         encoder_dim: int = 64,
         dropout: float = 0.05,
         observation: Named = "poisson",
-        num_first_states: int = 0,
+        num_initial_states: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(config)
@@ -496,26 +503,26 @@ class RnnSAE(SequentialAutoencoder):
 
 
 class RecurrentStart(Proposal):
-    """q(z0) from the last states of a bidirectional GRU over the bins that it may see."""
+    """q(z0) from the last states of a bidirectional GRU over the visible bins."""
 
     def __init__(self, num_neurons: int, latent_dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
         self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
-        self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
+        self.head = nn.Linear(2 * hidden_dim, 2 * latent_dim)
 
     @torch.no_grad()
-    def become_guess(self, spread: Float[Tensor, " latent"]) -> None:
-        """With the weights of a `RecurrentFactor`, say of the first state what that says of the
-        first bin.
+    def initialise_from_factor(self, prior_scale: Float[Tensor, " latent"]) -> None:
+        """Turn the weights of a `RecurrentFactor` into an initial guess: the mean that its backward
+        direction gives the first bin, with a fixed standard deviation.
 
         Args:
-            spread: of first states, p(z0)'s.
+            prior_scale: standard deviation of p(z0).
         """
-        dim, width = self.said.out_features // 2, self.encoder.hidden_size
-        self.said.weight[:, :width] = 0.0  # the forward direction has seen all bins here, not one
-        self.said.weight[dim:] = 0.0
-        self.said.bias[dim:] = (GUESS_SHARE * spread).log()
+        dim, width = self.head.out_features // 2, self.encoder.hidden_size
+        self.head.weight[:, :width] = 0.0  # the forward direction encodes all bins here, not one
+        self.head.weight[dim:] = 0.0
+        self.head.bias[dim:] = (INITIAL_SCALE_FRACTION * prior_scale).log()
 
     def encode(self, model: SequentialAutoencoder, batch: Batch) -> Distribution:
         """q(z0)."""
@@ -523,7 +530,7 @@ class RecurrentStart(Proposal):
             self.encoder, model.encoder_view(batch)[:, : batch.horizon]
         )
         last = torch.cat([forward[:, -1], backward[:, 0]], -1)
-        mean, log_scale = self.said(self.dropout(last)).chunk(2, -1)
+        mean, log_scale = self.head(self.dropout(last)).chunk(2, -1)
         scale = log_scale.exp() + SCALE_FLOOR
         return dist.Normal(mean, scale, validate_args=False).to_event(1)
 
@@ -536,17 +543,17 @@ class RecurrentStart(Proposal):
     def propose(
         self, prior: Distribution, memory: Any, encoding: Distribution, t: int, is_first: bool
     ) -> Distribution:
-        """Nothing is drawn after the start."""
+        """Nothing is drawn after the initial state."""
         return prior
 
 
-class Pull(NamedTuple):
-    """How the data bend a path, per trial and bin.
+class PathCorrection(NamedTuple):
+    """How the data correct the model's prediction, per trial and bin.
 
     Attributes:
-        gain: g_t, what is left of the model's own prediction.
+        gain: g_t, the weight of the model's prediction.
         offset: P_t h_t.
-        scale: standard deviation of what is drawn, the root of P_t.
+        scale: standard deviation of z_t, the root of P_t.
     """
 
     gain: Float[Tensor, "trial time latent"]
@@ -555,21 +562,21 @@ class Pull(NamedTuple):
 
 
 class RecurrentFactor(Proposal):
-    """q(z_t | z_{t-1}): the model's own law times a factor from both directions of a GRU."""
+    """q(z_t | z_{t-1}): the prior times a Gaussian factor from both directions of a GRU."""
 
     def __init__(self, num_neurons: int, latent_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.encoder = nn.GRU(num_neurons, hidden_dim, batch_first=True, bidirectional=True)
-        self.said = nn.Linear(2 * hidden_dim, 2 * latent_dim)
+        self.head = nn.Linear(2 * hidden_dim, 2 * latent_dim)
         with torch.no_grad():
-            self.said.bias[latent_dim:] = START_PRECISION
+            self.head.bias[latent_dim:] = START_PRECISION
 
-    def encode(self, model: SequentialAutoencoder, batch: Batch) -> Pull:
-        """The pull of the bins that may be seen; none in forecast bins."""
+    def encode(self, model: SequentialAutoencoder, batch: Batch) -> PathCorrection:
+        """The correction of the visible bins; none in forecast bins."""
         forward, backward = roll_both_ways(
             self.encoder, model.encoder_view(batch)[:, : batch.horizon]
         )
-        mean, raw_precision = self.said(torch.cat([forward, backward], -1)).chunk(2, -1)
+        mean, raw_precision = self.head(torch.cat([forward, backward], -1)).chunk(2, -1)
         forecast = (0, 0, 0, batch.num_bins - batch.horizon)
         J = functional.pad(functional.softplus(raw_precision), forecast)
         h = J * functional.pad(mean, forecast)
@@ -579,22 +586,22 @@ class RecurrentFactor(Proposal):
             torch.cat([first[None], later.expand(num_later, -1)]).square().reciprocal()
         )
         P = 1 / (prior_precision + J)
-        return Pull(P * prior_precision, P * h, P.sqrt())
+        return PathCorrection(P * prior_precision, P * h, P.sqrt())
 
     def propose(
-        self, prior: Distribution, memory: Any, encoding: Pull, t: int, is_first: bool
+        self, prior: Distribution, memory: Any, encoding: PathCorrection, t: int, is_first: bool
     ) -> Distribution:
         """N(g m + P h, P), m the prior's mean."""
         mean = torch.addcmul(encoding.offset[:, t], encoding.gain[:, t], prior.mean)
         return dist.Normal(mean, encoding.scale[:, t], validate_args=False).to_event(1)
 
 
-class SteeredPath(StatePath):
-    """q(z_{1:T}): the path of `RecurrentFactor`, rolled in one go.
+class CorrectedPath(StatePath):
+    """q(z_{1:T}): the path of `RecurrentFactor`, rolled by one kernel.
 
     Args:
-        model: the model whose dynamics are steered.
-        pull: by the data.
+        model: the model whose dynamics are corrected.
+        correction: by the data.
         inputs: known inputs ``(trial, time, input)``.
         batch_shape: by default one path per trial.
     """
@@ -604,22 +611,22 @@ class SteeredPath(StatePath):
     def __init__(
         self,
         model: SequentialAutoencoder,
-        pull: Pull,
+        correction: PathCorrection,
         inputs: Float[Tensor, "trial time input"],
         batch_shape: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.pull, self.inputs = model, pull, inputs
-        left = pull.gain.shape[:1] if batch_shape is None else torch.Size(batch_shape)
+        self.model, self.correction, self.inputs = model, correction, inputs
+        left = correction.gain.shape[:1] if batch_shape is None else torch.Size(batch_shape)
         self._last_draw = LastDraw()
-        super().__init__(left, pull.gain.shape[1:], validate_args=False)
+        super().__init__(left, correction.gain.shape[1:], validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SteeredPath":
-        """The same law for more particles."""
-        return SteeredPath(self.model, self.pull, self.inputs, batch_shape)
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "CorrectedPath":
+        """The same distribution for more particles."""
+        return CorrectedPath(self.model, self.correction, self.inputs, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time latent"]:
-        """Roll the steered path; its noise tells the density of this draw."""
-        gain, offset, scale = self.pull
+        """Roll the corrected path; its density follows from the noise."""
+        gain, offset, scale = self.correction
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         noise = torch.randn(shape, device=gain.device, dtype=gain.dtype)
         shift = torch.addcmul(offset, scale, noise)
@@ -628,34 +635,34 @@ class SteeredPath(StatePath):
         reached = self.model.phi.roll(first, self.inputs[:, 1:], later)
         drawn = torch.cat([first[..., None, :], later(reached)], -2)
         self._last_draw.keep(drawn, self._log_density(noise))
-        # The model meets this very tensor if Pyro replays it.
+        # The model is replayed on this tensor.
         self.model.rollout_cache.keep(reached, (drawn,), self.inputs, self.model.phi.parameters())
         return drawn
 
     def log_prob_steps(
         self, path: Float[Tensor, "*path time latent"]
     ) -> Float[Tensor, "*all time"]:
-        """Log q(z_t | z_<t), right for any path."""
+        """Log q(z_t | z_<t) of any path."""
         kept: Tensor | None = self._last_draw.recall(path)
         if kept is not None:
             return kept
-        gain, offset, scale = self.pull
+        gain, offset, scale = self.correction
         start = self.model.start_mean.expand(*path.shape[:-2], 1, -1)
         predicted = torch.cat([start, self.model.phi(path[..., :-1, :], self.inputs[:, 1:])], -2)
         return self._log_density((path - torch.addcmul(offset, gain, predicted)) / scale)
 
     def _log_density(self, noise: Float[Tensor, "*all time latent"]) -> Float[Tensor, "*all time"]:
         constant = 0.5 * LOG_2PI
-        return -(0.5 * noise.square() + self.pull.scale.log() + constant).sum(-1)
+        return -(0.5 * noise.square() + self.correction.scale.log() + constant).sum(-1)
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Refuse sizes that make no model."""
+    """Refuse invalid sizes."""
     check_config(config, MAY_BE_ZERO)
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout={config['dropout']} is a probability below 1")
-    if config["num_first_states"] == 1:
-        raise ValueError("num_first_states=1 point has no spread; give at least 2, or 0")
+    if config["num_initial_states"] == 1:
+        raise ValueError("num_initial_states=1 has no standard deviation; give at least 2, or 0")
     noise = config["initial_noise"]
     if not (is_number(noise) and 0 < noise < math.inf):
         raise ValueError(f"initial_noise={noise!r} must be a finite standard deviation above 0")

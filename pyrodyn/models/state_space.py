@@ -1,9 +1,9 @@
-"""State-space models: four densities said once, from which all inference derives::
+"""State-space models: four densities, from which all inference is derived::
 
-    s ~ p(start)                          where the model has a start site
-    z_1 ~ initial(start, i_1)
+    s ~ initial_condition                 if the model has an initial condition
+    z_1 ~ initial(s, i_1)
     z_t ~ transition(state_{t-1}, i_t)    the stochastic part of the state
-    state_t = advance(state_{t-1}, z_t, i_t)     its deterministic part moves along
+    state_t = advance(state_{t-1}, z_t, i_t)     its deterministic part is updated
     x_t ~ emission(state_t)
 
 The Pyro program `StateSpaceModel.model` follows from these, and with a `Proposal`, q(z_t |
@@ -48,11 +48,11 @@ class StateSpaceModel(LatentDynamics):
     """Abstract state-space model.
 
     Attributes:
-        path_site: name of the site that holds z_1 ... z_T; None where nothing is drawn after the
-            start, and z has no entries.
-        initial_condition_site: name of the random variable before the first bin, if there is one.
+        path_site: name of the site of z_1 ... z_T; None if nothing is drawn after the initial
+            condition, and z has no entries.
+        initial_condition_site: name of the random variable before the first bin, if any.
         observation: the observation model.
-        proposal: q of the guide.
+        proposal: the distribution q from which the guide draws.
     """
 
     path_site: str | None = "z"
@@ -73,7 +73,7 @@ class StateSpaceModel(LatentDynamics):
 
     @contextlib.contextmanager
     def hoisting(self) -> Iterator[None]:
-        """Inside, what depends on the weights alone is worked out once and not at every bin.
+        """Inside, what depends on the weights alone is computed once and not at every bin.
 
         The weights must not change inside.
         """
@@ -85,9 +85,9 @@ class StateSpaceModel(LatentDynamics):
             self._hoisted = outer
 
     def hoisted[T](self, name: str, work: Callable[[], T]) -> T:
-        """The result of ``work``, kept under a name while `hoisting`.
+        """The result of ``work``, cached under a name inside `hoisting`.
 
-        What was computed under ``no_grad`` is kept apart from what carries a gradient.
+        Results computed under ``no_grad`` are cached separately from those with a gradient.
         """
         if self._hoisted is None:
             return work()
@@ -102,24 +102,25 @@ class StateSpaceModel(LatentDynamics):
         on this instance.
 
         Whatever computes a density faster than the methods that define it asks this first, and
-        leaves the work to the general programs of this class where the answer is no: a density that
-        is overridden is the density everywhere.
+        falls back on the general programs of this class if the answer is no: an overridden density
+        is the density everywhere. (`dynamics`, which analysis uses, is not derived from the
+        densities: a subclass that changes the mean of a step overrides it too.)
         """
         return all(
             getattr(getattr(self, name), "__func__", None) is getattr(of, name) for name in methods
         )
 
     def initial_condition(self) -> Distribution:
-        """The law of the start site."""
-        raise NotImplementedError(f"{type(self).__name__} has no start site")
+        """The distribution of the initial condition."""
+        raise NotImplementedError(f"{type(self).__name__} has no initial condition")
 
     @abstractmethod
     def initial(self, start: Tensor | None, inputs: Float[Tensor, "*left input"]) -> Distribution:
-        """The law of z_1, event shape ``(dim,)``."""
+        """The distribution of z_1, event shape ``(dim,)``."""
 
     @abstractmethod
     def transition(self, state: State, inputs: Float[Tensor, "*left input"]) -> Distribution:
-        """The law of z_t given the state before it and the inputs of bin t."""
+        """The distribution of z_t given the previous state and the inputs of bin t."""
 
     @abstractmethod
     def first_state(
@@ -157,22 +158,20 @@ class StateSpaceModel(LatentDynamics):
         states: State,
         inputs: Float[Tensor, "trial time input"],
     ) -> Distribution:
-        """The laws of z_2 ... z_T along a path: `transition`, from the states before."""
+        """The distributions of z_2 ... z_T along a path: `transition` from the previous states."""
         before = type(states)(*(field[..., :-1, :] for field in states))
         return self.transition(before, inputs[:, 1:])
 
     @abstractmethod
     def emission(self, state: State) -> Distribution:
-        """The law of every entry of x_t, batch shape ``(*left, neuron)``."""
+        """The distribution of every entry of x_t, batch shape ``(*left, neuron)``."""
 
     def weight_priors(self) -> dict[str, Float[Tensor, ""]]:
-        """Log densities of the model's own weights, by the names of their factors; by default
-        none.
-        """
+        """Log densities of the model's weights, by the names of their factors; by default none."""
         return {}
 
     def dynamics_state(self, state: State) -> Float[Tensor, "*left dim"]:
-        """The part of a state that `dynamics` moves."""
+        """The part of a state that `dynamics` updates."""
         z: Tensor = state.z
         return z
 
@@ -187,9 +186,9 @@ class StateSpaceModel(LatentDynamics):
         scored: Tensor,
         scored_weight: float = 1.0,
     ) -> Float[Tensor, "*left"]:
-        """Log p of the scored entries of one bin, weighted as the batch asks for."""
-        law = Masked(self.emission(state), scored, self.observation.filler)
-        return law.log_prob(x).sum(-1) * scored_weight
+        """Log p of the scored entries of one bin, times the weight of scored entries."""
+        distribution = Masked(self.emission(state), scored, self.observation.filler)
+        return distribution.log_prob(x).sum(-1) * scored_weight
 
     def fused_vsmc(
         self, observed: "Observed", num_particles: int, resample: Resample
@@ -207,7 +206,7 @@ class StateSpaceModel(LatentDynamics):
     # ------------------------------------------------------------------ derived programs
 
     def model(self, batch: Batch) -> None:
-        """The generative program: the start site, the path, ``rates`` and ``x``."""
+        """The generative program: the initial condition, the path, ``rates`` and ``x``."""
         inputs = self.known_inputs(batch)
         for name, log_prob in self.weight_priors().items():
             pyro.factor(name, log_prob)
@@ -315,35 +314,36 @@ class Bound(NamedTuple):
 class Proposal(nn.Module):
     """Abstract q(z_t | state_{t-1}, data) of a state-space model.
 
-    What depends on the data alone is worked out once per batch (`encode`), whatever the number of
-    particles. A proposal may carry a memory of its own along the path (`remember`), and may say how
-    well a particle will explain the next bin before it moves there (`lookahead`).
+    What depends on the data alone is computed once per batch (`encode`), whatever the number of
+    particles. A proposal may carry a recurrent state of its own along the path (`remember`) and
+    predict how well a particle will explain the next bin before z_t is drawn (`lookahead`).
 
     The model is passed to every method instead of being kept: it owns the proposal.
 
     Attributes:
-        looks_ahead: whether `lookahead` says anything.
+        looks_ahead: whether `lookahead` is implemented.
     """
 
     looks_ahead: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, model: Any, batch: Batch) -> Any:
-        """What the data say, once per batch."""
+        """Encode the data, once per batch."""
 
     def encode_next(
         self, model: Any, batch: Batch, state: State | None, past: Any
     ) -> tuple[Any, Any]:
-        """What one new bin of a stream says, as `encode` has it at the end of all bins so far.
+        """Encode one new bin of a stream, as `encode` would the last of all bins so far.
 
         Args:
             model: that owns this proposal.
             batch: the new bin alone.
-            state: of the particles at the bin before; None at the first bin.
-            past: what this method handed on at the bin before; None at the first bin.
+            state: of the particles at the previous bin; None at the first bin.
+            past: what this method returned second at the previous bin; None at the first bin.
 
         Returns:
-            The encoding of the bin, and what to hand on, of a size that does not grow with time.
+            The encoding of the bin, and what the next bin needs of the past, whose size does not
+            grow with time.
 
         Raises:
             ValueError: for a proposal that reads later bins too.
@@ -354,13 +354,13 @@ class Proposal(nn.Module):
         )
 
     def initial_condition(self, model: Any, encoding: Any) -> Distribution:
-        """The law of the start site given the data; by default the model's own."""
-        law: Distribution = model.initial_condition()
-        return law
+        """The distribution of the initial condition given the data; by default the prior."""
+        prior: Distribution = model.initial_condition()
+        return prior
 
     def remember(self, model: Any, before: State, memory: Any, encoding: Any, t: int) -> Any:
-        """The memory with which bin t is entered; None for a proposal without one. ``before`` is
-        the state of the bin before, at the first bin the value of the start site.
+        """The recurrent state at bin t; None for a proposal without one. ``before`` is the state of
+        the previous bin, at the first bin the value of the initial condition.
         """
         return None
 
@@ -368,14 +368,14 @@ class Proposal(nn.Module):
     def propose(
         self, prior: Distribution, memory: Any, encoding: Any, t: int, is_first: bool
     ) -> Distribution:
-        """The law q(z_t | ...), from the model's own law of z_t; t counts the bins of the batch
-        encoded, whose first bin need not be the trial's.
+        """q(z_t | ...), from the prior of z_t given the previous state; t counts the bins of the
+        encoded batch, whose first bin need not be the first of the trial (``is_first``).
         """
 
     def lookahead(
         self, prior: Distribution, encoding: Any, t: int, is_first: bool
     ) -> Float[Tensor, "*left"]:
-        """Log of how well x_t is expected to be explained, before z_t is drawn."""
+        """An estimate of log p(x_t | state_{t-1}), before z_t is drawn."""
         raise NotImplementedError(f"{type(self).__name__} does not look ahead")
 
     def is_exact(self, encoding: Any) -> bool:
@@ -386,10 +386,9 @@ class Proposal(nn.Module):
 
 
 class Bootstrap(Proposal):
-    """q is the model's own law: it looks at no data.
+    """q is the prior: it ignores the data.
 
-    The place to start, and to fall back to; many particles are needed where observations are
-    sharp.
+    The simplest choice; it needs many particles if observations are informative.
     """
 
     def encode(self, model: Any, batch: Batch) -> None:
@@ -398,7 +397,7 @@ class Bootstrap(Proposal):
     def encode_next(
         self, model: Any, batch: Batch, state: State | None, past: None
     ) -> tuple[None, None]:
-        """Nothing, bin by bin too."""
+        """Nothing."""
         return None, None
 
     def propose(
@@ -409,54 +408,54 @@ class Bootstrap(Proposal):
 
 
 def check_proposed(
-    proposal: Proposal, law: Distribution, prior: Distribution, shape: Sequence[int]
+    proposal: Proposal, proposed: Distribution, prior: Distribution, shape: Sequence[int]
 ) -> None:
-    """Refuse a proposed law of another shape than the model's own.
+    """Refuse a proposed distribution whose shape does not fit the prior.
 
     Args:
         proposal: that proposed it.
-        law: q(z_t | ...).
-        prior: the model's law of z_t.
-        shape: of the particles and trials, which the law's batch shape must broadcast to.
+        proposed: q(z_t | ...).
+        prior: of z_t.
+        shape: of particles and trials, to which the batch shape must broadcast.
 
     Raises:
         ValueError: naming both shapes.
     """
-    wanted, found = (*shape, *prior.event_shape), (*law.batch_shape, *law.event_shape)
-    spread = zip(reversed(found), reversed(wanted), strict=False)
-    event_fits = law.event_shape == prior.event_shape
-    if not event_fits or len(found) > len(wanted) or any(n not in (1, m) for n, m in spread):
+    wanted, found = (*shape, *prior.event_shape), (*proposed.batch_shape, *proposed.event_shape)
+    sizes = zip(reversed(found), reversed(wanted), strict=False)
+    event_fits = proposed.event_shape == prior.event_shape
+    if not event_fits or len(found) > len(wanted) or any(n not in (1, m) for n, m in sizes):
         raise ValueError(
-            f"{type(proposal).__name__} proposes a law of batch shape {tuple(law.batch_shape)} and"
-            f" event shape {tuple(law.event_shape)}; this model's z_t needs the event shape"
-            f" {tuple(prior.event_shape)} and a batch shape that broadcasts to particles and"
-            f" trials, {tuple(shape)}"
+            f"{type(proposal).__name__} proposes a distribution of batch shape"
+            f" {tuple(proposed.batch_shape)} and event shape {tuple(proposed.event_shape)}; this"
+            f" model's z_t needs the event shape {tuple(prior.event_shape)} and a batch shape that"
+            f" broadcasts to particles and trials, {tuple(shape)}"
         )
 
 
-def check_reparameterised(proposal: Proposal, law: Distribution) -> None:
+def check_reparameterised(proposal: Proposal, proposed: Distribution) -> None:
     """Refuse a proposed distribution through whose draws no gradient flows, where one is wanted.
 
     Raises:
         ValueError: naming the proposal.
     """
-    if torch.is_grad_enabled() and not law.has_rsample:
+    if torch.is_grad_enabled() and not proposed.has_rsample:
         raise ValueError(
-            f"{type(proposal).__name__} proposes a {type(law).__name__} whose draws are not"
+            f"{type(proposal).__name__} proposes a {type(proposed).__name__} whose draws are not"
             " reparameterised (has_rsample is False), so that this objective has no gradient"
             " through them: take RWS or SmoothedScore, which need none, or a distribution with"
             " rsample"
         )
 
 
-def nothing(like: Float[Tensor, "*left dim"]) -> Distribution:
-    """The law of a vector without entries."""
+def empty_distribution(like: Float[Tensor, "*left dim"]) -> Distribution:
+    """The distribution of a vector without entries."""
     empty = like.new_zeros(*like.shape[:-1], 0)
     return dist.Normal(empty, torch.ones_like(empty), validate_args=False).to_event(1)
 
 
 class _ModelPath(StatePath):
-    """What paths of a state-space model share: their shapes."""
+    """Abstract distribution of the paths of a state-space model."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
@@ -491,7 +490,7 @@ class PriorPath(_ModelPath):
     """p(z_{1:T} | start, inputs) of a state-space model."""
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PriorPath":
-        """The same law for more particles."""
+        """The same distribution for more particles."""
         return PriorPath(self.model, self.path_start, self.inputs, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time dim"]:
@@ -500,8 +499,7 @@ class PriorPath(_ModelPath):
         state, path = None, []
         with self.model.hoisting():
             for t in range(self.event_shape[0]):
-                law = self._prior(state, t)
-                z = law.expand(shape).rsample()
+                z = self._prior(state, t).expand(shape).rsample()
                 state = self._move(state, z, t)
                 path.append(z)
         return torch.stack(path, -2)
@@ -531,47 +529,47 @@ class ProposalPath(_ModelPath):
         self._last_draw = LastDraw()
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ProposalPath":
-        """The same law for more particles."""
+        """The same distribution for more particles."""
         return ProposalPath(self.model, self.encoding, self.path_start, self.inputs, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all time dim"]:
-        """Roll the chain; the densities on the way are kept for `log_prob_steps` of this draw."""
+        """Roll the chain; its densities are cached for `log_prob_steps` of this draw."""
         shape = torch.Size(sample_shape) + self.batch_shape
         path, log_q = [], []
-        for law, state_of in self._laws():
-            check_reparameterised(self.model.proposal, law)
-            law = law.expand(shape)
-            z = law()  # by rsample if it has one
-            state_of(z)
+        for step, set_value in self._steps():
+            check_reparameterised(self.model.proposal, step)
+            step = step.expand(shape)
+            z = step()  # by rsample if it has one
+            set_value(z)
             path.append(z)
-            log_q.append(law.log_prob(z))
+            log_q.append(step.log_prob(z))
         drawn = torch.stack(path, -2)
         self._last_draw.keep(drawn, torch.stack(log_q, -1))
         return drawn
 
     def log_prob_steps(self, path: Float[Tensor, "*path time dim"]) -> Float[Tensor, "*all time"]:
-        """Log q(z_t | z_<t), right for any path."""
+        """Log q(z_t | z_<t) of any path."""
         kept: Tensor | None = self._last_draw.recall(path)
         if kept is not None:
             return kept
         log_q = []
-        for t, (law, state_of) in enumerate(self._laws()):
+        for t, (step, set_value) in enumerate(self._steps()):
             z = path[..., t, :]
-            state_of(z)
-            log_q.append(law.log_prob(z).expand(path.shape[:-2]))
+            set_value(z)
+            log_q.append(step.log_prob(z).expand(path.shape[:-2]))
         return torch.stack(log_q, -1)
 
-    def _laws(self) -> Any:
-        """Per bin its law, and what to call with the value it takes."""
+    def _steps(self) -> Any:
+        """Per bin its distribution, and what to call with the value of z_t."""
         proposal, state, memory = self.model.proposal, None, None
         with self.model.hoisting():
             for t in range(self.event_shape[0]):
                 before = self.path_start if state is None else state
                 memory = proposal.remember(self.model, before, memory, self.encoding, t)
                 prior = self._prior(state, t)
-                law = proposal.propose(prior, memory, self.encoding, t, state is None)
+                step = proposal.propose(prior, memory, self.encoding, t, state is None)
                 if state is None:
-                    check_proposed(proposal, law, prior, self.batch_shape)
-                taken: list[Tensor] = []
-                yield law, taken.append
-                state = self._move(state, taken[0], t)
+                    check_proposed(proposal, step, prior, self.batch_shape)
+                value: list[Tensor] = []
+                yield step, value.append
+                state = self._move(state, value[0], t)

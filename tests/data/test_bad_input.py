@@ -461,7 +461,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: LowRankRNN.for_recording(
             both(), link="softplus", observation={"counts": "bernoulli", "signal": "gaussian"}
         ),
-        r"link='softplus' is for observations by their log mean",
+        r"link='softplus' is for observations with a log mean",
     ),
     "one fold": (lambda: folds(good(), 1), r"num_folds=1 must be an integer of at least 2"),
     "seed below 0": (lambda: split(good(), (0.5, 0.5), seed=-1), r"seed=-1 must be an integer"),

@@ -72,7 +72,7 @@ ZOO = {
     ),
     "node_sae_near": (
         NodeSAE,
-        {"latent_dim": 2, "encoder_dim": 3, "process_noise": True, "num_first_states": 5},
+        {"latent_dim": 2, "encoder_dim": 3, "process_noise": True, "num_initial_states": 5},
     ),
     "rnn_sae": (RnnSAE, {"latent_dim": 2, "encoder_dim": 3}),
     "rnn_sae_noise": (

@@ -119,7 +119,7 @@ def test_forecast_bins_follow_the_model(process_noise):
         assert torch.equal(pull.gain[:, 4:], torch.ones_like(pull.gain[:, 4:]))
         assert not pull.offset[:, 4:].any()
     hidden = recording.copy(deep=True)
-    hidden["counts"][:, 4:] = 50
+    hidden["counts"][:, 4:] = 4
     torch.manual_seed(0)
     told = predict(model, recording, num_draws=4)["rates"]
     torch.manual_seed(0)
@@ -237,7 +237,7 @@ def test_a_fit_with_too_coarse_a_step_warns():
         ({"initial_noise": 0.0}, "initial_noise=0.0 must be a finite standard deviation"),
         ({"initial_noise": float("nan")}, "initial_noise=nan must be a finite"),
         ({"initial_noise": float("inf")}, "initial_noise=inf"),
-        ({"num_first_states": 1}, "num_first_states=1 point has no spread"),
+        ({"num_initial_states": 1}, "num_initial_states=1 has no standard deviation"),
         ({"solver": "leapfrog"}, "solver='leapfrog' is unknown"),
         ({"substeps": 0}, "substeps=0"),
         ({"observation": "cauchy"}, "observation='cauchy' is unknown"),
@@ -284,7 +284,7 @@ def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
         torch.testing.assert_close(*rates)
     model.proposal = Bootstrap()
     torch.testing.assert_close(model.without_noise().start_mean, quiet.start_mean)
-    with pytest.raises(ValueError, match="no process noise to leave out"):
+    with pytest.raises(ValueError, match="this model has no process noise"):
         quiet.without_noise()
 
 
@@ -292,8 +292,8 @@ def test_its_guide_starts_where_the_noisy_one_did():
     """Where the encoder's forward direction, which has one bin to go by, says nothing."""
     model, recording = made(**TINY, process_noise=True)
     with torch.no_grad():
-        model.proposal.said.weight[:, :4] = 0.0
-        model.proposal.said.bias[2:] = 20.0  # data that outweigh the prior
+        model.proposal.head.weight[:, :4] = 0.0
+        model.proposal.head.bias[2:] = 20.0  # data that outweigh the prior
         model.start_log_scale.copy_(torch.tensor([1.0, 2.0]).log())
     quiet = model.without_noise().eval()
     batch = quiet.trials_of(recording).batch()
@@ -325,7 +325,7 @@ POINTS = torch.tensor([[1.0, 4.0], [-3.0, 2.0], [2.0, -2.0], [0.0, 3.0]])
 def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path):
     model, recording = made(kind, counts(num_inputs=0), **sizes, process_noise=process_noise)
     moved = model.with_initial_states(POINTS)
-    assert model.first_states is None
+    assert model.initial_states is None
     assert not moved.training
     save(moved, tmp_path)
     for same in (moved, load(tmp_path)):
@@ -338,7 +338,7 @@ def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path
         torch.testing.assert_close(same.start_mean, POINTS.mean(0))
         torch.testing.assert_close(same.start_log_scale.exp(), POINTS.std(0))
     if process_noise:
-        torch.testing.assert_close(moved.without_noise().first_states, POINTS)
+        torch.testing.assert_close(moved.without_noise().initial_states, POINTS)
 
 
 @pytest.mark.parametrize("process_noise", [False, True])
@@ -374,13 +374,13 @@ def test_the_evidence_is_that_of_first_states_near_points(process_noise):
 @pytest.mark.parametrize(
     ("points", "sentence"),
     [
-        (POINTS[:, :1], r"states of shape \(4, 1\); .* need at least 2 points, \(point, 2\)"),
+        (POINTS[:, :1], r"states of shape \(4, 1\); .* needs at least 2 points, \(point, 2\)"),
         (POINTS[:1], r"states of shape \(1, 2\)"),
         (torch.cat([POINTS, torch.tensor([[0.0, torch.nan]])]), "state 4 is not finite"),
         (torch.tensor([[0.0, 1.0], [2.0, 1.0]]), "all states have the same latent 1"),
     ],
 )
-def test_points_that_make_no_law_of_first_states(points, sentence):
+def test_points_that_make_no_prior_of_initial_states(points, sentence):
     model, _ = made(**TINY)
     with pytest.raises(ValueError, match=sentence):
         model.with_initial_states(points)

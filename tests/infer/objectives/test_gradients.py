@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[type[StateSpaceModel], dict[str, Any]]] = {
     "NodeSAE": (NodeSAE, {"latent_dim": 2, "field_width": 4, "encoder_dim": 2}),
     "NodeSAE, given initial states": (
         NodeSAE,
-        {"latent_dim": 2, "field_width": 4, "encoder_dim": 2, "num_first_states": 3},
+        {"latent_dim": 2, "field_width": 4, "encoder_dim": 2, "num_initial_states": 3},
     ),
     "NodeSAE, process noise": (
         NodeSAE,

@@ -355,7 +355,7 @@ def test_under_dropout_draws_are_scored_with_the_masks_that_drew_them(make_recor
     torch.manual_seed(0)
     model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=4, dropout=0.5).train()
     with torch.no_grad():
-        model.proposal.said.weight.mul_(6)  # so that what is dropped matters
+        model.proposal.head.weight.mul_(6)  # so that what is dropped matters
     batch = model.trials_of(recorded).batch()
     values = []
     for bound in (IWELBO(6), objective):

@@ -251,7 +251,7 @@ def test_guides_that_read_the_whole_trial_are_refused(make_lfads):
     with pytest.raises(ValueError, match="first 2 bins of a trial only set the initial condition"):
         filter_bin(SequentialMonteCarlo(windowed, 4), x)
     acausal = LowRankRNN.for_recording(counts, latent_dim=2, num_units=8, proposal="encoder")
-    with pytest.raises(ValueError, match="looks 15 bins ahead, so it cannot follow bins"):
+    with pytest.raises(ValueError, match="reads 15 later bins, so it cannot filter online"):
         filter_bin(SequentialMonteCarlo(acausal, 4), x)
     acausal.proposal = EncoderFactor(5, 2, kernels=(1, 1))  # which sees the bin at hand alone
     filter_bin(SequentialMonteCarlo(acausal, 4), x)

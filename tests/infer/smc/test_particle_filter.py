@@ -235,8 +235,8 @@ class OfShape(Bootstrap):
         (((NUM_TRIALS,), (3,)), r"batch shape \(3,\) and event shape \(3,\); .* shape \(2,\)"),
         (((NUM_TRIALS,), (1,)), r"and event shape \(1,\); this model's z_t needs .* \(2,\)"),
         (((NUM_TRIALS, 2), ()), r"batch shape \(3, 2\) and event shape \(\)"),
-        (((5,), (2,)), r"OfShape proposes a law of batch shape \(5,\)"),
-        (((7, 1, 1), (2,)), r"OfShape proposes a law of batch shape \(7, 1, 1\)"),
+        (((5,), (2,)), r"OfShape proposes a distribution of batch shape \(5,\)"),
+        (((7, 1, 1), (2,)), r"OfShape proposes a distribution of batch shape \(7, 1, 1\)"),
     ],
 )
 def test_a_proposal_of_the_wrong_shape_is_refused(shapes, said, run):
