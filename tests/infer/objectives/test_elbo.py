@@ -84,7 +84,7 @@ class LinearGaussian(nn.Module):
         scale = batch.weight if scale is None else scale
         with pyro.plate("trials", batch.num_trials, dim=-1), poutine.scale(scale=scale):
             covariance = torch.linalg.inv(torch.eye(LATENT_DIM).double() + A.t() @ A / NOISE**2)
-            mean = (batch.x.flatten(1) - w) @ A @ covariance / NOISE**2
+            mean = (batch.seen.flatten(1) - w) @ A @ covariance / NOISE**2
             scale_tril = stretch * torch.linalg.cholesky(covariance)
             pyro.sample("z", dist.MultivariateNormal(mean + shift, scale_tril=scale_tril))
 
