@@ -16,11 +16,11 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.schema import validate
 from pyrodyn.data.systems import SYSTEMS, System
+from pyrodyn.infer.traces import traced
 from pyrodyn.kernels.runge_kutta import TABLEAUX, Tableau, explicit_step
 from pyrodyn.models.dynamics import Dynamics, pushed
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -109,7 +109,7 @@ def visited_states(
     batch = model.trials_of(recording).batch()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        nodes = poutine.trace(model.guide).get_trace(batch).nodes
+        nodes = traced(model.guide, batch).nodes
     inputs = model.known_inputs(batch)
     start = nodes[model.initial_condition_site]["value"] if model.initial_condition_site else None
     if model.path_site in nodes:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import constraints
 
 
 class Concatenated(TorchDistribution):
@@ -30,6 +31,11 @@ class Concatenated(TorchDistribution):
         self._sizes = [part.batch_shape[-1] for part in parts]
         left = parts[0].batch_shape[:-1]
         super().__init__(torch.Size((*left, sum(self._sizes))), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The values that the entries may take."""
+        return constraints.cat([law.support for law in self.laws], -1, self._sizes)
 
     @property
     def mean(self) -> Float[Tensor, "..."]:

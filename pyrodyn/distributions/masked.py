@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import constraints
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their number of bytes."""
@@ -43,6 +44,11 @@ class Masked(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Masked":
         """The same for more particles."""
         return Masked(self.base.expand(torch.Size(batch_shape)), self.scored, self.filler)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The values that an entry may take, scored or not."""
+        return self.law.support
 
     @property
     def mean(self) -> Float[Tensor, "..."]:

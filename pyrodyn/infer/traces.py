@@ -16,6 +16,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import nn
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.models.parameters import local_parameters
 
 Program = Callable[[Batch], Any]
 """A model or a guide."""
@@ -57,6 +58,12 @@ def _is_observation(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and bool(site["is_observed"])
 
 
+def traced(program: Program, batch: Batch) -> poutine.Trace:
+    """The trace of one run, in which parameters belong to their modules."""
+    with local_parameters():
+        return poutine.trace(program).get_trace(batch)
+
+
 def paired_traces(
     model: Program, guide: Program, batch: Batch, num_particles: int
 ) -> tuple[poutine.Trace, poutine.Trace]:
@@ -65,8 +72,8 @@ def paired_traces(
     if num_particles > 1:
         particles = pyro.plate("particles", num_particles, dim=-2)
         model, guide = particles(model), particles(guide)
-    guide_trace = poutine.trace(guide).get_trace(batch)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+    guide_trace = traced(guide, batch)
+    model_trace = traced(poutine.replay(model, trace=guide_trace), batch)
     return guide_trace, model_trace
 
 

@@ -26,6 +26,7 @@ from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
+from pyrodyn.models.parameters import registered
 
 # A bound in brackets would name the class before it exists, which shape checks at run time refuse.
 Model = TypeVar("Model", bound="LatentDynamics")
@@ -53,9 +54,23 @@ class LatentDynamics(nn.Module):
     first_bin: int = 0
     observation: Observation
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("model", "guide"):
+            if name in vars(cls):
+                setattr(cls, name, registered(vars(cls)[name]))
+
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or pickle holds: without the weak references that Pyro's store, which cannot
+        be pickled, leaves on parameters.
+        """
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return vars(self)
 
     @classmethod
     def for_recording(cls: type[Model], recording: xr.Dataset, **sizes: Any) -> Model:

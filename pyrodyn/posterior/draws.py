@@ -24,6 +24,7 @@ from pyrodyn.infer.traces import (
     latent_sites,
     observed_sites,
     paired_traces,
+    traced,
 )
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint
@@ -251,7 +252,7 @@ def replayed(
     num_draws = len(next(iter(sites.values())))
     shape = (num_draws, batch.num_trials)
     draws = pyro.plate("particles", num_draws, dim=-2)
-    trace = poutine.trace(poutine.condition(draws(model), data=sites)).get_trace(batch)
+    trace = traced(poutine.condition(draws(model), data=sites), batch)
     _refuse(latent_sites(trace))
     return _draws_of(model, batch, trace, list(sites), shape, None, diagnostics)
 
@@ -270,7 +271,7 @@ def prior_draws(
             when empty.
     """
     program = model if num_draws == 1 else pyro.plate("particles", num_draws, dim=-2)(model)
-    trace = poutine.trace(poutine.condition(program, data=shared)).get_trace(batch.unobserved())
+    trace = traced(poutine.condition(program, data=shared), batch.unobserved())
     given = list(shared)
     for name in latent_sites(trace):
         if not is_local(trace.nodes[name]):
@@ -307,7 +308,7 @@ def _draws_of(
 
 def _refuse_shared(model: LatentDynamics, batch: Batch) -> None:
     """Refuse sites that all trials share, for a method that draws trial by trial."""
-    trace = poutine.trace(model).get_trace(batch.take(slice(0, 1)).unobserved())
+    trace = traced(model, batch.take(slice(0, 1)).unobserved())
     _refuse([name for name in latent_sites(trace) if not is_local(trace.nodes[name])])
 
 

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.traces import is_local, latent_sites
+from pyrodyn.infer.traces import is_local, latent_sites, traced
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import Draws, replayed
 
@@ -44,7 +43,7 @@ class GivenDraws:
             )
         everything = model.trials_of(recording).batch()
         with torch.no_grad():
-            trace = poutine.trace(model).get_trace(everything.unobserved())
+            trace = traced(model, everything.unobserved())
         sites = [name for name in latent_sites(trace) if name != "x"]
         if set(draws) != set(sites):
             raise ValueError(

@@ -2,14 +2,27 @@
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    HMC,
+    MCMC,
+    NUTS,
+    SVI,
+    Predictive,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 
 from pyrodyn.data import Trials, recording
 from pyrodyn.infer import ELBO
+from pyrodyn.infer.traces import paired_traces
 from pyrodyn.models import LFADS, OBSERVATIONS, LowRankRNN, NodeSAE, RnnSAE
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_CHANNELS = 4, 8, 3, 2
@@ -129,6 +142,13 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def empty_store():
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
 @pytest.fixture
 def batch(kind):
     return Trials(data(observed_by(kind))).batch()
@@ -147,20 +167,64 @@ def test_elbo_and_its_gradient_are_finite(kind, observation, num_particles):
         assert torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def same_path_elbo(model, batch, num_particles):
+    """The negative ELBO of `Trace_ELBO`, by log p - log q of the draws: no KL in closed form."""
+    guide_trace, model_trace = paired_traces(model, model.guide, batch, num_particles)
+    return (guide_trace.log_prob_sum() - model_trace.log_prob_sum()) / num_particles
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("num_particles", [1, 4])
-def test_pyro_elbos_agree_with_ours(kind, batch, elbo, num_particles):
+def test_pyro_elbos_are_ours_on_the_same_noise(kind, batch, elbo, num_particles):
+    """Value and gradient, as `pyro.infer.SVI` takes them."""
     model = build(kind)
     theirs = elbo(
-        num_particles=num_particles,
-        vectorize_particles=num_particles > 1,
-        max_plate_nesting=1,
-    )(model, model.guide)
-    ours = ELBO(num_particles)(model, model.guide)
-    with torch.no_grad():
-        pairs = torch.tensor([[float(theirs(batch)), float(ours(batch))] for _ in range(100)])
-    error = (pairs.var(0).sum() / len(pairs)).sqrt()
-    assert abs(pairs[:, 0].mean() - pairs[:, 1].mean()) < 4 * error
+        num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=1
+    )
+    torch.manual_seed(1)
+    program = model if num_particles == 1 else model.model  # both are the generative program
+    value = theirs.loss_and_grads(program, model.guide, batch)
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    torch.manual_seed(1)
+    if elbo is TraceMeanField_ELBO:
+        ours = ELBO(num_particles)(model, model.guide)(batch)
+    else:
+        ours = same_path_elbo(model, batch, num_particles)
+    ours.backward()
+    assert value == pytest.approx(float(ours.detach()), rel=1e-5)
+    for (name, parameter), its in zip(model.named_parameters(), found, strict=True):
+        torch.testing.assert_close(its, parameter.grad, rtol=1e-3, atol=1e-3, msg=name)
+
+
+SVI_LOSSES = {
+    "Trace_ELBO": Trace_ELBO,
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "TraceGraph_ELBO": TraceGraph_ELBO,
+    "RenyiELBO": lambda: RenyiELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+    "ReweightedWakeSleep": lambda: ReweightedWakeSleep(num_particles=2, max_plate_nesting=1),
+}
+
+
+@pytest.mark.parametrize("loss", SVI_LOSSES)
+def test_svi_trains_every_parameter(kind, batch, loss):
+    model = build(kind)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), SVI_LOSSES[loss]())
+    for _ in range(3):
+        svi.step(batch)
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+
+
+def test_lift_reaches_every_parameter(kind, batch):
+    model = build(kind)
+    names = {name for name, _ in model.named_parameters()}
+    for program in (model.model, model.guide):
+        trace = poutine.trace(poutine.lift(program, prior=dist.Normal(0.0, 0.1))).get_trace(batch)
+        trace.compute_log_prob()
+        drawn = set(trace.stochastic_nodes) - {"trials"}
+        assert {name.split("$$$")[-1] for name in drawn} == names | LATENT[kind]
 
 
 def test_predictive_draws_in_parallel(kind, batch):
@@ -180,8 +244,8 @@ def test_predictive_draws_in_parallel(kind, batch):
 def test_autoguides_train(kind, batch, autoguide):
     model = build(kind)
     guide = autoguide(model)
-    guide(batch)
     loss = ELBO()(model, guide)
+    loss(batch)  # a guide makes its parameters in its first run
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
     torch.manual_seed(0)
     values = []
@@ -196,12 +260,15 @@ def test_autoguides_train(kind, batch, autoguide):
     assert not pyro.get_param_store().keys()
 
 
-def test_nuts_samples_the_posterior(kind, batch):
+@pytest.mark.parametrize(
+    "kernel",
+    [lambda m: NUTS(m, max_tree_depth=3), lambda m: HMC(m, num_steps=3)],
+    ids=["nuts", "hmc"],
+)
+def test_mcmc_samples_the_posterior(kind, batch, kernel):
     model = build(kind)
     torch.manual_seed(0)
-    sampler = MCMC(
-        NUTS(model, max_tree_depth=3), num_samples=5, warmup_steps=5, disable_progbar=True
-    )
+    sampler = MCMC(kernel(model), num_samples=5, warmup_steps=5, disable_progbar=True)
     sampler.run(batch)
     draws = sampler.get_samples()
     assert set(draws) == LATENT[kind]
@@ -218,6 +285,12 @@ def test_conditioning_fixes_sites(kind, batch):
         trace = poutine.trace(poutine.condition(model, {site: value})).get_trace(batch)
     assert trace.nodes[site]["is_observed"]
     assert trace.nodes[site]["value"] is value
+
+
+def test_observations_have_their_models_support(kind, batch):
+    site = poutine.trace(build(kind)).get_trace(batch).nodes["x"]
+    assert site["fn"].support.check(batch.x).all()
+    assert not site["fn"].support.check(batch.x - 100).any()  # counts below 0
 
 
 def test_model_renders(kind, batch):

@@ -33,7 +33,7 @@ from pyrodyn.infer.guides.site_checks import (
     site_problems,
 )
 from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import Program, guide_program, latent_sites, module_of
+from pyrodyn.infer.traces import Program, guide_program, latent_sites, module_of, traced
 from pyrodyn.nn.solvers import DivergenceError
 
 
@@ -138,16 +138,16 @@ def _latent_sites(model: Program, guide: Program, batch: Batch) -> dict[str, Sit
     few = batch.take(slice(0, 2))
     with torch.no_grad():
         try:
-            trace = poutine.trace(model).get_trace(few)
+            trace = traced(model, few)
         except DivergenceError:  # a trajectory that diverges from a draw of the prior
-            drawn = poutine.trace(guide_program(guide)).get_trace(few)
-            trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(few)
+            drawn = traced(guide_program(guide), few)
+            trace = traced(poutine.replay(model, trace=drawn), few)
     return {name: trace.nodes[name] for name in latent_sites(trace) if name != "x"}
 
 
 def _traced(guide: Program, batch: Batch, with_gradient: bool) -> poutine.Trace:
     with torch.set_grad_enabled(with_gradient):
-        return poutine.trace(guide_program(guide)).get_trace(batch)
+        return traced(guide_program(guide), batch)
 
 
 @contextlib.contextmanager

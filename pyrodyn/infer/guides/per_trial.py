@@ -28,6 +28,7 @@ from torch import Tensor
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.check_guide import GuideError
 from pyrodyn.infer.traces import Program
+from pyrodyn.models.parameters import local_parameters
 
 JOINT = (AutoContinuous, AutoGaussian, AutoStructured)
 """Guides that draw the latents of all trials jointly."""
@@ -165,7 +166,7 @@ def prepare_guide(guide: Program, recording: Batch, batch_size: int, sees_others
     needs_all = is_joint or isinstance(guide, AutoMessenger)
     set_trials(guide, RecordedTrials(trial_keys(recording), needs_all=needs_all))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), local_parameters():
             guide(recording)
     except (ValueError, IndexError, RuntimeError) as error:
         if isinstance(error, GuideError):

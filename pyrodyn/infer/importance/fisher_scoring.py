@@ -41,7 +41,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.importance.path_pool import MOST_ENTRIES, path_pool
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.infer.traces import is_local, observed_sites
+from pyrodyn.infer.traces import is_local, observed_sites, traced
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 LEAST_EFFECTIVE = 0.5
@@ -270,7 +270,7 @@ class _Draws:
         num_draws = len(next(iter(given.values())))
         draws = pyro.plate("draws", num_draws, dim=-2)
         program = poutine.condition(draws(self.model.model), data=given)
-        return poutine.trace(program).get_trace(self.batch.take(trials))
+        return traced(program, self.batch.take(trials))
 
 
 def _flattened(tensors: Sequence[Tensor]) -> Float[Tensor, " weight"]:

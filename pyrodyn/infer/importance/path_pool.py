@@ -27,7 +27,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import FEWEST_PARTICLES, log_evidence, pareto_k
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.infer.traces import latent_sites
+from pyrodyn.infer.traces import latent_sites, traced
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import Distribution
 
@@ -106,7 +106,7 @@ def _sample(
     # Any x serves: only the distribution at this site is used.
     trial = trial.replace(x=torch.zeros_like(trial.seen))
     particles = pyro.plate("particles", size, dim=-2)
-    trace = poutine.trace(particles(model.model)).get_trace(trial)
+    trace = traced(particles(model.model), trial)
     sites = {
         name: trace.nodes[name]["value"].expand(size, 1, *trace.nodes[name]["fn"].event_shape)
         for name in latent_sites(trace)
@@ -120,7 +120,7 @@ def _log_likelihood(
     """Log p(x | z) of the first draw, with all constants."""
     first = {name: value[0] for name, value in sites.items()}
     unscaled = batch.replace(weight=1.0)
-    trace = poutine.trace(poutine.condition(model.model, data=first)).get_trace(unscaled)
+    trace = traced(poutine.condition(model.model, data=first), unscaled)
     trace.compute_log_prob(lambda name, site: name == "x")
     log_likelihood: Tensor = trace.nodes["x"]["log_prob"]
     return log_likelihood

@@ -48,6 +48,7 @@ from pyrodyn.infer.traces import (
     joint_sites,
     latent_sites,
     observed_sites,
+    traced,
 )
 
 GRADIENTS = ("iwae", "stl", "dreg")
@@ -158,10 +159,8 @@ class IWELBOLoss(Loss):
         _check_has_density(drawn, gradient)
         copies = _CopiedDraws(drawn)
         with _without_gradient(self.guide):
-            scored = poutine.trace(
-                poutine.replay(_with_particles(guide, num_particles), trace=copies.trace)
-            ).get_trace(batch)
-            log_q = log_densities(scored)
+            program = _with_particles(guide, num_particles)
+            log_q = log_densities(traced(poutine.replay(program, trace=copies.trace), batch))
         weighted = weighted_draws(self.model, copies.trace, log_q, batch, num_particles)
         weights = torch.softmax(weighted.log_weights, 0).detach()
         if gradient == "dreg":
@@ -211,14 +210,14 @@ def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Tra
     sites outside it.
     """
     program = _with_particles(guide, num_particles)
-    drawn = poutine.trace(program).get_trace(batch)
+    drawn = traced(program, batch)
     outside = [name for name in drawn_sites(drawn) if not is_local(drawn.nodes[name])]
     if not outside or num_particles == 1:
         return drawn  # the one run of the guide, and so of its encoder
-    once, kept = poutine.trace(guide).get_trace(batch), poutine.Trace()
+    once, kept = traced(guide, batch), poutine.Trace()
     for name in outside:
         kept.nodes[name] = once.nodes[name]
-    return poutine.trace(poutine.replay(program, trace=kept)).get_trace(batch)
+    return traced(poutine.replay(program, trace=kept), batch)
 
 
 def _with_particles(program: Program, num_particles: int) -> Program:
@@ -271,7 +270,7 @@ def weighted_draws(
             once, so that no trial has weights of its own.
     """
     program = _with_particles(model, num_particles)
-    model_trace = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(batch)
+    model_trace = traced(poutine.replay(program, trace=drawn), batch)
     check_sites(drawn, model_trace)
     _check_per_trial(drawn, model_trace)
     observed = observed_sites(model_trace)

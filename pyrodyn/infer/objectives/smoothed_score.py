@@ -36,7 +36,7 @@ from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, chec
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import SmoothedPaths, particle_smoother
 from pyrodyn.infer.smc.resampling import scheme_named
-from pyrodyn.infer.traces import Program
+from pyrodyn.infer.traces import Program, traced
 from pyrodyn.models.state_space import StateSpaceModel
 
 FEWEST_EFFECTIVE = 5.0
@@ -172,7 +172,7 @@ class SmoothedScoreLoss(Loss):
         given = {model.path_site: drawn.paths, model.initial_condition_site: drawn.starts}
         given = {name: value for name, value in given.items() if name is not None}
         program = poutine.condition(pyro.plate("draws", num_draws, dim=-2)(program), data=given)
-        trace = poutine.trace(program).get_trace(batch)
+        trace = traced(program, batch)
         names = [name for name in (*given, "x") if name in trace]
         trace.compute_log_prob(lambda name, site: name in names)
         return torch.stack([trace.nodes[name]["log_prob_sum"] for name in names]).sum() / num_draws

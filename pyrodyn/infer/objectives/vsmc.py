@@ -27,6 +27,7 @@ from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, chec
 from pyrodyn.infer.smc.particle_filter import SequentialMonteCarlo, check_threshold
 from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program
+from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import Observed
 
 
@@ -105,6 +106,7 @@ class VSMCLoss(Loss):
         super().__init__(algorithm.model, guide)
         self.objective, self.algorithm = objective, algorithm
 
+    @local_parameters()
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound; ``ess``, the mean effective sample size as a fraction of K, is logged."""
         model, objective = self.algorithm.model, self.objective

@@ -27,6 +27,7 @@ from pyrodyn.infer.smc.particle_filter import (
     StepRecord,
     check_alive,
 )
+from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import Observed, StateSpaceModel
 
 
@@ -56,6 +57,7 @@ class Stream(NamedTuple):
 
 
 @torch.no_grad()
+@local_parameters()
 def filter_bin(
     algorithm: SequentialMonteCarlo,
     x: ArrayLike | Tensor,

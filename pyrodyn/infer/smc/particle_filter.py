@@ -27,6 +27,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import SharedNormal, picked, rows_of, sample_with_log_ratio
 from pyrodyn.infer.smc.resampling import effective_sample_size, scheme_named
+from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import (
     Distribution,
     Observed,
@@ -329,6 +330,7 @@ class FilterResult(NamedTuple):
 
 
 @torch.no_grad()
+@local_parameters()
 def particle_filter(
     model: StateSpaceModel,
     batch: Batch,

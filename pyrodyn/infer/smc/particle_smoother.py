@@ -27,6 +27,7 @@ from torch import Tensor
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
+from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import State, StateSpaceModel
 
 
@@ -46,6 +47,7 @@ METHODS = ("ffbsi", "mcmc", "ancestral", "fixed_lag")
 
 
 @torch.no_grad()
+@local_parameters()
 def particle_smoother(
     model: StateSpaceModel,
     batch: Batch,

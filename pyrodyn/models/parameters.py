@@ -1,0 +1,177 @@
+"""Who holds the parameters of a Pyro program: its modules, or Pyro's global store.
+
+Inside pyrodyn's own runs (`local_parameters`) parameters belong to their modules alone and are
+trained through ``module.parameters()``. Under Pyro's own engines (`pyro.infer.SVI`,
+`pyro.poutine.lift`) the programs of a model register every parameter as `pyro.module` does, under a
+name that no other living model has (`registered`): these engines train only what was registered.
+"""
+
+import contextlib
+import copy
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyro
+from pyro.nn.module import _Context
+from pyro.params.param_store import param_with_module_name
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor, nn
+
+_SETTING = "module_local_params"
+
+_is_local = False
+
+
+@contextlib.contextmanager
+def local_parameters() -> Iterator[None]:
+    """Inside, parameters belong to their modules, and Pyro's parameter store is not used.
+
+    This is Pyro's setting ``module_local_params``, set for as long as a run of pyrodyn lasts: under
+    Pyro's default two guides of the same class would share their parameters by name.
+    """
+    global _is_local
+    if _is_local:
+        yield
+        return
+    default = pyro.settings.get(_SETTING)
+    pyro.settings.set(**{_SETTING: True})
+    _Context.param_state = _EmptyState()
+    _is_local = True
+    try:
+        yield
+    finally:
+        _is_local = False
+        del _Context.param_state
+        pyro.settings.set(**{_SETTING: default})
+
+
+class _EmptyState:
+    """The parameter state of a PyroModule that was made outside `local_parameters`.
+
+    Pyro gives a module this state when it is made, and only where the setting is on by then.
+    """
+
+    def __get__(self, context: Any, owner: type) -> Any:
+        context.param_state = {"params": {}, "constraints": {}}
+        return context.param_state
+
+
+class _Registration(NamedTuple):
+    """A model in Pyro's parameter store.
+
+    Attributes:
+        name: unique among living models.
+        parameters: what was registered, by its full name in the store.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+
+
+_running: nn.Module | None = None
+_registrations: weakref.WeakKeyDictionary[nn.Module, _Registration] = weakref.WeakKeyDictionary()
+
+
+def registered(program: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Let a module's Pyro program register the module's parameters wherever Pyro's own engines run
+    it.
+
+    Args:
+        program: a method ``program(module, batch)``.
+    """
+
+    @functools.wraps(program)
+    def run(module: nn.Module, batch: Any) -> None:
+        global _running
+        # A program may call that of its base class.
+        if _is_local or module is _running or not am_i_wrapped():
+            return program(module, batch)
+        outer, _running = _running, _as_registered(module)
+        try:
+            program(_running, batch)
+        finally:
+            _running = outer
+
+    return run
+
+
+def _as_registered(module: nn.Module) -> nn.Module:
+    """The module, or a copy with the values that `pyro.poutine.lift` draws for its parameters.
+
+    A copy, because the distributions of the program's sites refer to it and are scored after the
+    program has ended.
+    """
+    registration = _registrations.get(module)
+    if registration is None:
+        registration = _Registration(_free_name(type(module).__name__), {})
+        _registrations[module] = registration
+        weakref.finalize(module, _forget, registration.parameters)
+    lifted = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            full_name = param_with_module_name(registration.name, name)
+            value = _register(full_name, parameter, registration.parameters)
+            if value is not parameter:
+                lifted[id(parameter)] = _shaped_as(parameter, value, full_name)
+    if not lifted:
+        return module
+    kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, {**kept, **lifted})
+
+
+def _register(
+    full_name: str, parameter: nn.Parameter, registered: dict[str, nn.Parameter]
+) -> Tensor:
+    """What `pyro.param` returns for a parameter: the parameter itself, unless a handler replaces
+    it.
+    """
+    store = pyro.get_param_store()
+    if store.param_name(parameter) != full_name and full_name in store:
+        stored = store[full_name].unconstrained()
+        if stored is not parameter:
+            if stored is not registered.get(full_name):
+                raise ValueError(
+                    f"Pyro's parameter store holds another tensor as {full_name!r}, under which"
+                    " this model would register its own; call pyro.clear_param_store() first, and"
+                    " keep weights by pyrodyn.save and pyrodyn.load"
+                )
+            del store[full_name]  # the module has a new parameter in its place
+    if not parameter.is_contiguous():  # the store would take a copy
+        parameter.data = parameter.data.contiguous()
+    registered[full_name] = parameter
+    value: Tensor = pyro.param(full_name, parameter)
+    return value
+
+
+def _shaped_as(parameter: nn.Parameter, value: Tensor, full_name: str) -> Tensor:
+    """A lifted value in the shape of its parameter."""
+    wanted = parameter.shape
+    if value.ndim > len(wanted) or any(
+        found not in (1, size)
+        for found, size in zip(reversed(value.shape), reversed(wanted), strict=False)
+    ):
+        raise ValueError(
+            f"the value drawn for the parameter {full_name!r} has the shape {tuple(value.shape)};"
+            f" a model needs one value of the shape {tuple(wanted)}, so give a prior of that shape"
+            " and run particles one by one (vectorize_particles=False)"
+        )
+    return value.expand(wanted)
+
+
+def _free_name(wanted: str) -> str:
+    """The name of a class, numbered where a living model has it already."""
+    taken = {registration.name for registration in _registrations.values()}
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    return name
+
+
+def _forget(parameters: dict[str, nn.Parameter]) -> None:
+    """Take the parameters of a model that is no more out of Pyro's store."""
+    store = pyro.get_param_store()
+    for full_name, parameter in parameters.items():
+        if full_name in store and store[full_name].unconstrained() is parameter:
+            del store[full_name]
