@@ -4,6 +4,7 @@
 * ``schedule``: learning rates, stopping, growing horizon and noise annealing.
 * ``module``, ``batches``, ``callbacks``, ``trainer``: the training step, the order of trials, the
   best weights and checkpoints, the Trainer itself.
+* ``weight_average``: the running average of the weights.
 * ``checkpoint``: which run a checkpoint belongs to; ``saving``: a `Fit` on disk.
 * ``diagnostics``: signs that a fit did not end well.
 * ``allocator``: memory kept between steps.

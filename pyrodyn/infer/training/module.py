@@ -11,14 +11,14 @@ import lightning
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.objectives.objective import Loss
 from pyrodyn.infer.traces import latent_sites, paired_traces
 from pyrodyn.infer.training.batches import OrderedBatches, ShuffledBatches, mixed
 from pyrodyn.infer.training.checkpoint import IDENTITY
-from pyrodyn.infer.training.schedule import AVERAGING, NonFiniteLossError, Schedule
+from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
+from pyrodyn.infer.training.weight_average import WeightAverage
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.nn.solvers import DivergenceError
 
@@ -76,9 +76,7 @@ class Training(lightning.LightningModule):
         self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
         self._first_bin = first_bin
         self._sums: dict[str, Tensor] = {}
-        self._average = (
-            AveragedModel(loss, multi_avg_fn=_towards) if schedule.average_weights else None
-        )
+        self._average = WeightAverage(loss) if schedule.average_weights else None
 
     def train_dataloader(self) -> ShuffledBatches:
         """Minibatches of the training recording."""
@@ -162,34 +160,28 @@ class Training(lightning.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         """Take the new weights into their average."""
         if self._average is not None:
-            self._average.update_parameters(self.loss)
+            self._average.update(self.loss, self.global_step)
 
     def take_average(self) -> None:
         """End with the average in place of the weights, where there is one."""
         if self._average is not None:
-            self.loss.load_state_dict(self._average.module.state_dict())
+            self._average.copy_to(self.loss)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Inside, the loss has the average for its weights, where there is one.
+        """Within the context the loss has the averaged weights, if any.
 
-        They change places: a guide may hold on to the very parameters that are trained.
+        Weights and averages are exchanged in place, because a guide may refer to the very
+        parameters that are trained.
         """
-        self._swap()
+        if self._average is None:
+            yield
+            return
+        self._average.swap(self.loss)
         try:
             yield
         finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        if self._average is None:
-            return
-        kept, own = self._average.module.state_dict(), self.loss.state_dict()
-        for name, value in kept.items():
-            average = value.clone()
-            value.copy_(own[name])
-            own[name].copy_(average)
+            self._average.swap(self.loss)
 
     def on_validation_epoch_start(self) -> None:
         """Draw the same noise at every validation, so that epochs are compared on equal terms."""
@@ -282,9 +274,3 @@ class Training(lightning.LightningModule):
         first = int(is_off.any(0).nonzero()[0])
         trial = int(self._last.batch.trial[is_off[:, first].nonzero()[0]])
         return f" in trial {trial} from bin {first + model.first_bin} on"
-
-
-def _towards(averages: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
-    share = (AVERAGING + 1) / (float(count) + 1 + AVERAGING)
-    for average, value in zip(averages, now, strict=True):
-        average.lerp_(value, share)

@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoLowRankMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Trials
@@ -38,6 +38,7 @@ from pyrodyn.infer import (
 from pyrodyn.infer.training.batches import ShuffledBatches, mixed
 from pyrodyn.infer.training.checkpoint import CHECKPOINT
 from pyrodyn.infer.training.fitted import model_and_guide
+from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import NodeSAE
 from pyrodyn.models.saving import load, read_card, save
@@ -792,14 +793,70 @@ def test_a_users_guide_is_trained(train, make_lfads, auto, average_weights):
     assert set(fitted.history) == {"train_loss", "kl_latents", "learning_rate"}
 
 
+def guide_list(model: nn.Module) -> AutoGuideList:
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(pyro.poutine.block(model, expose=["g0"])))
+    guide.append(AutoNormal(pyro.poutine.block(model, expose=["u"])))
+    return guide
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, guide_list])
+def test_weights_of_automatic_guides_are_averaged(train, make_lfads, auto):
+    def run(average_weights: bool) -> tuple[nn.ModuleList, list[dict[str, Tensor]]]:
+        model = make_lfads(train, inferred_input_dim=1)
+        guide = auto(model)
+        parts = nn.ModuleList([model, guide])
+        trajectory: list[dict[str, Tensor]] = []
+
+        def record(batch: Batch) -> Batch:
+            trajectory.append(weights(parts))
+            return batch
+
+        schedule = Schedule(learning_rate=1e-2, average_weights=average_weights)
+        options = {"max_epochs": 4, "batch_size": 6, "schedule": schedule, **QUIET}
+        fitted = fit(model, train, guide=guide, transforms=[record], **options)
+        predict(model, train, guide=guide, num_draws=2)
+        assert fitted.num_steps == len(trajectory) == 8
+        assert guide.model is not None
+        if isinstance(guide, AutoGuideList):
+            assert all(part.master() is guide for part in guide)
+        return parts, trajectory[1:]
+
+    last, trajectory = run(False)
+    wanted = averaged([*trajectory, weights(last)])
+    parts, _ = run(True)
+    assert weights(parts).keys() == wanted.keys()
+    for name, value in weights(parts).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
+    assert (flat(wanted) - flat(weights(last))).norm() > 1e-2
+
+
+class Wrapper(nn.Module):
+    """A guide that is a module of its own and contains the model."""
+
+    def __init__(self, model: LFADS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> None:
+        self.model.guide(batch)
+
+
 @pytest.mark.parametrize("average_weights", [False, True])
-def test_a_plain_function_is_a_guide(train, valid, make_lfads, average_weights):
+@pytest.mark.parametrize(
+    "make_guide",
+    [lambda model: lambda batch: model.guide(batch), Wrapper],
+    ids=["function", "module"],
+)
+def test_a_guide_may_share_the_models_parameters(
+    train, valid, make_lfads, average_weights, make_guide
+):
     options = {"max_epochs": 3, "schedule": Schedule(average_weights=average_weights), **QUIET}
     own = fit(make_lfads(train), train, valid, **options)
     other = make_lfads(train)
-    by_function = fit(other, train, valid, guide=lambda batch: other.guide(batch), **options)
-    assert same(weights(own.model), weights(by_function.model))
-    xr.testing.assert_identical(own.history, by_function.history)
+    shared = fit(other, train, valid, guide=make_guide(other), **options)
+    assert same(weights(own.model), weights(shared.model))
+    xr.testing.assert_identical(own.history, shared.history)
 
 
 class Amortised(nn.Module):
