@@ -488,7 +488,7 @@ LFADS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no bin width": (
         lambda: lfads_recording({"train_data": counts()}),
-        r"does not say how wide a bin is; say bin_width= in seconds",
+        r"does not state the width of a bin; give bin_width= in seconds",
     ),
     "two bin widths": (
         lambda: lfads(train_data=counts(), dt=0.02),
@@ -517,7 +517,7 @@ LFADS: dict[str, tuple[Callable[[], object], str]] = {
     "flat data": (lambda: lfads(train_data=counts(3, 4)), r"train_data has 2 dims; it must have 3"),
     "true rates in no unit": (
         lambda: lfads(train_data=counts(), train_truth=counts() * 7),
-        r'does not follow from the data .*; say truth_unit="hz" or "per_bin"',
+        r'does not follow from the data .*; give truth_unit="hz" or "per_bin"',
     ),
     "unknown unit": (
         lambda: lfads_recording(
