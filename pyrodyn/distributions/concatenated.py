@@ -35,7 +35,7 @@ class Concatenated(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """The values that the entries may take."""
-        return constraints.cat([law.support for law in self.laws], -1, self._sizes)
+        return constraints.cat([part.support for part in self.parts], -1, self._sizes)
 
     @property
     def mean(self) -> Float[Tensor, "..."]:

@@ -48,7 +48,7 @@ class Masked(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """The values that an entry may take, scored or not."""
-        return self.law.support
+        return self.base.support
 
     @property
     def mean(self) -> Float[Tensor, "..."]:
