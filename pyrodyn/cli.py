@@ -292,8 +292,16 @@ def posterior(
 ) -> None:
     """Sample the posterior of a recording into an ArviZ DataTree on disk."""
     import pyrodyn
+    from pyrodyn.posterior.source import BY_GUIDE
 
     fitted = _fitted(folder)
+    guide = fitted.record.get("training", {}).get("guide")
+    if guide is not None and method in (None, *BY_GUIDE):
+        raise ValueError(
+            f"the fit in {folder} used the guide {guide}, which the command line cannot build; draw"
+            f" in Python: pyrodyn.to_datatree(pyrodyn.load({str(_model_folder(folder))!r},"
+            " guide=...), recording)"
+        )
     started = time.monotonic()
     tree = pyrodyn.to_datatree(
         fitted,
@@ -412,7 +420,12 @@ def _fitted(folder: Path) -> "LatentDynamics":
     """The model of a fit, or a model saved by itself."""
     import pyrodyn
 
-    return pyrodyn.load(folder / "model" if (folder / "model").exists() else folder)
+    return pyrodyn.load(_model_folder(folder))
+
+
+def _model_folder(folder: Path) -> Path:
+    """The folder of a fit's model, or that of a model saved by itself."""
+    return folder / "model" if (folder / "model").exists() else folder
 
 
 def _summary(data: "xr.Dataset") -> str:

@@ -9,10 +9,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoNormal
 
+import pyrodyn
 from pyrodyn.cli import main
-from pyrodyn.data import recording, write
+from pyrodyn.data import read, recording, write
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -58,6 +61,24 @@ def test_simulate_fit_posterior(command, tmp_path):
     assert code == 0
     tree = xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False)
     assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
+
+
+def test_posterior_refuses_a_fit_whose_guide_it_cannot_build(command, counts_file, tmp_path):
+    data = read(counts_file)
+    torch.manual_seed(0)
+    model = pyrodyn.models.LFADS.for_recording(data, factor_dim=2, generator_dim=4)
+    guide, run = AutoNormal(model), tmp_path / "run"
+    pyrodyn.fit(model, data, guide=guide, max_epochs=1, progress=False, out=run)
+    tree = tmp_path / "tree.zarr"
+    for options in ((), ("--method", "importance")):
+        code, _, err = command("posterior", run, counts_file, "--out", tree, *options)
+        assert code == 2
+        assert err.startswith(f"pyrodyn: the fit in {run} used the guide AutoNormal,")
+        call = f"pyrodyn.to_datatree(pyrodyn.load({str(run / 'model')!r}, guide=...), recording)"
+        assert call in err
+        assert err.count("\n") == 1
+    drawn = pyrodyn.to_datatree(pyrodyn.load(run / "model", guide=AutoNormal), data, num_draws=2)
+    assert drawn["posterior/rates"].shape == (1, 2, 10, 12, 4)
 
 
 def test_version(command):
@@ -286,7 +307,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_so(counts_file, tmp_path):
         (("fit", "FILE", "--out", "run", "--foo"), "No such option: --foo"),
         (("simulate", "lorenz", "--out", "x.npz", "--trials", "abc"), "'--trials'"),
         (("nope",), "No such command 'nope'"),
-        (("fit", "FILE", "--out", "run", "--bin-width", "0"), "says its own bin width"),
+        (("fit", "FILE", "--out", "run", "--bin-width", "0"), "states its own bin width"),
         (("fit", "lorenz_lfads_truth", "--out", "run", "--bin-width", "0.5"), "--bin-width 0.5"),
         (
             ("fit", "FILE", "--out", "run", "--valid-fraction", "0"),

@@ -1,4 +1,4 @@
-"""The HDF5 files of the LFADS family, as recordings.
+"""Recordings from HDF5 files of the LFADS family.
 
 LFADS and its relatives exchange data as one HDF5 file with an array per part (``train``, ``valid``)
 and role. Two generations of keys are in use, and both are read:
@@ -12,7 +12,7 @@ and role. Two generations of keys are in use, and both are read:
 ``{part}_truth``                            true rates, in simulations
 ``{part}_latents`` or ``{part}_lowd``       true latent states, in simulations
 ``{part}_behavior``                         behaviour ``(trial, time, quantity)``
-``{part}_inds``                             each trial's number in the experiment
+``{part}_inds``                             number of every trial in the experiment
 ``conversion_factor``                       true rates divided by it are expected counts per bin
 ``dt``, ``bin_width`` (s) or ``bin_ms``     the width of a bin, if the file states it
 ==========================================  =====================================================
@@ -62,22 +62,24 @@ def lfads_recording(
     units: Mapping[str, str] | None = None,
     observed: str | None = None,
 ) -> xr.Dataset:
-    """A recording from the arrays of one LFADS file.
+    """A recording from the arrays of an LFADS file.
 
     Args:
         arrays: the file's arrays by key, see the module's docstring. NaN in the data marks entries
             that were not measured.
         bin_width: seconds per bin, if the file does not state it.
-        truth_unit: unit of the true rates, ``"hz"`` or ``"per_bin"``. Without it the file's
-            ``units`` attribute decides, and without that the data do: their mean must be within a
-            factor 1.5 of the mean true rate in just one of the two units.
+        truth_unit: unit of the true rates, ``"hz"`` or ``"per_bin"``. By default the rates are
+            divided by ``conversion_factor`` if their mean is then within a factor 1.5 of the mean
+            count; otherwise the unit is that of the file's ``units`` attribute; without one it is
+            the only unit in which the means agree within that factor.
         units: ``units`` attributes of the file's arrays, by key.
         observed: ``"counts"`` or ``"signal"``; by default counts if all values are integers >= 0,
             otherwise a signal (with a warning).
 
     Returns:
         A validated recording with the coordinate ``split`` ("train" | "valid") on trials, true
-        rates as expected counts per bin, and ``held_out`` and ``forecast`` where the file has them.
+        rates as expected counts per bin, and ``held_out`` and ``forecast`` if recon has neurons or
+        bins beyond encod.
 
     Raises:
         ValueError: with one sentence naming the key and the fault.
@@ -136,7 +138,7 @@ _ROLES = (*_DATA, "_truth", "_latents", "_lowd", "_ext_input", "_behavior", "_in
 
 
 def _observed(values: NDArray, given: str | None) -> str:
-    """Whether measured values are counts or a signal."""
+    """Whether measured values are ``"counts"`` or a ``"signal"``."""
     if given is not None:
         if given not in ("counts", "signal"):
             raise ValueError(f"observed={given!r} must be 'counts' or 'signal'")
@@ -144,8 +146,8 @@ def _observed(values: NDArray, given: str | None) -> str:
     if ((values >= 0) & (values % 1 == 0)).all():
         return "counts"
     warnings.warn(
-        "the data are no spike counts (negative or fractional values) and are read as a signal;"
-        " say so by observed='signal'",
+        "the data are not spike counts (negative or fractional values) and are read as a signal;"
+        " give observed='signal' to confirm",
         UserWarning,
         stacklevel=4,
     )
@@ -196,14 +198,14 @@ def _num_trials(arrays: Mapping[str, NDArray], part: str) -> int:
 
 
 def _joined(arrays: Mapping[str, NDArray], parts: list[str], role: str) -> NDArray | None:
-    """One role's arrays of all parts, joined along trials; None where no part has it."""
+    """The arrays of one role, joined over parts along trials; None if no part has it."""
     keys = [f"{part}{role}" for part in parts]
     present = [key for key in keys if key in arrays]
     if not present:
         return None
     for key in keys:
         if key not in arrays:
-            raise ValueError(f"{key} is missing where {present[0]} is given; give both or neither")
+            raise ValueError(f"{key} is missing but {present[0]} is given; give both or neither")
         if arrays[key].dtype.kind not in "biuf":
             raise ValueError(f"{key} has dtype {arrays[key].dtype}; it must hold real numbers")
         ndim = 1 if role == "_inds" else 3
@@ -218,7 +220,7 @@ def _joined(arrays: Mapping[str, NDArray], parts: list[str], role: str) -> NDArr
 
 
 def _bin_width(arrays: Mapping[str, NDArray], given: float | None) -> float:
-    """Seconds per bin, from the file or the caller, who must agree."""
+    """Seconds per bin from the file and the argument, which must agree if both are given."""
     stated = [(key, arrays[key]) for key in WIDTHS if key in arrays]
     if not stated:
         if given is None:
@@ -270,8 +272,8 @@ def _check_leading_block(encod: NDArray, recon: NDArray) -> None:
     """What the encoder sees must be the first bins and neurons of what the model predicts."""
     if len(encod) != len(recon) or (np.array(encod.shape) > recon.shape).any():
         raise ValueError(
-            f"encod_data has shape {encod.shape}, which is no leading block of recon_data's"
-            f" {recon.shape}"
+            f"encod_data has shape {encod.shape}, which is not a leading block of recon_data"
+            f" of shape {recon.shape}"
         )
     block = recon[:, : encod.shape[1], : encod.shape[2]]
     differs = (block != encod) & ~(np.isnan(block) & np.isnan(encod))

@@ -1,4 +1,4 @@
-"""Recordings in files: one function to read them, one to write them.
+"""Reading and writing recordings: `read` and `write`.
 
 ===================  ==========================================================================
 ``.npz``             arrays under the names of `recording`'s arguments; never a pickled object
@@ -10,8 +10,8 @@
 
 The first three hold a whole recording and can be written. In an ``.npz`` a coordinate is stored
 under ``coords/DIM/NAME`` (``coords/neuron/neuron`` holds the neurons' labels,
-``coords/neuron/held_out`` a mark on them) and attributes as JSON text under ``attrs`` and
-``attrs/VARIABLE``, so that what was written comes back exactly. A hand-made ``.npz`` needs
+``coords/neuron/held_out`` which are held out) and attributes as JSON text under ``attrs`` and
+``attrs/VARIABLE``, so that `read` returns exactly what was written. A hand-made ``.npz`` needs
 ``counts``, ``signal`` or both, and ``bin_width``.
 """
 
@@ -35,17 +35,17 @@ from pyrodyn.data.recording import recording
 from pyrodyn.data.schema import OPTIONAL, is_number, validate
 
 WRITABLE = (".npz", ".nc", ".nc4", ".zarr")
-"""Kinds of file that hold a whole recording."""
+"""Suffixes of the formats that hold a whole recording."""
 
 READABLE = (*WRITABLE, ".h5", ".hdf5", ".nwb")
-"""Kinds of file that `read` understands."""
+"""Suffixes of the formats that `read` accepts."""
 
 NPZ_KEYS = (
     *("counts", "signal", "bin_width", "start"),
     *OPTIONAL,
     *("valid", "rates", "signal_valid", "signal_mean"),
 )
-"""Keys of an ``.npz`` beside its coordinates and attributes: the arguments of `recording`."""
+"""Keys of an ``.npz`` other than coordinates and attributes: the arguments of `recording`."""
 
 
 def read(
@@ -58,15 +58,14 @@ def read(
     """A recording from a file.
 
     Args:
-        path: the file (the folder, for Zarr); its suffix says what it is, see the module's
+        path: the file (the folder, for Zarr); its suffix determines the format, see the module's
             docstring.
-        bin_width: seconds per bin, for the kinds that may not say it themselves: HDF5 of the LFADS
+        bin_width: seconds per bin, for the formats that may not state it: HDF5 of the LFADS
             family, and NWB, whose trials are then binned from ``start_time`` to ``stop_time``
             (`pyrodyn.data.nwb.read_nwb` offers windows, conditions and behaviour).
         truth_unit: for HDF5 of the LFADS family, the unit of its true rates, ``"hz"`` or
-            ``"per_bin"``; see `pyrodyn.data.lfads_hdf5.lfads_recording` for how it is decided
-            otherwise.
-
+            ``"per_bin"``; `pyrodyn.data.lfads_hdf5.lfads_recording` documents how the unit is
+            found by default.
         observed: for HDF5 of the LFADS family, ``"counts"`` or ``"signal"``; by default counts if
             all values are integers >= 0.
 
@@ -74,35 +73,35 @@ def read(
         A validated recording, see `pyrodyn.data.schema`.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is of no known kind, broken, or holds no valid recording; one
-            sentence names the file and the fault.
-        ImportError: for NWB where pynwb is not installed.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the format is unknown, the file is broken, or it holds no valid recording;
+            one sentence names the file and the fault.
+        ImportError: for NWB if pynwb is not installed.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in READABLE:
         raise ValueError(
-            f"{path} is no kind of file that pyrodyn reads ({', '.join(READABLE)});"
+            f"{path} is not in a format that pyrodyn reads ({', '.join(READABLE)});"
             " pickles are never opened"
         )
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if path.is_dir() != (kind == ".zarr"):
-        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and {kind} is not")
+        raise ValueError(_not_of_its_format(path))
     if kind in WRITABLE and bin_width is not None:
-        raise ValueError(f"{path} says its own bin width; bin_width= is for HDF5 and NWB files")
+        raise ValueError(f"{path} states its own bin width; bin_width= is for HDF5 and NWB files")
     for name, value in {"truth_unit": truth_unit, "observed": observed}.items():
         if value is not None and kind not in (".h5", ".hdf5"):
             raise ValueError(f"{name}= is for HDF5 files of the LFADS family, which {path} is not")
     if kind not in (".npz", ".zarr") and not h5py.is_hdf5(path):
         raise ValueError(
-            f"{path} is no HDF5 file, as {kind} files are; it is another kind or broken"
+            f"{path} is not an HDF5 file, as {kind} files are; it has another format or is broken"
         )
 
     if kind == ".nwb":
         if bin_width is None:
-            raise ValueError(f"{path} holds spike times; say bin_width= in seconds")
+            raise ValueError(f"{path} holds spike times; give bin_width= in seconds")
         return read_nwb(path, bin_width=bin_width)
     if kind == ".npz":
         arrays = npz_arrays(path)
@@ -126,30 +125,31 @@ def read(
 
 
 def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
-    """Write a recording to an ``.npz``, netCDF or Zarr file; `read` gives it back exactly.
+    """Write a recording to an ``.npz``, netCDF or Zarr file; `read` returns exactly the same.
 
-    The file is written beside its place and moved there when whole, so an interrupted write leaves
-    the last good file (and at most a hidden folder beside it, which can be deleted).
+    The file is written to a temporary folder next to ``path`` and moved when it is complete, so an
+    interrupted write leaves the previous file (and at most a hidden folder next to it, which can be
+    deleted).
 
     Args:
         data: a recording.
-        path: where to; an existing recording there is replaced.
+        path: the file or folder to write; an existing one is replaced.
 
     Raises:
-        ValueError: for another kind of file, or where ``data`` is no valid recording or has
-            attributes that JSON cannot say.
-        FileNotFoundError: where the folder does not exist.
+        ValueError: for another format, if ``data`` is not a valid recording, or if it has names,
+            coordinates or attributes that the format cannot represent.
+        FileNotFoundError: if the folder does not exist.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in WRITABLE:
-        raise ValueError(f"{path} is no kind of file that pyrodyn writes ({', '.join(WRITABLE)})")
+        raise ValueError(f"{path} is not in a format that pyrodyn writes ({', '.join(WRITABLE)})")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
     if path.exists() and path.is_dir() != (kind == ".zarr"):
-        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and {kind} is not")
+        raise ValueError(_not_of_its_format(path))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the warnings were given when it was made
+        warnings.simplefilter("ignore")  # they were issued when it was created
         data = validate(data)
     for name in [*data.variables, *data.dims]:
         if not str(name) or "/" in str(name):
@@ -157,62 +157,70 @@ def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
     for name in (name for name in data.coords if data[name].dtype.kind in "cOmM"):
         if data[name].dtype.kind != "M" or kind != ".npz":
             raise ValueError(
-                f"coordinate {name!r} has dtype {data[name].dtype}, which {kind} files cannot give"
-                " back; store numbers or text"
+                f"coordinate {name!r} has dtype {data[name].dtype}, which {kind} files cannot"
+                " represent; store numbers or text"
             )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        whole = Path(folder) / path.name
+        complete = Path(folder) / path.name
         if kind == ".npz":
-            with whole.open("wb") as file:
+            with complete.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, **_npz_from_recording(data))
         elif kind == ".zarr":
-            # A lost chunk reads as its fill value: take values that no valid recording holds.
+            # A lost chunk is read as its fill value, which must be invalid in a recording.
             encoding = {"counts": {"fill_value": -1}} if "counts" in data else None
             stored = _with_attrs(data.drop_encoding(), _stored_from_plain)
-            stored.to_zarr(whole, mode="w", consolidated=False, encoding=encoding)
+            stored.to_zarr(complete, mode="w", consolidated=False, encoding=encoding)
         else:
             stored = _with_attrs(data.drop_encoding(), _stored_from_plain)
-            stored.to_netcdf(whole, engine="h5netcdf")
-        _move(whole, path, Path(folder) / "previous")
+            stored.to_netcdf(complete, engine="h5netcdf")
+        _move(complete, path, Path(folder) / "previous")
 
 
 def npz_arrays(path: Path) -> dict[str, NDArray]:
-    """All arrays of an ``.npz`` file by key, none of them unpickled.
+    """All arrays of an ``.npz`` file by key; pickled objects are refused.
 
     Raises:
-        ValueError: where the file is broken or holds Python objects.
+        ValueError: if the file is broken or holds Python objects.
     """
-    # numpy would leave a file open that it cannot read.
+    # numpy does not close a file that it cannot read.
     with _reading(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
-def _move(whole: Path, path: Path, previous: Path) -> None:
-    """Put a whole file or folder in its place; what was there goes aside or stays."""
+def _move(complete: Path, path: Path, previous: Path) -> None:
+    """Move a complete file or folder to its path; a folder there is moved to ``previous`` first,
+    and back if the move fails.
+    """
     if not path.is_dir():
-        whole.replace(path)
+        complete.replace(path)
         return
     path.rename(previous)  # a folder cannot be replaced in one step
     try:
-        whole.rename(path)
+        complete.rename(path)
     except OSError:
         previous.rename(path)
         raise
 
 
+def _not_of_its_format(path: Path) -> str:
+    """Error message for a folder where the suffix means a file, or the reverse."""
+    found, expected = ("folder", "file") if path.is_dir() else ("file", "folder")
+    return f"{path} is a {found}; {path.suffix} is the suffix of a {expected}"
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a file library raises on a broken file into one sentence."""
+    """Raise any error of a file library as a ValueError of one sentence."""
     try:
         yield
-    except Exception as error:  # each library has its own, and all of them mean this
+    except Exception as error:  # each library raises types of its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is broken or no {path.suffix} file: {reason}") from None
+        raise ValueError(f"{path} is broken or not a {path.suffix} file: {reason}") from None
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in a sentence about its contents."""
+    """Prefix error messages about the contents with the path."""
     try:
         yield
     except ValueError as error:
@@ -235,7 +243,7 @@ def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
             raise ValueError(f"{key} is {value!r}; it must be one number, in seconds")
         arguments[key] = float(value)
     names: dict[str, Any] = {}
-    marks: dict[str, tuple[tuple[str, ...], NDArray]] = {}
+    others: dict[str, tuple[tuple[str, ...], NDArray]] = {}
     for key, values in arrays.items():
         if not key.startswith("coords/"):
             continue
@@ -243,20 +251,20 @@ def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
         if dims == [name]:
             names[name] = values
         else:
-            marks[name] = (tuple(dims), values)
+            others[name] = (tuple(dims), values)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the second look, below, says it
+        warnings.simplefilter("ignore")  # `validate` below repeats them
         data = recording(**arguments, names=names)
-    for name, (mark_dims, values) in marks.items():
-        sizes = tuple(data.sizes.get(dim) for dim in mark_dims)
+    for name, (coord_dims, values) in others.items():
+        sizes = tuple(data.sizes.get(dim) for dim in coord_dims)
         if len(sizes) != values.ndim or any(
             size not in (None, length) for size, length in zip(sizes, values.shape, strict=True)
         ):
             raise ValueError(
-                f"coordinate {name} has shape {values.shape} along {mark_dims}, whose sizes are"
+                f"coordinate {name} has shape {values.shape} along {coord_dims}, whose sizes are"
                 f" {sizes}"
             )
-    data = data.assign_coords(marks)
+    data = data.assign_coords(others)
     data.attrs.update(_attrs_from_npz(arrays, "attrs"))
     for variable in data.variables:
         data[variable].attrs.update(_attrs_from_npz(arrays, f"attrs/{variable}"))
@@ -295,13 +303,13 @@ def _json(value: Any, name: str) -> str:
         return json.dumps(value, default=lambda array: array.tolist())
     except (TypeError, ValueError, AttributeError):
         raise ValueError(
-            f"{name} is {value!r}, which JSON cannot say; keep attributes to texts, numbers, lists"
-            " and dicts"
+            f"{name} is {value!r}, which JSON cannot represent; attributes may be texts, numbers,"
+            " lists and dicts"
         ) from None
 
 
 def _with_attrs(data: xr.Dataset, change: Any) -> xr.Dataset:
-    """The dataset with its own and all its variables' attributes changed by one function."""
+    """The dataset with a function applied to its attributes and to those of its variables."""
     data = data.copy()
     data.attrs = change(data.attrs)
     for name in data.variables:
@@ -310,7 +318,7 @@ def _with_attrs(data: xr.Dataset, change: Any) -> xr.Dataset:
 
 
 def _stored_from_plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes as netCDF knows them: text and numbers stay, the rest becomes JSON text."""
+    """Attributes for netCDF: text and numbers unchanged, everything else as JSON text."""
     plain = {
         name: isinstance(value, str | int | float) and not isinstance(value, bool)
         for name, value in attrs.items()
@@ -324,6 +332,7 @@ def _stored_from_plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _plain_from_stored(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """The inverse of `_stored_from_plain`."""
     as_json = json.loads(attrs.get("json_attributes", "[]"))
     plain: dict[str, Any] = {}
     for name, value in attrs.items():

@@ -500,7 +500,7 @@ LFADS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "encod is larger": (
         lambda: lfads(train_encod_data=counts(3, 5, 2), train_recon_data=counts()),
-        r"shape \(3, 5, 2\), which is no leading block of recon_data's \(3, 4, 2\)",
+        r"shape \(3, 5, 2\), which is not a leading block of recon_data of shape \(3, 4, 2\)",
     ),
     "valid has other neurons": (
         lambda: lfads(train_data=counts(), valid_data=counts(1, 4, 3)),
@@ -508,7 +508,7 @@ LFADS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "truth of one part": (
         lambda: lfads(train_data=counts(), valid_data=counts(), train_truth=counts()),
-        r"valid_truth is missing where train_truth is given; give both or neither",
+        r"valid_truth is missing but train_truth is given; give both or neither",
     ),
     "numbered twice": (
         lambda: lfads(train_data=counts(), train_inds=[0, 1, 1]),
@@ -590,35 +590,35 @@ def folder(path: Path) -> Path:
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (
         lambda at: read(saved(at / "a.pkl", pickle.dumps([1]))),
-        r"a\.pkl is no kind of file that pyrodyn reads \(\.npz, .*\); pickles are never opened",
+        r"a\.pkl is not in a format that pyrodyn reads \(\.npz, .*\); pickles are never opened",
     ),
-    "matlab": (lambda at: read(saved(at / "a.mat", b"MATLAB")), r"a\.mat is no kind of file"),
-    "torch": (lambda at: read(saved(at / "a.pt", b"PK")), r"a\.pt is no kind of file"),
-    "no suffix": (lambda at: read(saved(at / "a", b"")), r"a is no kind of file"),
+    "matlab": (lambda at: read(saved(at / "a.mat", b"MATLAB")), r"a\.mat is not in a format"),
+    "torch": (lambda at: read(saved(at / "a.pt", b"PK")), r"a\.pt is not in a format"),
+    "no suffix": (lambda at: read(saved(at / "a", b"")), r"a is not in a format"),
     "folder for a file": (
         lambda at: read(folder(at / "a.npz")),
-        r"a\.npz is a folder, and \.npz is not",
+        r"a\.npz is a folder; \.npz is the suffix of a file",
     ),
     "file for a folder": (lambda at: read(saved(at / "a.zarr", b"")), r"a\.zarr is a file"),
     "empty npz": (
         lambda at: read(saved(at / "a.npz", b"")),
-        r"a\.npz is broken or no \.npz file: ",
+        r"a\.npz is broken or not a \.npz file: ",
     ),
     "pickle named npz": (
         lambda at: read(saved(at / "a.npz", pickle.dumps({"counts": 1}))),
-        r"a\.npz is broken or no \.npz file: .*pickle",
+        r"a\.npz is broken or not a \.npz file: .*pickle",
     ),
     "objects in an npz": (
         lambda at: read(npz(at / "a.npz", counts=np.array([{}], object), bin_width=0.1)),
-        r"a\.npz is broken or no \.npz file: Object arrays cannot be loaded",
+        r"a\.npz is broken or not a \.npz file: Object arrays cannot be loaded",
     ),
     "npy named npz": (
         lambda at: read(npy(at / "a.npz", counts())),
-        r"a\.npz is broken or no \.npz file",
+        r"a\.npz is broken or not a \.npz file",
     ),
     "truncated npz": (
         lambda at: read(truncated(at / "a.npz")),
-        r"a\.npz is broken or no \.npz file",
+        r"a\.npz is broken or not a \.npz file",
     ),
     "unknown key": (
         lambda at: read(npz(at / "a.npz", spikes=counts(), bin_width=0.1)),
@@ -651,13 +651,16 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "text named nc": (
         lambda at: read(saved(at / "a.nc", b"hello")),
-        r"a\.nc is no HDF5 file, as \.nc files are; it is another kind or broken",
+        r"a\.nc is not an HDF5 file, as \.nc files are; it has another format or is broken",
     ),
     "old netCDF": (
         lambda at: read(saved(at / "a.nc", b"CDF\x01" + bytes(60))),
-        r"a\.nc is no HDF5",
+        r"a\.nc is not an HDF5",
     ),
-    "truncated nc": (lambda at: read(truncated(at / "a.nc")), r"a\.nc is broken or no \.nc file: "),
+    "truncated nc": (
+        lambda at: read(truncated(at / "a.nc")),
+        r"a\.nc is broken or not a \.nc file: ",
+    ),
     "another nc": (
         lambda at: (
             xr.Dataset({"t2m": ("x", [1.0])}).to_netcdf(at / "a.nc", engine="h5netcdf")
@@ -665,12 +668,15 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"a\.nc: a recording holds counts, .* neither \(its variables: t2m\)",
     ),
-    "empty zarr": (lambda at: read(folder(at / "a.zarr")), r"a\.zarr is broken or no \.zarr file"),
+    "empty zarr": (
+        lambda at: read(folder(at / "a.zarr")),
+        r"a\.zarr is broken or not a \.zarr file",
+    ),
     "corrupted zarr": (
         lambda at: read(corrupted_zarr(at / "a.zarr")),
-        r"a\.zarr is broken or no \.zarr file",
+        r"a\.zarr is broken or not a \.zarr file",
     ),
-    "text named h5": (lambda at: read(saved(at / "a.h5", b"{}")), r"a\.h5 is no HDF5 file"),
+    "text named h5": (lambda at: read(saved(at / "a.h5", b"{}")), r"a\.h5 is not an HDF5 file"),
     "h5 without bin width": (
         lambda at: read(hdf5(at / "a.h5", train_data=counts())),
         r"a\.h5: the file does not state the width of a bin; give bin_width= in seconds",
@@ -687,11 +693,11 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
             ),
             bin_width=0.1,
         ),
-        r"a\.h5 is broken or no \.h5 file: .*truncated",
+        r"a\.h5 is broken or not a \.h5 file: .*truncated",
     ),
     "bin width of an npz": (
         lambda at: read(npz(at / "a.npz", counts=counts(), bin_width=0.1), bin_width=0.2),
-        r"a\.npz says its own bin width; bin_width= is for HDF5 and NWB files",
+        r"a\.npz states its own bin width; bin_width= is for HDF5 and NWB files",
     ),
     "truth unit of an npz": (
         lambda at: read(npz(at / "a.npz", counts=counts(), bin_width=0.1), truth_unit="hz"),
@@ -699,7 +705,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "nwb without bin width": (
         lambda at: read(hdf5(at / "a.nwb", x=[1])),
-        r"a\.nwb holds spike times; say bin_width= in seconds",
+        r"a\.nwb holds spike times; give bin_width= in seconds",
     ),
     "h5 named nwb": (
         lambda at: read(hdf5(at / "a.nwb", x=[1]), bin_width=0.1),
@@ -755,7 +761,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "write a pickle": (
         lambda at: write(good(), at / "a.pkl"),
-        r"a\.pkl is no kind .* pyrodyn writes",
+        r"a\.pkl is not in a format that pyrodyn writes",
     ),
     "write over a folder": (lambda at: write(good(), folder(at / "a.nc")), r"a\.nc is a folder"),
     "write what is no recording": (
@@ -764,7 +770,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "write attributes that are no JSON": (
         lambda at: write(good().assign_attrs(made_by=object()), at / "a.nc"),
-        r"attribute made_by is <object object .*>, which JSON cannot say; keep attributes to texts",
+        r"attribute made_by is <object object .*>, which JSON cannot represent; attributes may be",
     ),
 }
 

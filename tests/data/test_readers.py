@@ -308,7 +308,7 @@ def test_an_lfads_file_of_a_signal(tmp_path: Path) -> None:
         train_behavior=events[..., :2],
         bin_ms=33,
     )
-    with pytest.warns(UserWarning, match="no spike counts .* are read as a signal"):
+    with pytest.warns(UserWarning, match="not spike counts .* are read as a signal"):
         data = read(path)
     np.testing.assert_array_equal(data["signal"], events.astype(np.float32))
     np.testing.assert_array_equal(data["behavior"], events[..., :2].astype(np.float32))
