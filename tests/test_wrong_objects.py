@@ -67,7 +67,7 @@ SENTENCES = (
     "schedule: schedule=None; give a Schedule(...), or leave it out",
     "guide: guide=5 cannot be called; a guide is a Pyro program that takes a batch",
     "check: guide=None cannot be called; a guide is a Pyro program that takes a batch",
-    "transforms: transforms=<built-in function abs>; give a list of transforms, be it one alone",
+    "transforms: transforms=<built-in function abs>; give a list, such as [SpikeJitter(1)]",
     "beta: beta=-1; give weights by site, such as {'z0': 0.5}",
     f"filter: {NO_BATCH}",
     f"sample: {NO_BATCH}",

@@ -1,8 +1,8 @@
-"""Keep what a training step frees for the next step.
+"""Keep the memory that a training step frees for the next step.
 
 A step on the CPU allocates and frees the same tens of megabytes every time. The C library of Linux
-hands large blocks back to the system at once, and every page of them is fetched and zeroed again in
-the next step: a tenth to a fifth of LFADS' step at the sizes of ``benchmarks/step.py``.
+returns large blocks to the system at once, and every page of them is mapped and zeroed again in the
+next step: 10 to 20 % of the time of an LFADS step at the sizes of ``benchmarks/step.py``.
 """
 
 import ctypes
@@ -16,14 +16,14 @@ LARGEST_KEPT = 32 * 2**20
 """Bytes of the largest block that is kept (the most that every version of glibc accepts)."""
 
 KEPT = 2**30
-"""Free bytes above which the rest is handed back all the same."""
+"""Bytes of free memory that are kept; memory beyond them is returned to the system."""
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library of this process keep freed memory, at most `KEPT` bytes.
+    """Make the C library of this process keep up to `KEPT` bytes of freed memory.
 
     Returns:
-        Whether it could be told (glibc alone can; elsewhere nothing changes).
+        Whether the C library accepted the setting (only glibc does; otherwise nothing changes).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

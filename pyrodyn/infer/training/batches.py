@@ -1,7 +1,7 @@
 """Minibatches of a recording.
 
-Their order follows from (seed, epoch), so a run that resumes from a checkpoint takes the very steps
-that the uninterrupted run would have taken.
+Their order follows from (seed, epoch), so that a run resumed from a checkpoint takes the same steps
+as the uninterrupted run.
 """
 
 import math
@@ -15,13 +15,13 @@ from pyrodyn.data.batch import Batch, Trials
 class ShuffledBatches:
     """Minibatches of a recording in an order that follows from (seed, epoch).
 
-    A single batch of all trials keeps their recorded order.
+    A single batch of all trials has their recorded order.
 
     Args:
         trials: the recording's tensors.
         batch_size: trials per batch; the last batch of an epoch may be smaller.
         seed: seeds the order.
-        epoch: asked for the current epoch at the start of each pass.
+        epoch: returns the current epoch; called at the start of each pass.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ShuffledBatches:
         if len(self) == 1:
             yield self.trials.batch()
             return
-        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch()))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch()))
         order = torch.randperm(len(self.trials), generator=generator)
         device = self.trials.batch().trial.device
         for positions in order.to(device).split(self.batch_size):
@@ -56,6 +56,6 @@ class OrderedBatches:
         return self.trials.batches(self.batch_size)
 
 
-def mixed(seed: int, counter: int) -> int:
-    """One seed per (seed, counter)."""
+def mixed_seed(seed: int, counter: int) -> int:
+    """A different seed for each pair of seed and counter."""
     return (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 1) % 2**63

@@ -1,4 +1,4 @@
-"""Callbacks of the Trainer: the best weights are kept, and the training state is written."""
+"""Callbacks of the Trainer: one keeps the best weights, one writes checkpoints."""
 
 import math
 import time
@@ -13,29 +13,29 @@ from torch import Tensor
 class KeepBest(Checkpoint):
     """Keeps the weights of the lowest settled validation loss, and the history of all epochs.
 
-    Both travel in the checkpoint, so they survive a kill. (Lightning calls what is a `Checkpoint`
-    last at the end of an epoch, when all of its metrics are known.)
+    Both are part of the checkpoint. (Lightning calls a `Checkpoint` after all other callbacks at
+    the end of an epoch, when all metrics of the epoch are known.)
     """
 
-    # Named one by one: Lightning hangs its own methods on a callback.
+    # Listed by name, because Lightning adds attributes of its own to a callback.
     _kept = ("best_loss", "best_epoch", "best_weights", "first_epoch", "history")
 
     def __init__(self) -> None:
         self.best_loss = math.inf
         self.best_epoch = -1
-        self.first_epoch = -1  # whose loss settled
+        self.first_epoch = -1  # with a settled loss
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
 
     @property
     def kept_epoch(self) -> int:
-        """Epoch of the weights that a fit ends with: the last where no loss settled."""
+        """Epoch of the weights that a fit returns: the best, or the last if no loss has settled."""
         return self.best_epoch if self.best_weights else len(self.history) - 1
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
-        """Append the epoch's metrics; keep its weights if they are the best yet."""
+        """Append the epoch's metrics; keep its weights if they are the best so far."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         settled = metrics.pop("settled_loss", math.inf)
         self.history.append(metrics)
@@ -47,23 +47,24 @@ class KeepBest(Checkpoint):
             self.best_weights = {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """Best weights and history, for the checkpoint."""
         return {name: getattr(self, name) for name in self._kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore best weights and history from a checkpoint."""
         for name in self._kept:
             setattr(self, name, state_dict[name])
 
 
 class SaveCheckpoint(Checkpoint):
-    """Writes the whole training state: after the first epoch, then at most every ``seconds`` at the
-    end of an epoch, and after the run.
+    """Writes the training state after the first epoch, then at the end of an epoch if ``seconds``
+    have passed since the last time, and after the run.
 
-    A run whose time is up within an epoch is not written: what goes on from there would miss the
-    rest of that epoch. The checkpoint of the epoch before stays.
+    The state in the middle of an epoch, where ``max_minutes`` may end a run, is not written: a
+    resumed run would skip the rest of that epoch. The checkpoint of the previous epoch remains.
 
-    Lightning writes beside the target and renames: an interrupted write leaves the last good file.
+    Lightning writes a temporary file and renames it: after an interrupted write the previous
+    checkpoint is intact.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
@@ -73,12 +74,12 @@ class SaveCheckpoint(Checkpoint):
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
-        """Must come after `KeepBest` in the list of callbacks, to hold this epoch's record."""
+        """Must come after `KeepBest` in the list of callbacks, to include this epoch's metrics."""
         if time.monotonic() - self._last >= self.seconds:
             self._save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Write what the run ends with."""
+        """Write the final state."""
         self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:

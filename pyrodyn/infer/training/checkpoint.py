@@ -1,8 +1,8 @@
-"""Checkpoints of a run: what they are of, and whether a run may go on from one.
+"""The identity of a run in its checkpoint, and the check that a run may be resumed from one.
 
-A run that goes on must be the run that was begun: other weights do not fit, other data or another
-seed would mix trials that were kept for validation with those it trains on. All of it is checked
-before anything is trained or written.
+A run is resumed only with the arguments that it was started with: weights of another model do not
+fit, and with other data or another seed validation trials might become training trials. This is
+checked before anything is trained or written.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from pyrodyn.infer.objectives.objective import Objective
 CHECKPOINT = "last.ckpt"
 
 IDENTITY = "pyrodyn_run"
-"""Where a checkpoint keeps what it is of."""
+"""Key of a checkpoint under which the identity of its run is stored."""
 
 
 def identity(
@@ -36,8 +36,8 @@ def identity(
     average_weights: bool,
     seed: int,
 ) -> dict[str, str]:
-    """What must not change between the parts of a run, by the names of the arguments of `fit` and
-    its schedule.
+    """The arguments of `fit` and its schedule that must not change when a run is resumed, as text
+    by their names.
     """
     return {
         "train": fingerprint(train),
@@ -52,12 +52,12 @@ def identity(
 
 
 def _described(transforms: Sequence[Transform]) -> str:
-    """Those of `pyrodyn.data`, which say what they do; a user's own function does not."""
+    """Transforms that are dataclasses, as in `pyrodyn.data`; functions have no stable repr."""
     return repr([transform for transform in transforms if dataclasses.is_dataclass(transform)])
 
 
 def fingerprint(recording: xr.Dataset) -> str:
-    """Sizes and a checksum of all that a model sees of a recording."""
+    """Sizes and a checksum of everything in a recording that enters a model."""
     everything = Trials(recording).batch()
     assert everything.x is not None  # a recording always has observations
     checksum = 0
@@ -70,39 +70,40 @@ def fingerprint(recording: xr.Dataset) -> str:
 def check_resumable(
     path: Path, weights: Mapping[str, Tensor], wanted: dict[str, str], max_epochs: int
 ) -> None:
-    """Refuse a checkpoint that this run cannot go on from.
+    """Raise for a checkpoint from which this run cannot be resumed.
 
     Args:
-        path: of the checkpoint.
-        weights: of model and guide, by their names in it.
+        path: path of the checkpoint.
+        weights: state of model and guide, by names as in the checkpoint.
         wanted: the `identity` of the run.
-        max_epochs: where it is to end.
+        max_epochs: epochs of the whole run.
 
     Raises:
-        ValueError: for a broken checkpoint, and one of another run, naming what differs.
+        ValueError: for a broken checkpoint, and for one of another run, naming what differs.
     """
     try:
         kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = {name: tuple(weight.shape) for name, weight in kept["state_dict"].items()}
         num_epochs = int(kept["epoch"])
-    except Exception:  # whatever the bytes made torch stumble over
+    except Exception:  # torch.load raises errors of many kinds for broken files
         raise ValueError(
             f"{path} is broken and cannot be resumed from: start a new run in another folder"
         ) from None
     if num_epochs > max_epochs:
         raise ValueError(
-            f"{path} is of {num_epochs} epochs already; max_epochs={max_epochs} must not be less"
+            f"{path} has {num_epochs} epochs already; max_epochs={max_epochs} must not be less"
         )
     remedy = "resume with the arguments that the run was started with, or choose another folder"
     for name, value in kept.get(IDENTITY, {}).items():
         if value != wanted[name]:
             raise ValueError(
-                f"{path} is of another run: {name} was {value} and is {wanted[name]} now; {remedy}"
+                f"{path} belongs to another run: {name} was {value} and is {wanted[name]} now;"
+                f" {remedy}"
             )
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted({*found, *shapes}):
         if found.get(name) != shapes.get(name):
             raise ValueError(
-                f"{path} is of another model: {name} has the shape {found.get(name)} there and"
+                f"{path} belongs to another model: {name} has the shape {found.get(name)} there and"
                 f" {shapes.get(name)} here; {remedy}"
             )

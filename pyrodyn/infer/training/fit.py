@@ -1,4 +1,4 @@
-"""Fitting: an objective, a recording and a Lightning Trainer."""
+"""Fitting: a Lightning Trainer maximises an objective on a recording."""
 
 import dataclasses
 import warnings
@@ -49,49 +49,50 @@ def fit[Model: LatentDynamics](
 ) -> Fit[Model]:
     """Fit a model to a recording.
 
-    The model is trained in place. On the CPU two runs with the same seed and arguments give the
-    same bits. What is doubtful about the end of the fit, and what the fitted model diagnoses
-    (`LatentDynamics.diagnose`; a NODE whose solver was too coarse), is warned of and kept in
-    `Fit.diagnostics`. The guide passes `check_guide` before anything is trained. From then on this
-    process keeps up to a gigabyte of freed memory for reuse.
+    The model is trained in place. On the CPU two runs with the same seed and arguments give
+    identical results, bit by bit. Signs that the fit did not end well, and what the fitted model
+    diagnoses (`LatentDynamics.diagnose`, such as the solver of a NODE that was too coarse), are
+    warned of and kept in `Fit.diagnostics`. The guide must pass `check_guide` before anything is
+    trained. This process keeps up to a gigabyte of freed memory for reuse, also after the fit.
 
     Args:
         model: the model to fit.
         train: recording to fit.
-        valid: recording whose loss sets the learning rate, the kept weights and the end of
-            training. Without it the last weights are kept after ``max_epochs``.
+        valid: recording whose loss determines the learning rate, the kept weights and early
+            stopping. Without it the last weights are kept after ``max_epochs``.
         objective: the bound to maximise; `ELBO` by default.
         guide: a Pyro program with the model's latent sites, in place of the model's own guide: a
             module or one of its methods, whose parameters are trained too, or a function without
-            parameters of its own. An automatic guide of Pyro gets parameters for all trials of
-            ``train`` and takes the rows of each batch; see `pyrodyn.infer.guides.per_trial`.
-        transforms: training tricks from `pyrodyn.data`, such as `CoordinatedDropout`, in order.
+            parameters of its own. An automatic guide of Pyro gets parameters for each trial of
+            ``train``, see `pyrodyn.infer.guides.per_trial`.
+        transforms: transforms of training batches from `pyrodyn.data`, such as
+            `CoordinatedDropout`, in order.
         valid_transforms: the same for validation batches, such as
             ``SampleValidation(...).complement()``.
-        max_epochs: most passes over the training trials.
-        max_minutes: most minutes of training, those before a resume included.
+        max_epochs: largest number of passes over the training trials.
+        max_minutes: largest duration of training in minutes, including the time before a resume.
         batch_size: trials per step.
         schedule: learning rates and patience, averaged weights, the growing horizon and the
-            falling noise.
+            annealing of process noise.
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
             nothing.
-        resume: go on from the checkpoint in ``out``, with the same recordings, seed, batch size,
+        resume: continue from the checkpoint in ``out``, with the same recordings, seed, batch size,
             objective, transforms and ``average_weights``.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
-        seed: seeds batches, masks and noise (the initial weights are the model's own).
-        accelerator: Lightning's name of the hardware; ``"auto"`` takes CUDA where there is one.
+        seed: seeds batches, masks and noise (initial weights are drawn when the model is made).
+        accelerator: Lightning's name of the hardware; ``"auto"`` uses CUDA if it is available.
         progress: show a progress bar.
 
     Returns:
         The fitted model with its guide and history.
 
     Raises:
-        GuideError: for a guide that does not fit the model, naming site, shape or parameter.
+        GuideError: for a guide that does not match the model, naming site, shape or parameter.
         ValueError: for arguments that do not fit together, recordings that do not fit the model,
-            and a checkpoint that is broken or of another run, before training starts.
-        NonFiniteLossError: when a step is not finite; the model then holds the last good weights.
-        KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is that of the last finished
-            epoch written.
+            and a checkpoint that is broken or belongs to another run, before training starts.
+        NonFiniteLossError: when a step is not finite; the model then has the last finite weights.
+        KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is the last that was written
+            at the end of an epoch.
     """
     objective = ELBO() if objective is None else objective
     _check_kinds(objective, schedule, transforms, valid_transforms)
@@ -102,7 +103,7 @@ def fit[Model: LatentDynamics](
     folder = None if out is None else Path(out)
     resumed = _resumed(folder, resume)
     keep_freed_memory()
-    # Lightning takes longer to import than all the rest together, and only a fit needs it.
+    # Importing Lightning takes longer than importing all of pyrodyn, and only `fit` needs it.
     from pyrodyn.infer.training.callbacks import KeepBest
     from pyrodyn.infer.training.module import Training
     from pyrodyn.infer.training.trainer import run, trainer_with
@@ -197,23 +198,23 @@ def fit[Model: LatentDynamics](
                 },
             }
             history = _history(best.history)
-            signs = fit_diagnostics(history, best.kept_epoch, best.first_epoch, [*model.site_dims])
-            fitted = Fit(model, guide, history, best.kept_epoch, trainer.global_step, tuple(signs))
+            of_fit = fit_diagnostics(history, best.kept_epoch, best.first_epoch, [*model.site_dims])
+            fitted = Fit(model, guide, history, best.kept_epoch, trainer.global_step, tuple(of_fit))
             if folder is not None:
                 save(fitted, folder / "model")
-    for sentence in signs:
+    for sentence in of_fit:
         warnings.warn(sentence, FitWarning, stacklevel=2)
     of_model = model.diagnose(first)
     for sentence in of_model:
         warnings.warn(sentence, stacklevel=2)
-    fitted = dataclasses.replace(fitted, diagnostics=(*signs, *of_model))
+    fitted = dataclasses.replace(fitted, diagnostics=(*of_fit, *of_model))
     if folder is not None and of_model:
         save(fitted, folder / "model")
     return fitted
 
 
 def _validated(recording: xr.Dataset) -> xr.Dataset:
-    with warnings.catch_warnings():  # of neurons that never fire in this part of a recording
+    with warnings.catch_warnings():  # neurons may be silent in one part of a split recording
         warnings.simplefilter("ignore", UserWarning)
         return validate(recording)
 
@@ -227,7 +228,7 @@ def _check_kinds(
         raise ValueError(f"schedule={schedule!r}; give a Schedule(...), or leave it out")
     for name, value in {"transforms": transforms, "valid_transforms": valid_transforms}.items():
         if not isinstance(value, Sequence) or not all(callable(each) for each in value):
-            raise ValueError(f"{name}={value!r}; give a list of transforms, be it one alone")
+            raise ValueError(f"{name}={value!r}; give a list, such as [SpikeJitter(1)]")
 
 
 def _check(
@@ -247,10 +248,10 @@ def _check(
 
 
 def _resumed(folder: Path | None, resume: bool) -> Path | None:
-    """The checkpoint to go on from, if any."""
+    """The checkpoint to resume from, if any."""
     if folder is None:
         if resume:
-            raise ValueError("resume=True needs out=, the folder of the run to go on with")
+            raise ValueError("resume=True needs out=, the folder of the run to resume")
         return None
     path = folder / CHECKPOINT
     if resume and not path.exists():

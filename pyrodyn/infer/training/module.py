@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.objectives.objective import Loss
 from pyrodyn.infer.traces import latent_sites, paired_traces
-from pyrodyn.infer.training.batches import OrderedBatches, ShuffledBatches, mixed
+from pyrodyn.infer.training.batches import OrderedBatches, ShuffledBatches, mixed_seed
 from pyrodyn.infer.training.checkpoint import IDENTITY
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.training.weight_average import WeightAverage
@@ -24,15 +24,15 @@ from pyrodyn.nn.solvers import DivergenceError
 
 
 class LastStep(NamedTuple):
-    """What is kept of a training step until the next, to explain it should it fail.
+    """The last training step, cached until the next so that a failure can be explained.
 
     Attributes:
-        given: the batch before transforms.
-        batch: the batch that was scored.
+        original: the batch before transforms.
+        batch: the batch whose loss was computed.
         loss: the loss per trial.
     """
 
-    given: Batch
+    original: Batch
     batch: Batch
     loss: Tensor
 
@@ -41,7 +41,7 @@ class Training(lightning.LightningModule):
     """An objective trained on a recording.
 
     Losses are reported per trial and in nats. The validation loss uses the objective's final
-    weights and no training trick, so that it is a bound wherever the objective is one.
+    weights and no training transforms, so that it is a bound if the objective is one.
 
     Args:
         loss: the objective of model and guide.
@@ -50,10 +50,10 @@ class Training(lightning.LightningModule):
         transforms: applied to each training batch, in order.
         valid_transforms: applied to each validation batch, in order.
         batch_size: trials per training step and per validation batch.
-        schedule: learning rates, the growing horizon and the falling noise.
+        schedule: learning rates, the growing horizon and the annealing of process noise.
         first_bin: the first bin that the model generates.
-        seed: seeds order, masks and noise.
-        identity: of the run, kept in its checkpoints; None for a run that writes none.
+        seed: seeds the order of trials, masks and noise.
+        identity: identifies the run in its checkpoints; None for a run that writes none.
     """
 
     def __init__(
@@ -84,25 +84,25 @@ class Training(lightning.LightningModule):
         return ShuffledBatches(trials, self._batch_size, self._seed, lambda: self.current_epoch)
 
     def val_dataloader(self) -> OrderedBatches:
-        """The validation recording in order; not asked for where there is none."""
+        """The validation recording in order; Lightning calls this only if there is one."""
         assert self._valid is not None
         return OrderedBatches(self._trials(self._valid), self._batch_size)
 
     def _trials(self, recording: xr.Dataset) -> Trials:
-        """A recording's tensors, of the device and precision of what is trained."""
+        """A recording's tensors, on the device and in the precision of the parameters."""
         return Trials(recording, self.device, next(self.loss.parameters()).dtype)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in it what run it is of."""
+        """Add the identity of the run to its checkpoint."""
         checkpoint[IDENTITY] = self.identity
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """Nothing to do: a batch is cut from tensors that lie there already."""
+        """The batch itself: it is indexed from tensors that are on the device already."""
         return batch
 
     def configure_optimizers(self) -> Any:
-        """Adam, its step size lowered on plateaus where there is a validation recording and the
-        schedule does not say how it falls.
+        """Adam; with a validation recording and no ``final_learning_rate`` the learning rate falls
+        on plateaus of the validation loss.
         """
         optimizer = torch.optim.Adam(
             [p for p in self.loss.parameters() if p.requires_grad],
@@ -120,56 +120,56 @@ class Training(lightning.LightningModule):
         }
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Nothing: Lightning would take this step after the epoch's checkpoint is written."""
+        """Does nothing: Lightning would take this step after writing the epoch's checkpoint."""
 
     @property
-    def _ramps_are_over(self) -> bool:
+    def _ramps_have_ended(self) -> bool:
         ends = self.loss.objective.final_step, self._schedule.final_step
         return self.global_step >= max(ends)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss per trial."""
-        torch.manual_seed(mixed(self._seed, self.global_step))
+        torch.manual_seed(mixed_seed(self._seed, self.global_step))
         if self._schedule.noise is not None:
             self._schedule.noise.apply(self.loss.model, self.global_step)
         if self._schedule.final_learning_rate is not None:
-            share = self.global_step / self.trainer.estimated_stepping_batches
+            fraction = self.global_step / self.trainer.estimated_stepping_batches
             for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = self._schedule.rate(share)
-        given = batch
+                group["lr"] = self._schedule.rate(fraction)
+        original = batch
         for transform in self._transforms:
             batch = transform(batch)
         if self._schedule.horizon is not None:
             batch = self._schedule.horizon.cut(batch, self.global_step, self._first_bin)
-        with self._following(batch):
+        with self._divergence_named(batch):
             evaluation = self.loss.evaluate(batch, self.global_step)
         num_represented = batch.num_trials * batch.weight
         loss = evaluation.loss / num_represented
-        self._last = LastStep(given, batch, loss.detach())
+        self._last = LastStep(original, batch, loss.detach())
         self._add("train_loss", loss, batch.num_trials)
         for name, value in evaluation.logged.items():
             self._add(name, value / num_represented, batch.num_trials)
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip; stop where loss or gradient is not finite, while the weights are the last good."""
+        """Clip the gradient; raise if loss or gradient is not finite, before the weights change."""
         norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self._schedule.gradient_clip)
         if not torch.isfinite(norm + self._last.loss):
-            raise NonFiniteLossError(self.global_step, self._culprit())
+            raise NonFiniteLossError(self.global_step, self._non_finite_site())
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Take the new weights into their average."""
+        """Include the new weights in their running average."""
         if self._average is not None:
             self._average.update(self.loss, self.global_step)
 
     def take_average(self) -> None:
-        """End with the average in place of the weights, where there is one."""
+        """Replace the weights by their running average, if the schedule asks for one."""
         if self._average is not None:
             self._average.copy_to(self.loss)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Within the context the loss has the averaged weights, if any.
+        """Within the context the loss has the averaged weights, if the schedule asks for them.
 
         Weights and averages are exchanged in place, because a guide may refer to the very
         parameters that are trained.
@@ -184,25 +184,25 @@ class Training(lightning.LightningModule):
             self._average.swap(self.loss)
 
     def on_validation_epoch_start(self) -> None:
-        """Draw the same noise at every validation, so that epochs are compared on equal terms."""
+        """Use the same random numbers at every validation, so that epochs are comparable."""
         self._training_noise = torch.get_rng_state()
-        torch.manual_seed(mixed(self._seed, -1))
+        torch.manual_seed(mixed_seed(self._seed, -1))
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Add a batch to the validation loss."""
         for transform in self._valid_transforms:
             batch = transform(batch)
-        with torch.no_grad(), self._averaged(), self._following(batch):
+        with torch.no_grad(), self._averaged(), self._divergence_named(batch):
             loss = self.loss(batch) / batch.num_trials
         self._add("valid_loss", loss, batch.num_trials)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation loss, also as ``settled_loss`` once the ramps are over."""
+        """Log the validation loss, also as ``settled_loss`` once all ramps have ended."""
         torch.set_rng_state(self._training_noise)
         valid_loss = self._log_mean("valid_loss")
         if not torch.isfinite(valid_loss):
             raise NonFiniteLossError(self.global_step, "the validation loss")
-        if self._ramps_are_over:
+        if self._ramps_have_ended:
             self.log("settled_loss", valid_loss, logger=False)
 
     def on_train_epoch_end(self) -> None:
@@ -211,20 +211,20 @@ class Training(lightning.LightningModule):
             self._log_mean(name)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         plateau: Any = self.lr_schedulers()
-        if plateau is not None and self._ramps_are_over:
+        if plateau is not None and self._ramps_have_ended:
             plateau.step(self.trainer.callback_metrics["valid_loss"])
 
     @contextlib.contextmanager
-    def _following(self, batch: Batch) -> Iterator[None]:
-        """A path that an adaptive solver gives up on ends training as one that is not finite."""
+    def _divergence_named(self, batch: Batch) -> Iterator[None]:
+        """A divergence in an adaptive solver ends training like a trajectory that is not finite."""
         try:
             yield
         except DivergenceError as problem:
-            path = f"the path of trial {int(batch.trial[problem.row])}"
-            raise NonFiniteLossError(self.global_step, path) from problem
+            what = f"the trajectory of trial {int(batch.trial[problem.row])}"
+            raise NonFiniteLossError(self.global_step, what) from problem
 
     def _add(self, name: str, value: Tensor, count: int) -> None:
-        """Accumulate a mean over the epoch's trials; logging it once saves time in each step."""
+        """Accumulate a mean over the epoch's trials, which is logged once per epoch."""
         total = torch.stack([value.detach() * count, value.new_tensor(float(count))])
         self._sums[name] = self._sums[name] + total if name in self._sums else total
 
@@ -234,14 +234,14 @@ class Training(lightning.LightningModule):
         self.log(name, mean, prog_bar=name.endswith("loss"))
         return mean
 
-    def _culprit(self) -> str:
-        """What is not finite in the step that failed, the first in the order of computation."""
+    def _non_finite_site(self) -> str:
+        """The first quantity of the failed step, in order of computation, that is not finite."""
         for name, parameter in self.loss.named_parameters():
             if not torch.isfinite(parameter).all():
                 return f"parameter {name}"
-        torch.manual_seed(mixed(self._seed, self.global_step))
-        for transform in self._transforms:  # for the random numbers that they use up
-            transform(self._last.given)
+        torch.manual_seed(mixed_seed(self._seed, self.global_step))
+        for transform in self._transforms:  # which advance the random number generator
+            transform(self._last.original)
         with torch.no_grad():
             guide_trace, model_trace = paired_traces(
                 self.loss.model,
@@ -256,7 +256,7 @@ class Training(lightning.LightningModule):
         for name, site in model_trace.nodes.items():
             is_computed = site["type"] == "sample" and site["infer"].get("_deterministic")
             if is_computed and not torch.isfinite(site["value"]).all():
-                return f"the path of site {name!r}{self._place(name, site['value'])}"
+                return f"the trajectory of site {name!r}{self._place(name, site['value'])}"
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
             for name, site in trace.nodes.items():
@@ -265,12 +265,12 @@ class Training(lightning.LightningModule):
         return "the gradient"
 
     def _place(self, name: str, value: Tensor) -> str:
-        """Where a path first is not finite: trial of the recording and bin."""
+        """Trial and bin in which a trajectory is not finite for the first time."""
         model = self.loss.model
         if not isinstance(model, LatentDynamics) or model.site_dims.get(name, ())[:1] != ("time",):
             return ""
-        is_off = ~torch.isfinite(value).all(-1)
-        is_off = is_off.reshape(-1, *is_off.shape[-2:]).any(0)  # of any particle
-        first = int(is_off.any(0).nonzero()[0])
-        trial = int(self._last.batch.trial[is_off[:, first].nonzero()[0]])
+        is_invalid = ~torch.isfinite(value).all(-1)
+        is_invalid = is_invalid.reshape(-1, *is_invalid.shape[-2:]).any(0)  # of any particle
+        first = int(is_invalid.any(0).nonzero()[0])
+        trial = int(self._last.batch.trial[is_invalid[:, first].nonzero()[0]])
         return f" in trial {trial} from bin {first + model.first_bin} on"

@@ -32,6 +32,7 @@ from pyrodyn.infer.traces import Program, guide_program, module_of
 from pyrodyn.infer.training.fitted import Fit, guide_name
 from pyrodyn.models import saving
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.parameters import local_parameters
 
 Guide = nn.Module | Callable[[LatentDynamics], Program]
 """A guide, or what makes one for a model, such as its class."""
@@ -150,7 +151,12 @@ def _restore(guide: Program, model: LatentDynamics, card: dict[str, Any], folder
         num_trials = len(card["trials"])
     try:
         weights = load_file(folder / "guide.safetensors")
-        with torch.random.fork_rng(), torch.no_grad(), cut_from_recording(guide):
+        with (
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            local_parameters(),
+            cut_from_recording(guide),
+        ):
             guide_program(guide)(_blank(model, num_trials))  # makes what its first run makes
         for parameter in owner.parameters():
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""How training proceeds, and how it fails."""
+"""Settings of training that change with the step, and the error of a step that is not finite."""
 
 import dataclasses
 import math
@@ -10,21 +10,22 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 
 AVERAGING = 8
-"""Of averaged weights: of n weights on the way the i-th counts about as (i / n) ** `AVERAGING`, so
-that the last ninth of them make up two thirds. Source: Shamir & Zhang 2013, section 4."""
+"""Degree of the polynomial decay of averaged weights: in the average after n steps, the coefficient
+of the weights after step i is about proportional to (i / n) ** `AVERAGING`, so that the last ninth
+of the steps contributes two thirds. Source: Shamir & Zhang 2013, section 4."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GrowingHorizon:
     """Score the first bins of every trial, then more, then all of them.
 
-    A path that dynamics take from its first state alone can only be learned from its beginning: the
-    gradient of a late bin goes through all the bins before it. Source: Sedler, Versteeg &
-    Pandarinath 2023 (5 bins, and 5 more every 150 epochs).
+    A deterministic trajectory is determined by its initial state, and the gradient of a late bin is
+    propagated through all the bins before it. It is therefore learned from its beginning. Source:
+    Sedler, Versteeg & Pandarinath 2023 (5 bins, and 5 more every 150 epochs).
 
     Attributes:
-        first_bins: bins scored at first.
-        num_steps: training steps after which all bins are scored; between, their number grows
+        first_bins: number of bins scored at first.
+        num_steps: training steps after which all bins are scored; until then their number grows
             linearly.
     """
 
@@ -35,9 +36,9 @@ class GrowingHorizon:
         check_integer(1, first_bins=self.first_bins, num_steps=self.num_steps)
 
     def cut(self, batch: Batch, step: int, first_bin: int = 0) -> Batch:
-        """The batch with later bins left out of the likelihood at a training step.
+        """The batch at a training step, with later bins left out of the likelihood.
 
-        ``first_bin`` is the first that the model generates.
+        ``first_bin`` is the first bin that the model generates.
         """
         if step >= self.num_steps:
             return batch
@@ -49,19 +50,20 @@ class GrowingHorizon:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseAnnealing:
-    """Let process noise be as large as it likes at first, then press it down to a share of that.
+    """Leave process noise free at first, then lower an upper limit on its scale.
 
-    Noise lets the data lead the path while the dynamics are poor. Left alone it stays larger than
-    it need be, and the dynamics learn no more than to predict one bin: without noise their paths
-    come to rest. A limit that falls geometrically makes them predict further and further. It
-    limits a parameter; the objective remains the bound that it is.
+    While the dynamics are poor, process noise lets the trajectory follow the data. Without a limit
+    it may stay larger than necessary, and the dynamics then learn to predict one bin only: without
+    noise their trajectories converge to a fixed point. A limit that falls geometrically makes the
+    dynamics predict over longer and longer horizons. The limit constrains a parameter, so that the
+    objective is still a bound if it was one.
 
     For `NodeSAE` and `RnnSAE` with process noise.
 
     Attributes:
-        first_step: training step at which noise is limited to what it then is, per latent.
-        num_steps: training steps over which the limit then falls; it stays from there on.
-        factor: what the limit is multiplied by in all.
+        first_step: training step at which the limit of each latent is set to its current noise.
+        num_steps: training steps over which the limit then falls; afterwards it is constant.
+        factor: ratio of the final limit to the first.
     """
 
     first_step: int
@@ -76,23 +78,23 @@ class NoiseAnnealing:
 
     @property
     def last_step(self) -> int:
-        """Training step from which on the limit stays."""
+        """Training step from which on the limit is constant."""
         return self.first_step + self.num_steps
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model whose noise this cannot limit."""
+        """Raise ValueError for a model without process noise that can be limited."""
         if not hasattr(model, "log_noise_limit"):
             raise ValueError(
-                f"NoiseAnnealing presses down the process noise of a NodeSAE or RnnSAE built with"
+                f"NoiseAnnealing limits the process noise of a NodeSAE or RnnSAE built with"
                 f" process_noise=True; for this {type(model).__name__} leave the schedule's noise"
                 " out"
             )
 
     @torch.no_grad()
     def apply(self, model: object, step: int) -> None:
-        """Lower the model's limit, one call per training step in order, and hold its noise to it.
+        """Lower the model's limit and apply it; to be called once per training step, in order.
 
-        The limit is part of the model's state, so that a resumed run goes on from where it was.
+        The limit is part of the model's state, so that a resumed run continues with it.
         """
         if step < self.first_step:
             return
@@ -108,23 +110,25 @@ class NoiseAnnealing:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the learning rate falls, when training ends, and with which weights.
+    """Learning rate, early stopping, and which weights a fit returns.
 
-    Training ends, and weights are kept, only after horizon and noise have arrived.
+    Training stops early, and best weights are kept, only after the horizon is full and the limit on
+    the noise is final.
 
     Attributes:
         learning_rate: Adam's initial step size.
-        final_learning_rate: to which it falls geometrically over ``max_epochs``, which are then
-            run to the end, whatever the validation loss; None leaves it to plateaus of that.
+        final_learning_rate: the learning rate at the end of ``max_epochs``, to which it falls
+            geometrically; there is then no early stopping. With None the learning rate falls on
+            plateaus of the validation loss.
         factor: the learning rate is multiplied by this on a plateau of the validation loss.
-        patience: epochs without improvement that make a plateau.
+        patience: epochs without improvement after which the learning rate falls.
         stop_patience: epochs without improvement after which training ends.
-        average_weights: whether validation scores, and a fit ends with, a running average of the
-            weights on the way (`AVERAGING`) in place of the weights themselves. Steps that are
-            noisy, or go to and fro, end up in the middle of where they are.
+        average_weights: whether a running average of the weights over training steps (see
+            `AVERAGING`) is validated and returned in place of the weights themselves. It averages
+            out noise and oscillations of the steps.
         gradient_clip: largest norm of the gradient of the loss per trial.
         horizon: how many bins are scored at first; None scores all from the start.
-        noise: how process noise falls; None leaves it to the objective alone.
+        noise: how process noise is limited; None sets no limit.
     """
 
     learning_rate: float = 4e-3
@@ -146,19 +150,19 @@ class Schedule:
         ):
             raise ValueError(
                 f"final_learning_rate={self.final_learning_rate} must be positive and at most the"
-                f" learning_rate of {self.learning_rate}, from which it is reached"
+                f" initial learning_rate of {self.learning_rate}"
             )
         if not isinstance(self.average_weights, bool):
-            raise ValueError(f"average_weights={self.average_weights!r} is True or False")
+            raise ValueError(f"average_weights={self.average_weights!r} must be True or False")
 
-    def rate(self, share: float) -> float:
-        """The learning rate after a fraction of all steps, on its way to the final one."""
+    def rate(self, fraction: float) -> float:
+        """The learning rate after a fraction of all steps, given a ``final_learning_rate``."""
         assert self.final_learning_rate is not None
-        return self.learning_rate * (self.final_learning_rate / self.learning_rate) ** share
+        return self.learning_rate * (self.final_learning_rate / self.learning_rate) ** fraction
 
     @property
     def final_step(self) -> int:
-        """Training step from which on neither horizon nor noise changes."""
+        """Training step from which on neither horizon nor limit on the noise changes."""
         ends = (
             0 if self.horizon is None else self.horizon.num_steps,
             0 if self.noise is None else self.noise.last_step,
@@ -167,11 +171,12 @@ class Schedule:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """Training met NaN or infinity; the model holds the last good weights.
+    """NaN or infinity in a training step; the model has the last finite weights.
 
     Attributes:
-        step: training step at which it happened.
-        site: the first site whose draw or density was not finite, or what else was not finite.
+        step: the training step.
+        site: the first quantity that was not finite: a site's draw, trajectory or log density, a
+            parameter, the gradient, or the validation loss.
     """
 
     def __init__(self, step: int, site: str) -> None:

@@ -30,17 +30,17 @@ def trainer_with(
     accelerator: str,
     progress: bool,
 ) -> lightning.Trainer:
-    """A Trainer that calls ``best``, stops early where there is a patience, and writes checkpoint
-    and logs where there is a place for them.
+    """A Trainer that calls ``best``, stops early if ``stop_patience`` is given, and writes a
+    checkpoint, with logs in the same folder, if its path is given.
     """
     callbacks: list[Any] = [best]
     if stop_patience is not None:
-        # "settled_loss" is logged once the ramps are over: stopping waits for them.
+        # "settled_loss" is logged only after all ramps: early stopping waits for them.
         callbacks.append(EarlyStopping("settled_loss", patience=stop_patience, strict=False))
     loggers: list[Any] = []
     if checkpoint is not None:
         callbacks.append(SaveCheckpoint(checkpoint, checkpoint_seconds))
-        # A resumed run gets logs of its own beside the first, which Lightning would delete.
+        # Without a version Lightning numbers the logs: a resumed run does not replace earlier ones.
         logs = checkpoint.parent / "logs"
         loggers = [
             CSVLogger(logs, "csv", flush_logs_every_n_steps=1),
@@ -65,7 +65,7 @@ def trainer_with(
 
 @contextlib.contextmanager
 def _without_notices() -> Iterator[None]:
-    """Keep Lightning's advertisements, and warnings about itself, out of the user's terminal."""
+    """Suppress Lightning's notices and its warnings about its own use."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -78,11 +78,11 @@ def _without_notices() -> Iterator[None]:
 
 
 def run(trainer: lightning.Trainer, training: Training, resumed: Path | None) -> None:
-    """Train, from the checkpoint ``resumed`` where there is one; on Ctrl-C raise what Python
-    raises, where Lightning would end the process.
+    """Train, from the checkpoint ``resumed`` if any.
 
-    Pyro's own checks of every density have passed in the first run; in each step they would cost
-    time, and meet NaN before the loss can say at which step and site.
+    Ctrl-C raises KeyboardInterrupt, where Lightning alone would end the process. Pyro's validation
+    of densities is disabled: it has passed in the first evaluation of the loss, costs time in every
+    step, and would raise on NaN before `NonFiniteLossError` can name step and site.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:

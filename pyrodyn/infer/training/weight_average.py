@@ -47,9 +47,9 @@ class WeightAverage(nn.Module):
     def swap(self, module: nn.Module) -> None:
         """Exchange the module's parameters and their averages, in place."""
         for average, parameter in self._pairs(module):
-            kept = average.clone()
+            previous = average.clone()
             average.copy_(parameter)
-            parameter.copy_(kept)
+            parameter.copy_(previous)
 
     def _pairs(self, module: nn.Module) -> list[tuple[Tensor, nn.Parameter]]:
         return [

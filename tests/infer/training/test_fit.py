@@ -1,4 +1,4 @@
-"""`fit`: that it takes the steps it should, the same ones again, and stops where it should."""
+"""`fit`: its training steps against plain loops, reproducibility, resuming, stopping, errors."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ from pyrodyn.infer import (
     Schedule,
     fit,
 )
-from pyrodyn.infer.training.batches import ShuffledBatches, mixed
+from pyrodyn.infer.training.batches import ShuffledBatches, mixed_seed
 from pyrodyn.infer.training.checkpoint import CHECKPOINT
 from pyrodyn.infer.training.fitted import model_and_guide
 from pyrodyn.models.lfads import LFADS
@@ -62,7 +62,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether nested dicts and lists hold the same bits."""
+    """Whether nested dicts and lists are equal, tensors bit by bit."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -73,25 +73,25 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 class At:
-    """A transform that does something to the batch of one training step, and only looks at others.
+    """A transform that changes the batch of one training step alone.
 
     Args:
-        step: how many calls come before.
-        change: from batch to batch.
+        step: the training step.
+        change: maps the batch to a changed batch.
     """
 
     def __init__(self, step: int, change: Callable[[Batch], Batch]) -> None:
-        self.left, self.change = step, change
+        self.steps_until_change, self.change = step, change
 
     def __call__(self, batch: Batch) -> Batch:
-        self.left -= 1
-        return self.change(batch) if self.left == -1 else batch
+        self.steps_until_change -= 1
+        return self.change(batch) if self.steps_until_change == -1 else batch
 
 
-# ------------------------------------------------------------------ the steps
+# ------------------------------------------------------------------ training steps
 
 
-def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfads):
+def test_weights_and_losses_match_a_plain_loop(train, valid, make_lfads):
     options = {"inferred_input_dim": 1, "dropout": 0.2}
     objective = ELBO(2, beta={"g0": Ramp(4)})
     fitted = fit(
@@ -113,7 +113,7 @@ def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfa
     for epoch in range(3):
         losses, kls = [], {"g0": [], "u": []}
         for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
-            torch.manual_seed(mixed(7, step))
+            torch.manual_seed(mixed_seed(7, step))
             evaluation = loss.evaluate(CoordinatedDropout(0.3)(batch), step)
             value = evaluation.loss / 12
             optimizer.zero_grad()
@@ -126,7 +126,7 @@ def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfa
                 kl = evaluation.logged[f"kl_{site}"]
                 kls[site] += [kl.item() / 12] * batch.num_trials
         model.eval()
-        torch.manual_seed(mixed(7, -1))
+        torch.manual_seed(mixed_seed(7, -1))
         with torch.no_grad():
             validations.append(loss(Trials(valid).batch()).item() / 5)
         model.train()
@@ -136,12 +136,12 @@ def test_the_weights_and_losses_are_those_of_a_plain_loop(train, valid, make_lfa
             assert fitted.history[f"kl_{site}"][epoch] == pytest.approx(np.mean(values), rel=1e-5)
     np.testing.assert_allclose(fitted.history["valid_loss"], validations, rtol=1e-6)
     assert fitted.num_steps == step == 9
-    # The ramp is over after step 4: epoch 1 is the first whose loss counts.
+    # The ramp ends at step 4: epoch 1 is the first with a settled loss.
     assert fitted.best_epoch == 1 + int(np.argmin(validations[1:]))
     assert same(weights(fitted.model), by_epoch[fitted.best_epoch])
 
 
-def test_every_epoch_visits_all_trials_in_an_order_of_its_own(train):
+def test_every_epoch_visits_all_trials_in_a_new_order(train):
     def visited(seed: int, epoch: int) -> list[int]:
         batches = ShuffledBatches(Trials(train), 5, seed, lambda: epoch)
         assert [batch.num_trials for batch in batches] == [5, 5, 2]
@@ -154,13 +154,13 @@ def test_every_epoch_visits_all_trials_in_an_order_of_its_own(train):
     assert visited(1, 2) == orders[1, 2]
 
 
-def test_a_single_batch_keeps_the_recorded_order(train):
+def test_a_single_batch_has_the_recorded_order(train):
     for epoch in range(3):
         (batch,) = ShuffledBatches(Trials(train), 12, 0, lambda epoch=epoch: epoch)
         assert batch.trial.tolist() == list(range(12)) and batch.weight == 1
 
 
-def test_the_history_holds_every_epoch(train, valid, make_lfads):
+def test_the_history_contains_every_epoch(train, valid, make_lfads):
     fitted = fit(make_lfads(train), train, valid, max_epochs=4, batch_size=5, **QUIET)
     assert set(fitted.history) == {"train_loss", "valid_loss", "kl_g0", "learning_rate"}
     assert fitted.history.sizes == {"epoch": 4}
@@ -170,7 +170,7 @@ def test_the_history_holds_every_epoch(train, valid, make_lfads):
 
 
 @pytest.mark.parametrize("input_prior", ["ar1", "white", "student_t"])
-def test_every_parameter_moves(train, make_recording, make_lfads, input_prior):
+def test_every_parameter_is_trained(train, make_recording, make_lfads, input_prior):
     rng = np.random.default_rng(0)
     train = make_recording(12, inputs=rng.normal(size=(12, 8, 2)))
     model = make_lfads(
@@ -186,7 +186,7 @@ def test_every_parameter_moves(train, make_recording, make_lfads, input_prior):
         assert not torch.equal(parameter, before[name]), name
 
 
-def test_the_best_weights_are_kept_not_the_last(train, valid, make_lfads):
+def test_with_validation_the_best_weights_are_kept(train, valid, make_lfads):
     fitted = fit(
         make_lfads(train),
         train,
@@ -200,7 +200,7 @@ def test_the_best_weights_are_kept_not_the_last(train, valid, make_lfads):
     losses = fitted.history["valid_loss"].values
     assert fitted.best_epoch == np.argmin(losses) < 24
     model = fitted.model
-    torch.manual_seed(mixed(1, -1))
+    torch.manual_seed(mixed_seed(1, -1))
     with torch.no_grad():
         batches = [ELBO()(model, model.guide)(batch) for batch in Trials(valid).batches(3)]
     assert float(sum(batches)) / 5 == pytest.approx(losses[fitted.best_epoch], rel=1e-6)
@@ -215,12 +215,12 @@ def test_without_validation_the_last_weights_are_kept(train, make_lfads, tmp_pat
     assert same(weights(fitted.model), {k.removeprefix("loss.model."): v for k, v in last.items()})
 
 
-# ------------------------------------------------------------------ the same run again
+# ------------------------------------------------------------------ reproducibility and resuming
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train, valid, make_lfads):
+def test_results_are_determined_by_the_seed(train, valid, make_lfads):
     def run(seed: int) -> tuple[dict[str, Tensor], xr.Dataset]:
-        torch.rand(seed + 3)  # whatever was drawn before must not matter
+        torch.rand(seed + 3)  # earlier draws must not matter
         fitted = fit(
             make_lfads(train, inferred_input_dim=1, dropout=0.2),
             train,
@@ -239,7 +239,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train, valid,
     assert not same(one, other)
 
 
-def test_a_fit_leaves_the_callers_random_numbers_alone(train, make_lfads):
+def test_a_fit_does_not_change_the_global_generator(train, make_lfads):
     model = make_lfads(train)
     before = torch.get_rng_state()
     fit(model, train, max_epochs=1, **QUIET)
@@ -255,7 +255,7 @@ RESUMABLE: dict[str, Any] = {
     "checkpoint_seconds": 0.0,
     **QUIET,
 }
-"""A run in which everything that a checkpoint holds changes: ramps, learning rate, best epoch."""
+"""A run in which everything in a checkpoint changes: ramps, learning rate, best epoch."""
 
 SCRIPT = """
 import os, signal, sys
@@ -305,17 +305,17 @@ except KeyboardInterrupt:
     (folder / "interrupted").touch()
 run(signal.SIGKILL)
 """
-"""Runs two fits, ends the first by Ctrl-C and itself by a kill, both in mid-epoch."""
+"""Runs two fits; ends the first by Ctrl-C and the second by SIGKILL, both in mid-epoch."""
 
 
-def test_runs_ended_in_mid_epoch_resume_to_the_same_bits(train, valid, make_lfads, tmp_path):
+def test_runs_ended_in_mid_epoch_resume_exactly(train, valid, make_lfads, tmp_path):
     model = make_lfads(train, inferred_input_dim=1, dropout=0.1)
     write(train, tmp_path / "train.npz")
     write(valid, tmp_path / "valid.npz")
     save(model, tmp_path / "start")
     uninterrupted = fit(model, train, valid, out=tmp_path / "whole", **RESUMABLE)
     rates = uninterrupted.history["learning_rate"].values
-    # Ended right after the learning rate fell, which the checkpoint must know.
+    # The runs end right after the learning rate fell, which must be part of the checkpoint.
     epoch = int(np.flatnonzero(np.diff(rates))[0]) + 1
     assert epoch < 11 and rates[-1] < rates[epoch]
 
@@ -324,7 +324,7 @@ def test_runs_ended_in_mid_epoch_resume_to_the_same_bits(train, valid, make_lfad
     ended = subprocess.run([sys.executable, tmp_path / "script.py", *arguments], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / "interrupted").exists()
-    # Where no good end was made of the run, there is none of its model either.
+    # After Ctrl-C the model is saved; after SIGKILL nothing can be.
     assert (tmp_path / "SIGINT" / "model").exists()
     assert not (tmp_path / "SIGKILL" / "model").exists()
 
@@ -341,7 +341,7 @@ def test_runs_ended_in_mid_epoch_resume_to_the_same_bits(train, valid, make_lfad
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Whether the last checkpoints agree in all that later steps depend on."""
+    """The last checkpoints agree in everything that later steps depend on."""
     ends = [torch.load(folder / CHECKPOINT, weights_only=True) for folder in (one, other)]
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         assert same(*(end[part] for end in ends)), part
@@ -350,7 +350,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("average_weights", [False, True])
-def test_a_finished_run_goes_on_as_if_it_had_never_ended(
+def test_a_finished_run_resumes_as_if_it_had_not_ended(
     train, valid, make_lfads, tmp_path, average_weights
 ):
     schedule = dataclasses.replace(RESUMABLE["schedule"], average_weights=average_weights)
@@ -374,7 +374,7 @@ def test_a_finished_run_goes_on_as_if_it_had_never_ended(
 
 
 @pytest.mark.parametrize("is_validated", [False, True])
-def test_falling_rates_and_averaged_weights_are_those_of_a_plain_loop(
+def test_falling_rates_and_averaged_weights_match_a_plain_loop(
     train, valid, make_lfads, is_validated
 ):
     schedule = Schedule(
@@ -390,27 +390,29 @@ def test_falling_rates_and_averaged_weights_are_those_of_a_plain_loop(
         seed=7,
         **QUIET,
     )
-    assert fitted.num_steps == 12  # a rate that falls to the end is followed there
+    assert fitted.num_steps == 12  # no early stopping with a final learning rate
     model = make_lfads(train)
     loss = ELBO()(model, model.guide)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    path, rates, averages, losses = [], [], [], []
+    trajectory, rates, averages, losses = [], [], [], []
     for epoch in range(4):
         for batch in ShuffledBatches(Trials(train), 5, 7, lambda epoch=epoch: epoch):
-            torch.manual_seed(mixed(7, len(path)))
-            optimizer.param_groups[0]["lr"] = 2e-2 * 0.05 ** (len(path) / 12)
+            torch.manual_seed(mixed_seed(7, len(trajectory)))
+            optimizer.param_groups[0]["lr"] = 2e-2 * 0.05 ** (len(trajectory) / 12)
             optimizer.zero_grad()
-            (loss(batch, len(path)) / 12).backward()
+            (loss(batch, len(trajectory)) / 12).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
-            path.append(weights(model))
+            trajectory.append(weights(model))
         rates.append(optimizer.param_groups[0]["lr"])
-        averages.append(averaged(path))
-        judged = make_lfads(train)
-        judged.load_state_dict(averages[-1])
-        torch.manual_seed(mixed(7, -1))
+        averages.append(averaged(trajectory))
+        validated = make_lfads(train)
+        validated.load_state_dict(averages[-1])
+        torch.manual_seed(mixed_seed(7, -1))
         with torch.no_grad():
-            losses.append(ELBO()(judged.eval(), judged.guide)(Trials(valid).batch()).item() / 5)
+            losses.append(
+                ELBO()(validated.eval(), validated.guide)(Trials(valid).batch()).item() / 5
+            )
     np.testing.assert_allclose(fitted.history["learning_rate"], rates, rtol=1e-6)
     if is_validated:
         np.testing.assert_allclose(fitted.history["valid_loss"], losses, rtol=1e-5)
@@ -418,26 +420,28 @@ def test_falling_rates_and_averaged_weights_are_those_of_a_plain_loop(
     wanted = averages[fitted.best_epoch]
     for name, value in weights(fitted.model).items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
-    last = flat(path[-1])
-    assert (flat(wanted) - last).norm() > 0.01 * (last - flat(path[0])).norm()
+    last = flat(trajectory[-1])
+    assert (flat(wanted) - last).norm() > 0.01 * (last - flat(trajectory[0])).norm()
 
 
 def flat(values: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten() for value in values.values()])
 
 
-def averaged(path: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The i-th of n weights counts 9 / (i + 8) times the product of (1 - 9 / (j + 8)), j > i."""
-    new = np.array([9 / (i + 8) for i in range(1, len(path) + 1)])
-    shares = new * np.append(np.cumprod(1 - new[:0:-1])[::-1], 1.0)
-    assert shares.sum() == pytest.approx(1)
+def averaged(trajectory: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The coefficient of the i-th weights is 9 / (i + 8) times the product over j > i of
+    (1 - 9 / (j + 8)).
+    """
+    new = np.array([9 / (i + 8) for i in range(1, len(trajectory) + 1)])
+    coefficients = new * np.append(np.cumprod(1 - new[:0:-1])[::-1], 1.0)
+    assert coefficients.sum() == pytest.approx(1)
     return {
-        name: sum(share * each[name] for share, each in zip(shares, path, strict=True))
-        for name in path[0]
+        name: sum(c * each[name] for c, each in zip(coefficients, trajectory, strict=True))
+        for name in trajectory[0]
     }
 
 
-def test_what_is_no_rate_is_refused():
+def test_invalid_final_learning_rates_are_refused():
     for final_learning_rate in (0.0, -1e-3, 5e-3, float("nan")):
         with pytest.raises(
             ValueError, match=rf"final_learning_rate={final_learning_rate} must be positive and at"
@@ -462,7 +466,7 @@ def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
         return fitted.history.sizes["epoch"]
 
     assert epochs(Ramp()) == 1 + 2
-    # Three steps an epoch: after epoch 3 the ramp is over, and the first loss that counts known.
+    # Three steps per epoch: the ramp ends with epoch 3, the first with a settled loss.
     assert epochs(Ramp(12)) == 4 + 2
     assert epochs(Ramp(9, start=3)) == 4 + 2
 
@@ -497,41 +501,41 @@ def noisy_node(recording: xr.Dataset) -> NodeSAE:
     return NodeSAE.for_recording(recording, latent_dim=2, process_noise=True, **sizes)
 
 
-def test_noise_is_free_then_held_to_a_falling_limit(train):
+def test_noise_is_free_at_first_and_limited_later(train):
     model = noisy_node(train)
-    falling = NoiseAnnealing(first_step=2, num_steps=4, factor=0.25)
-    falling.apply(model, 0)
+    annealing = NoiseAnnealing(first_step=2, num_steps=4, factor=0.25)
+    annealing.apply(model, 0)
     assert torch.isinf(model.log_noise_limit).all()
     with torch.no_grad():
         model.log_noise.copy_(torch.tensor([1.0, -3.0]))
     start = model.log_noise.detach().clone()
     for step in range(2, 10):
-        falling.apply(model, step)
-        share = 0.25 ** min((step - 2) / 4, 1)
-        torch.testing.assert_close(model.log_noise_limit, start + np.log(share))
+        annealing.apply(model, step)
+        fraction = 0.25 ** min((step - 2) / 4, 1)
+        torch.testing.assert_close(model.log_noise_limit, start + np.log(fraction))
         torch.testing.assert_close(model.log_noise.detach(), model.log_noise_limit)
         with torch.no_grad():
             model.log_noise += 0.1
     with torch.no_grad():
         model.log_noise -= 5.0
     kept = model.log_noise.detach().clone()
-    falling.apply(model, 10)
+    annealing.apply(model, 10)
     assert torch.equal(model.log_noise, kept)
 
 
-def test_a_resumed_fit_presses_noise_on_from_where_it_was(train, valid, tmp_path):
-    falling = Schedule(stop_patience=100, noise=NoiseAnnealing(first_step=3, num_steps=12))
-    options = {"batch_size": 5, "schedule": falling, "checkpoint_seconds": 0.0, **QUIET}
+def test_a_resumed_fit_continues_with_the_limit_on_noise(train, valid, tmp_path):
+    schedule = Schedule(stop_patience=100, noise=NoiseAnnealing(first_step=3, num_steps=12))
+    options = {"batch_size": 5, "schedule": schedule, "checkpoint_seconds": 0.0, **QUIET}
     whole = fit(noisy_node(train), train, valid, max_epochs=6, **options)
     assert (whole.model.noise_scales()[1] < 0.1).all()
-    assert whole.best_epoch >= 4  # three steps an epoch: noise arrives at step 15
+    assert whole.best_epoch >= 4  # three steps per epoch: the limit is final at step 15
     model = noisy_node(train)
     fit(model, train, valid, max_epochs=3, out=tmp_path, **options)
     again = fit(noisy_node(train), train, valid, max_epochs=6, out=tmp_path, resume=True, **options)
     assert same(weights(again.model), weights(whole.model))
 
 
-def test_falling_noise_refuses_what_it_cannot_press(train, make_lfads):
+def test_noise_annealing_refuses_models_without_process_noise(train, make_lfads):
     schedule = Schedule(noise=NoiseAnnealing(0, 10))
     for model in (make_lfads(train), NodeSAE.for_recording(train, latent_dim=2)):
         with pytest.raises(ValueError, match="built with process_noise=True; for this"):
@@ -542,7 +546,7 @@ def test_falling_noise_refuses_what_it_cannot_press(train, make_lfads):
         NoiseAnnealing(0, 10, factor=1.0)
 
 
-def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, valid, make_lfads):
+def test_the_learning_rate_falls_on_plateaus_after_the_ramps(train, valid, make_lfads):
     start, factor, num_ramp_epochs = 5e-2, 0.7, 12
     fitted = fit(
         make_lfads(train),
@@ -557,7 +561,7 @@ def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, vali
     losses = fitted.history["valid_loss"].values
 
     def rates(first_epoch: int) -> list[float]:
-        """What torch makes of these losses if it heeds them from an epoch on."""
+        """Learning rates of torch's scheduler given these losses from an epoch on."""
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=start)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=0)
         used = []
@@ -570,10 +574,10 @@ def test_the_learning_rate_falls_on_plateaus_once_the_ramps_are_over(train, vali
     expected = rates(num_ramp_epochs - 1)
     np.testing.assert_allclose(fitted.history["learning_rate"], expected, rtol=1e-6)
     assert 1e-5 < expected[-1] < start
-    assert rates(0)[num_ramp_epochs - 1] < start  # there was something to wait for
+    assert rates(0)[num_ramp_epochs - 1] < start  # without the ramp it would have fallen
 
 
-def test_a_fit_ends_when_its_minutes_are_over(train, valid, make_lfads):
+def test_a_fit_ends_after_max_minutes(train, valid, make_lfads):
     started = time.monotonic()
     fitted = fit(make_lfads(train), train, valid, max_epochs=10**6, max_minutes=0.01, **QUIET)
     assert time.monotonic() - started < 20
@@ -613,26 +617,26 @@ def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, c
     assert not model.training
 
 
-def test_a_path_that_an_adaptive_solver_gives_up_on_ends_training_too(train):
+def test_divergence_in_an_adaptive_solver_ends_training(train):
     model = NodeSAE.for_recording(train, solver="dopri5", linear_term=True)
 
-    def made_to_run_off(batch):
+    def diverge(batch):
         with torch.no_grad():
             model.phi.field.linear.copy_(1e6 * torch.eye(3))
         return batch
 
-    with pytest.raises(NonFiniteLossError, match="step 2: the path of trial ") as caught:
-        fit(model, train, max_epochs=9, batch_size=12, transforms=[At(2, made_to_run_off)], **QUIET)
+    with pytest.raises(NonFiniteLossError, match="step 2: the trajectory of trial ") as caught:
+        fit(model, train, max_epochs=9, batch_size=12, transforms=[At(2, diverge)], **QUIET)
     assert caught.value.step == 2
     assert all(torch.isfinite(value).all() for value in weights(model).values())
 
 
 @pytest.mark.parametrize(
-    ("process_noise", "what"), [(False, "the path"), (True, "the guide's draw")]
+    ("process_noise", "what"), [(False, "the trajectory"), (True, "the guide's draw")]
 )
-def test_a_path_that_runs_off_is_named_by_trial_and_bin(train, process_noise, what):
+def test_a_divergent_trajectory_is_named_by_trial_and_bin(train, process_noise, what):
     model = NodeSAE.for_recording(train, process_noise=process_noise, linear_term=True)
-    with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
+    with torch.no_grad():  # a factor of 5e11 per bin overflows single precision at bin 4
         model.phi.field.linear.copy_(1e6 * torch.eye(3))
     with (
         pytest.warns(UserWarning, match="Encountered NaN"),
@@ -646,8 +650,8 @@ def test_a_path_that_runs_off_is_named_by_trial_and_bin(train, process_noise, wh
 
 
 @pytest.mark.parametrize("objective", [ELBO(), VSMC(4)], ids=["elbo", "vsmc"])
-def test_nan_in_the_factors_of_the_data_is_named(train, objective):
-    """And no failure of the linear algebra that meets it."""
+def test_nan_in_the_encoded_data_is_named(train, objective):
+    """The error is not one of linear algebra, which fails on NaN."""
     model = LowRankRNN.for_recording(
         train, latent_dim=2, num_units=6, observation="poisson", proposal="encoder"
     )
@@ -679,7 +683,7 @@ def test_nan_in_a_parameter_is_named(train, make_lfads):
         fit(model, train, max_epochs=2, **QUIET)
 
 
-def test_the_failing_step_is_explained_with_its_own_random_numbers(train, make_lfads):
+def test_a_failed_step_is_repeated_with_its_random_numbers(train, make_lfads):
     model = make_lfads(train)
 
     def unlucky_guide(batch: Batch) -> None:
@@ -711,7 +715,7 @@ def test_nan_in_validation_stops_the_fit(train, valid, make_lfads):
 # ------------------------------------------------------------------ folders
 
 
-def test_a_run_writes_logs_a_model_and_what_was_fitted(train, valid, make_lfads, tmp_path):
+def test_a_run_writes_logs_a_model_and_its_record(train, valid, make_lfads, tmp_path):
     fitted = fit(
         make_lfads(train),
         train,
@@ -750,7 +754,7 @@ def test_a_plain_fit_is_recorded_as_a_bound(train, make_lfads):
     assert fit(make_lfads(train), train, max_epochs=1, **QUIET).model.record["training"]["is_bound"]
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(train, make_lfads, tmp_path):
+def test_a_run_is_not_overwritten(train, make_lfads, tmp_path):
     fit(make_lfads(train), train, max_epochs=1, out=tmp_path, **QUIET)
     before = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(ValueError, match="holds a run already; resume it or choose another folder"):
@@ -758,7 +762,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(train, make_lfads, tmp_pat
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
-def test_a_resumed_run_keeps_the_logs_of_the_first(train, make_lfads, tmp_path):
+def test_a_resumed_run_keeps_the_earlier_logs(train, make_lfads, tmp_path):
     for epochs, resume in ((2, False), (3, True)):
         fit(make_lfads(train), train, max_epochs=epochs, out=tmp_path, resume=resume, **QUIET)
     logs = sorted(tmp_path.glob("logs/csv/*/metrics.csv"))
@@ -860,7 +864,7 @@ def test_a_guide_may_share_the_models_parameters(
 
 
 class Amortised(nn.Module):
-    """A guide of LFADS' initial condition with dropout, which can be called or used by a method."""
+    """A guide of LFADS' initial condition with dropout, as a module or as its method ``guide``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -939,14 +943,14 @@ def test_bad_arguments_are_refused_before_any_work(
     assert same(weights(model), before)
 
 
-def test_minutes_count_those_before_a_resume(train, valid, make_lfads, tmp_path):
+def test_max_minutes_include_the_time_before_a_resume(train, valid, make_lfads, tmp_path):
     model = make_lfads(train)
     options: dict[str, Any] = {"max_epochs": 10_000, "out": tmp_path / "run", **QUIET}
     stopped = fit(model, train, valid, max_minutes=0.02, **options)
     again = fit(model, train, valid, max_minutes=0.02, resume=True, **options)
     longer = fit(model, train, valid, max_minutes=0.04, resume=True, **options)
     assert stopped.num_steps > 0
-    # Time was up already: at most the step at which that is noticed.
+    # The time had passed already: at most one step until that is noticed.
     assert again.num_steps <= stopped.num_steps + 1
     assert longer.num_steps > again.num_steps + 1
 
@@ -956,32 +960,32 @@ def test_nothing_is_printed_without_progress(train, valid, make_lfads, tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_prior_on_weights_makes_another_bound(train, make_lfads):
+def test_with_a_prior_on_weights_the_loss_is_no_bound(train, make_lfads):
     for precision, is_bound in ((0.0, True), (1.0, False)):
         model = make_lfads(train, recurrent_precision=precision)
         fit(model, train, max_epochs=1, **QUIET)
         assert model.record["training"]["is_bound"] is is_bound
 
 
-# ------------------------------------------------------------------ going on from a checkpoint
+# ------------------------------------------------------------------ resuming from a checkpoint
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("sizes", r"is of another model: loss\..* has the shape .* there and .* here"),
+        ("sizes", r"belongs to another model: loss\..* has the shape .* there and .* here"),
         ("bytes", "is broken and cannot be resumed from"),
-        ("max_epochs", "is of 2 epochs already; max_epochs=1 must not be less"),
-        ("seed", "is of another run: seed was 0 and is 1 now"),
-        ("batch_size", "is of another run: batch_size was 4 and is 6 now"),
-        ("transforms", "is of another run: transforms was .* and is .*CoordinatedDropout"),
-        ("schedule", "is of another run: average_weights was False and is True now"),
-        ("objective", "is of another run: objective was .*ELBO.* and is .*IWELBO"),
-        ("train", "is of another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
-        ("valid", "is of another run: valid was .* and is None now"),
+        ("max_epochs", "has 2 epochs already; max_epochs=1 must not be less"),
+        ("seed", "belongs to another run: seed was 0 and is 1 now"),
+        ("batch_size", "belongs to another run: batch_size was 4 and is 6 now"),
+        ("transforms", "belongs to another run: transforms was .* and is .*CoordinatedDropout"),
+        ("schedule", "belongs to another run: average_weights was False and is True now"),
+        ("objective", "belongs to another run: objective was .*ELBO.* and is .*IWELBO"),
+        ("train", "belongs to another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
+        ("valid", "belongs to another run: valid was .* and is None now"),
     ],
 )
-def test_a_run_goes_on_as_itself_alone(
+def test_resuming_with_other_arguments_is_refused(
     train, valid, make_recording, make_lfads, tmp_path, change, sentence
 ):
     options: dict[str, Any] = {"out": tmp_path, "max_epochs": 2, "batch_size": 4, **QUIET}
@@ -1011,9 +1015,11 @@ def test_a_run_goes_on_as_itself_alone(
     assert same(weights(model), before)
 
 
-def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(train, valid, make_lfads, tmp_path):
+def test_a_run_ended_by_max_minutes_resumes_exactly(train, valid, make_lfads, tmp_path):
     options: dict[str, Any] = {"batch_size": 1, "checkpoint_seconds": 0.0, **QUIET}
-    for minutes in np.arange(0.01, 0.2, 0.01):  # until an epoch and a part of another are done
+    for minutes in np.arange(
+        0.01, 0.2, 0.01
+    ):  # until a run ends after the first epoch and within another
         out = tmp_path / f"{minutes:.2f}"
         stopped = fit(
             make_lfads(train), train, valid, max_epochs=10**6, max_minutes=minutes, out=out,
@@ -1033,7 +1039,7 @@ def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(train, valid, make_lfad
     assert again.num_steps == whole.num_steps
 
 
-# ------------------------------------------------------------------ recordings of another kind
+# ------------------------------------------------------------------ recordings
 
 
 def test_recordings_are_validated(train, make_lfads):
@@ -1051,7 +1057,7 @@ def test_recordings_are_validated(train, make_lfads):
         ("order", "neuron 0 is '4'; this model was fitted to the same neurons in another order"),
     ],
 )
-def test_a_fitted_model_knows_what_it_was_fitted_to(train, make_lfads, change, sentence):
+def test_a_fitted_model_refuses_other_recordings(train, make_lfads, change, sentence):
     model = fit(make_lfads(train), train, max_epochs=1, **QUIET).model
     counts = train["counts"].values
     other = {
@@ -1059,22 +1065,22 @@ def test_a_fitted_model_knows_what_it_was_fitted_to(train, make_lfads, change, s
         "bins": lambda: recording(counts, bin_width=0.04),
         "order": lambda: train.isel(neuron=slice(None, None, -1)),
     }[change]()
-    for ask in (predict, lambda m, r: fit(m, r, max_epochs=1, **QUIET)):
+    for call in (predict, lambda m, r: fit(m, r, max_epochs=1, **QUIET)):
         with pytest.raises(ValueError, match=sentence):
-            ask(model, other)
+            call(model, other)
 
 
-def test_data_without_a_density_are_refused(make_recording, make_lfads):
+def test_observations_outside_the_support_are_refused(make_recording, make_lfads):
     binary = make_recording(12)
     binary["counts"] = binary["counts"].clip(max=1)
     model = make_lfads(binary, observation="bernoulli")
     many = make_recording(5, mean=3.0)
-    for ask in (predict, lambda m, r: fit(m, binary, r, max_epochs=1, **QUIET)):
+    for call in (predict, lambda m, r: fit(m, binary, r, max_epochs=1, **QUIET)):
         with pytest.raises(ValueError, match="Bernoulli observations are 0 or 1, but neuron"):
-            ask(model, many)
+            call(model, many)
 
 
-def test_a_model_in_double_precision_is_fitted_in_it(train, valid, make_lfads):
+def test_models_are_fitted_in_double_precision(train, valid, make_lfads):
     model = fit(make_lfads(train).double(), train, valid, max_epochs=2, **QUIET).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert predict(model, valid, num_draws=2)["rates"].notnull().all()

@@ -1,4 +1,4 @@
-"""A `Fit` on disk: its guide and history come back, and no other guide takes its place."""
+"""A `Fit` on disk: guide and history are restored, and other guides are refused."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 import pyrodyn
 from pyrodyn import fit, load, predict, save
-from pyrodyn.data.batch import Batch
+from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.infer import Fit, GuideError
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
@@ -44,8 +44,8 @@ GUIDES = {
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_a_fit_comes_back_whole(train, make_lfads, tmp_path, name):
-    make, again, batch_size = GUIDES[name]
+def test_a_fit_is_restored(train, make_lfads, tmp_path, name):
+    make, make_again, batch_size = GUIDES[name]
     model = make_lfads(train)
     guide = make(model)
     fitted = fit(
@@ -61,7 +61,7 @@ def test_a_fit_comes_back_whole(train, make_lfads, tmp_path, name):
     state = {name: value.clone() for name, value in guide.state_dict().items()}
     expected = predict(model, train, guide=guide, num_draws=3)
     for folder in (tmp_path / "run" / "model", tmp_path / "again"):
-        loaded = load(folder, guide=again)
+        loaded = load(folder, guide=make_again)
         assert isinstance(loaded, Fit)
         assert loaded.guide.state_dict().keys() == state.keys()
         for key, value in loaded.guide.state_dict().items():
@@ -84,6 +84,20 @@ def test_a_loaded_guide_per_trial_refuses_other_trials(train, make_recording, ma
         predict(loaded.model, make_recording(7, seed=3), guide=loaded.guide, num_draws=2)
 
 
+def test_loading_does_not_use_pyros_parameter_store(train, make_recording, make_lfads, tmp_path):
+    model = make_lfads(train)
+    fitted = fit(model, train, guide=AutoNormal(model), max_epochs=1, **QUIET)
+    save(fitted, tmp_path)
+    others = make_recording(12)
+    AutoNormal(make_lfads(others))(Trials(others).batch())
+    try:
+        loaded = load(tmp_path, guide=AutoNormal)
+    finally:
+        pyro.clear_param_store()
+    for name, value in loaded.guide.state_dict().items():
+        assert torch.equal(value, fitted.guide.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     ("guide", "sentence"),
     [
@@ -98,7 +112,7 @@ def test_another_guide_is_refused(train, make_lfads, tmp_path, guide, sentence):
         load(tmp_path, guide=guide)
 
 
-def test_a_fit_with_the_models_own_guide_is_its_model(train, make_lfads, tmp_path):
+def test_a_fit_with_the_models_own_guide_is_saved_as_the_model(train, make_lfads, tmp_path):
     fitted = fit(make_lfads(train), train, max_epochs=1, **QUIET)
     save(fitted, tmp_path)
     assert not (tmp_path / "guide.safetensors").exists()
@@ -109,7 +123,7 @@ def test_a_fit_with_the_models_own_guide_is_its_model(train, make_lfads, tmp_pat
         load(tmp_path, guide=Amortised)
 
 
-def test_a_model_alone_leaves_no_guide_behind(train, make_lfads, tmp_path):
+def test_saving_a_model_removes_an_earlier_guide(train, make_lfads, tmp_path):
     model = make_lfads(train)
     fitted = fit(model, train, guide=Amortised(model), max_epochs=1, **QUIET)
     save(fitted, tmp_path)
