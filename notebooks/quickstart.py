@@ -180,10 +180,12 @@ print(f"ELBO                      {float(elbo.mean()):9.1f} nats per trial")
 print(f"importance-weighted bound {float(bound.mean()):9.1f} nats per trial")
 
 # %% [markdown]
-# `elpd` makes of the evidence what ArviZ's `compare` takes. Its Pareto k says in how many trials
-# the importance weights are reliable; where it is above 0.7 the value of that trial is likely too
-# low. Do not use ArviZ's `loo` on draws of a guide: with fixed parameters, leaving out a trial
-# takes its posterior back to the prior, which those draws do not reach.
+# `elpd` converts the evidence to what ArviZ's `compare` takes. Compare several models with
+# `compare(..., method="BB-pseudo-BMA")`: the default method, stacking, computes `exp(elpd_i)`,
+# which underflows to 0 for trials with a log evidence below about -745 nats. Pareto k shows in how
+# many trials the importance weights are reliable; where it is above 0.7 the value of that trial is
+# likely too low. Do not use ArviZ's `loo` on draws of a guide: with fixed parameters, leaving out a
+# trial takes its posterior back to the prior, which those draws do not reach.
 
 # %%
 weighted = pyrodyn.to_datatree(fitted, valid, method="importance", num_particles=2000)

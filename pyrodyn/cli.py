@@ -213,6 +213,8 @@ def fit(
         "rnn-sae": (pyrodyn.models.RnnSAE, autoencoder, ELBO()),
         "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}, VSMC(16)),
     }
+    if valid_fraction is not None and not 0 < valid_fraction < 1:
+        raise ValueError(f"--valid-fraction {valid_fraction:g} must lie between 0 and 1")
     if model.lower() not in zoo:
         raise ValueError(f"--model {model} is unknown; the models are {', '.join(zoo)}")
     kind, sizes, objective = zoo[model.lower()]
@@ -230,8 +232,6 @@ def fit(
         train, valid = (data.isel(trial=data["split"].values == part) for part in parts)
     else:
         fraction = 0.2 if valid_fraction is None else valid_fraction
-        if not 0 < fraction < 1:
-            raise ValueError(f"--valid-fraction {fraction:g} must lie between 0 and 1")
         train, valid = split(data, (1 - fraction, fraction), seed=seed)
     dropout_rate = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout
     torch.manual_seed(seed)

@@ -250,7 +250,7 @@ def test_data_list(command):
         (("fit", "no_such_name", "--out", "run"), r"no recording is named 'no_such_name'"),
         (("fit", "FILE", "--out", "run", "--model", "hmm"), r"--model hmm is unknown"),
         (("fit", "FILE", "--out", "run", "--observation", "normal"), r"observation.*normal"),
-        (("fit", "FILE", "--out", "run", "--dropout", "1.5"), r"rate=1.5 is a share"),
+        (("fit", "FILE", "--out", "run", "--dropout", "1.5"), r"rate=1.5 is a fraction"),
         (("fit", "FILE", "--out", "run", "--valid-fraction", "0.99"), r"."),
         (("fit", "FILE", "--out", "run", "--max-epochs", "0"), r"max_epochs=0"),
         (("fit", "FILE", "--out", "run", "--resume"), r"holds no last.ckpt to resume from"),
