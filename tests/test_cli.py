@@ -254,7 +254,7 @@ def test_data_list(command):
         (("fit", "FILE", "--out", "run", "--valid-fraction", "0.99"), r"."),
         (("fit", "FILE", "--out", "run", "--max-epochs", "0"), r"max_epochs=0"),
         (("fit", "FILE", "--out", "run", "--resume"), r"holds no last.ckpt to resume from"),
-        (("posterior", "nowhere", "FILE", "--out", "t.zarr"), r"nowhere holds no saved model"),
+        (("posterior", "nowhere", "FILE", "--out", "t.zarr"), r"nowhere contains no saved model"),
         (("simulate", "lorentz", "--out", "x.npz"), r"lorentz.*lorenz"),
         (("simulate", "lorenz", "--out", "x.csv"), r"x.csv"),
         (("simulate", "lorenz", "--out", "x.npz", "--trials", "0"), r"num_trials"),

@@ -60,7 +60,8 @@ for name, call in {
 """
 
 NO_BATCH = (
-    "a batch is wanted, not a Dataset; of a recording take model.trials_of(recording).batch()"
+    "expected a Batch, not a Dataset; make one from a recording by"
+    " model.trials_of(recording).batch()"
 )
 SENTENCES = (
     "objective: objective='elbo'; give an objective such as ELBO() or VSMC(64)",
@@ -78,7 +79,7 @@ SENTENCES = (
     "epochs: max_epochs=2.5 must be an integer of at least 1",
     "run: Dynamics does not say where paths begin and what is seen of them; give a model of"
     " pyrodyn.models",
-    "class: model_class must be a subclass of LatentDynamics: the class, no instance",
+    "class: model_class must be a subclass of LatentDynamics, not an instance",
     "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
     " model 1",
 )

@@ -22,7 +22,7 @@ from pyrodyn.data.schema import validate
 from pyrodyn.data.systems import SYSTEMS, System
 from pyrodyn.infer.traces import traced
 from pyrodyn.kernels.runge_kutta import TABLEAUX, Tableau, explicit_step
-from pyrodyn.models.dynamics import Dynamics, pushed
+from pyrodyn.models.dynamics import Dynamics, jvp
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import StateSpaceModel
 
@@ -218,7 +218,7 @@ def _check_field(system: System) -> None:
     """Raise an error for a field that torch cannot differentiate."""
     middle = torch.as_tensor(0.5 * (system.initial_low + system.initial_high)).double()
     try:
-        value, _ = pushed(system.field, middle, torch.ones_like(middle))
+        value, _ = jvp(system.field, middle, torch.ones_like(middle))
     except (RuntimeError, TypeError, AttributeError) as problem:
         raise ValueError(
             f"the field of {system.name!r} cannot be differentiated by torch ({problem}); write it"

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, states_for
 from pyrodyn.data.arguments import check_integer
-from pyrodyn.models.dynamics import Dynamics, pushed
+from pyrodyn.models.dynamics import Dynamics, jvp
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def lyapunov_spectrum(
         i = driven[:, t, None].expand(-1, count, -1)
         # Copies, since forward derivatives do not accept tensors whose memory overlaps.
         copies = state[:, None].repeat(1, count, 1)
-        moved, tangent = pushed(partial(_step, dynamics, i), copies, basis.mT)
+        moved, tangent = jvp(partial(_step, dynamics, i), copies, basis.mT)
         state = moved[:, 0]
         _check_finite(state, tangent, t)
         basis, triangle = torch.linalg.qr(tangent.mT)

@@ -1,10 +1,10 @@
-"""The face that a model's dynamics show to analysis: a map over one bin, on plain tensors::
+"""The interface between models and the analysis of dynamics: a map over one bin, on tensors::
 
     state_{t+1} = step(state_t, inputs_t)              noise left out
-    d state / d time = vector_field(state, inputs)     where the model is one of continuous time
+    d state / d time = vector_field(state, inputs)     for models in continuous time
 
-Fixed points, Lyapunov spectra, free runs and portraits are written once against this face, for
-trained models and for known systems alike.
+Fixed points, Lyapunov spectra, autonomous simulations and phase portraits use this interface alone,
+both for trained models and for known systems.
 """
 
 import dataclasses
@@ -16,13 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]
-"""From states ``(..., state)`` and inputs ``(..., input)`` to something of the states' shape."""
+"""A function of states ``(..., state)`` and inputs ``(..., input)`` with values ``(..., state)``.
+"""
 
 Derivative = Callable[[Tensor, Tensor], Tensor]
-"""From states and inputs to a field's Jacobians by the state, ``(..., state, state)``."""
+"""A function of states and inputs whose value is the Jacobian of a `Field` with respect to the
+state, ``(..., state, state)``.
+"""
 
 CHUNK = 64
-"""States whose Jacobians are taken at once: their tangents then stay in the cache."""
+"""Number of states whose Jacobians are computed at once; their tangents then fit into the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,13 @@ class Dynamics:
         step: the state one bin later; states ``(*left, state)`` and inputs ``(*left, input)`` to
             states.
         state_dim: dimension of the state.
-        input_dim: dimension of what drives it.
-        bin_width: time that a step covers, in seconds (or a known system's own unit).
+        input_dim: dimension of the inputs.
+        bin_width: duration of a step, in seconds (or in the unit of a known system).
         vector_field: derivative of the state per unit of that time, for continuous time; None for a
             map.
-        step_derivative: the Jacobian of `step` by the state, where there is a closed form; where
-            there is none, forward derivatives take its place.
-        field_derivative: the same of `vector_field`.
+        step_derivative: the Jacobian of `step` with respect to the state, if it has a closed form;
+            otherwise forward-mode differentiation is used.
+        field_derivative: the same for `vector_field`.
     """
 
     step: Field
@@ -53,7 +56,7 @@ class Dynamics:
     def jacobian(
         self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
     ) -> Float[Tensor, "*left state state"]:
-        """Derivative of `step` by the state."""
+        """Jacobian of `step` with respect to the state."""
         if self.step_derivative is not None:
             return self.step_derivative(state, inputs)
         return derivative(self.step, state, inputs)
@@ -61,19 +64,20 @@ class Dynamics:
     def input_jacobian(
         self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
     ) -> Float[Tensor, "*left state input"]:
-        """Derivative of `step` by the inputs: what a small input does to the state of the next bin.
+        """Jacobian of `step` with respect to the inputs: the effect of a small input on the
+        state of the next bin.
 
         Raises:
             ValueError: for dynamics without inputs.
         """
         if self.input_dim == 0:
-            raise ValueError("these dynamics have no inputs; there is nothing to derive them by")
-        return derivative(lambda at, held: self.step(held, at), inputs, state)
+            raise ValueError("these dynamics have no inputs, so they have no input Jacobian")
+        return derivative(lambda at, fixed: self.step(fixed, at), inputs, state)
 
     def field_jacobian(
         self, state: Float[Tensor, "*left state"], inputs: Float[Tensor, "*left input"]
     ) -> Float[Tensor, "*left state state"]:
-        """Derivative of `vector_field` by the state.
+        """Jacobian of `vector_field` with respect to the state.
 
         Raises:
             ValueError: for a map, which has no vector field.
@@ -85,34 +89,32 @@ class Dynamics:
         return derivative(self.vector_field, state, inputs)
 
     def no_inputs(self, state: Float[Tensor, "*left state"]) -> Float[Tensor, "*left input"]:
-        """Inputs of 0 for some states."""
+        """Inputs of 0, in the batch shape of the states."""
         return state.new_zeros(*state.shape[:-1], self.input_dim)
 
 
-def pushed(
-    function: Callable[[Tensor], Tensor], at: Tensor, tangent: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A function's value and how it moves along a tangent (one forward derivative)."""
+def jvp(function: Callable[[Tensor], Tensor], at: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's value and its Jacobian-vector product with a tangent, by forward mode."""
     with warnings.catch_warnings():
-        # On its first forward derivative torch scripts decompositions, which it itself deprecates.
+        # At its first forward-mode derivative torch calls torch.jit.script, which it deprecates.
         warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
-        moved = torch.func.jvp(function, (at,), (tangent,))
-    return moved[0], moved[1]
+        value, product = torch.func.jvp(function, (at,), (tangent,))
+    return value, product
 
 
 def derivative(
     function: Field, at: Float[Tensor, "*left entry"], other: Float[Tensor, "*left other"]
 ) -> Float[Tensor, "*left row entry"]:
-    """Jacobians by the first argument, by forward derivatives of many rows at once.
+    """Jacobians with respect to the first argument, by forward-mode differentiation.
 
-    The rows of a batch do not meet inside ``function``. All directions go in one pass, which visits
-    the states themselves once.
+    ``function`` must treat the rows of a batch independently. All directions are differentiated in
+    one pass, in which ``function`` is evaluated once.
     """
     eye = torch.eye(at.shape[-1], dtype=at.dtype, device=at.device)
 
     def of_chunk(at: Tensor, other: Tensor) -> Tensor:
         return torch.func.vmap(
-            lambda direction: pushed(
+            lambda direction: jvp(
                 lambda moved: function(moved, other), at, direction.expand_as(at).clone()
             )[1],
             out_dims=-1,

@@ -1,11 +1,11 @@
-"""What every model of the zoo is: two Pyro programs with the same latent sites::
+"""The base class of every model: two Pyro programs with the same latent sites::
 
     model(batch)   the generative program   p(latents) p(x | latents)
     guide(batch)   the inference program    q(latents | seen)
 
-Both run inside the plate ``trials`` at dim -1, scaled so that a minibatch stands for its
-recording. Every parameter is an ordinary `torch.nn.Parameter`: the global parameter store stays
-empty, and a guide can be replaced by any Pyro callable with the same latent sites.
+Both run inside the plate ``trials`` at dim -1, scaled by the number of trials of the recording per
+trial of the minibatch. Every parameter is an ordinary `torch.nn.Parameter`, and a guide can be
+replaced by any Pyro callable with the same latent sites.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
 from pyrodyn.models.parameters import registered
 
-# A bound in brackets would name the class before it exists, which shape checks at run time refuse.
+# Run-time shape checks refuse a bound in brackets, since the class does not exist yet.
 Model = TypeVar("Model", bound="LatentDynamics")
 
 
@@ -36,16 +36,16 @@ class LatentDynamics(nn.Module):
     """Abstract latent dynamical system.
 
     A subclass takes only JSON-serialisable arguments (``num_neurons``, ``input_dim`` and
-    ``observation`` among them) and keeps them as ``config``, from
-    which `save` writes the card beside the weights. Its sites are ``x`` (observed), ``rates`` (the
+    ``observation`` among them) and stores them as ``config``, which
+    `save` writes to the card next to the weights. Its sites are ``x`` (observed), ``rates`` (the
     expected observation per bin, deterministic), and latent ones; ``site_dims`` names the event
-    dims of each for the DataTree.
+    dims of each site for the DataTree.
 
     Attributes:
         config: the arguments this model was built with.
-        record: what is known of the model's making: ``data`` (schema of the recording it was
-            fitted to) and ``training``.
-        first_bin: the first bin of a batch that the model generates (later than 0 where leading
+        record: how the model was fitted: ``data`` (schema of the recording it was fitted to) and
+            ``training``.
+        first_bin: the first bin of a batch that the model generates (later than 0 if leading
             bins only set the initial state).
     """
 
@@ -65,8 +65,8 @@ class LatentDynamics(nn.Module):
         self.record: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or pickle holds: without the weak references that Pyro's store, which cannot
-        be pickled, leaves on parameters.
+        """State for a copy or pickle, without the weak references that Pyro's parameter store adds
+        to parameters: weak references cannot be pickled.
         """
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
@@ -74,17 +74,17 @@ class LatentDynamics(nn.Module):
 
     @classmethod
     def for_recording(cls: type[Model], recording: xr.Dataset, **sizes: Any) -> Model:
-        """A model sized for a recording, whose readout starts at each neuron's mean.
+        """A model with the sizes of a recording, its readout initialised at each neuron's mean.
 
         Args:
-            recording: its trials.
-            sizes: any argument of the class; the observation model defaults to ``"poisson"`` for
-                counts and ``"gaussian"`` for a signal. For a recording of both it is named as
+            recording: the trials.
+            sizes: arguments of the class; the observation model defaults to ``"poisson"`` for
+                counts and ``"gaussian"`` for a signal. For a recording of both, pass
                 ``observation={"counts": "negative_binomial", "signal": "gaussian"}``.
 
         Raises:
-            ValueError: for sizes that make no model, data that make no recording, and observations
-                that the observation model gives no density to.
+            ValueError: for invalid sizes, an invalid recording, and observations outside the
+                support of the observation model.
         """
         recording = validate(recording)
         named = observation_for(blocks(recording), sizes.get("observation"))
@@ -100,19 +100,19 @@ class LatentDynamics(nn.Module):
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the class, completed by what a recording suggests."""
+        """The arguments of the class, completed by defaults that depend on the recording."""
         return sizes
 
     def start_from(self, batch: Batch) -> None:
-        """Set an untrained model by the moments of a recording: by default its observation model's
-        parameters and the bias of the readout.
+        """Initialise the model from the moments of a recording: by default the parameters of the
+        observation model and the bias of the readout.
         """
         assert batch.x is not None
         self.start_readout(self.observation.initialise(batch.x, batch.scored))
 
     @abstractmethod
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
-        """Let the readout start at these linear predictors, whatever the latents."""
+        """Initialise the constant part of the readout with these linear predictors."""
 
     @abstractmethod
     def model(self, batch: Batch) -> None:
@@ -123,18 +123,18 @@ class LatentDynamics(nn.Module):
         """The inference program."""
 
     def forward(self, batch: Batch) -> None:
-        """Run `model`, so that this module can be handed to Pyro wherever a model is asked for."""
+        """Run `model`, so that this module can be passed to Pyro as a model."""
         self.model(batch)
 
     @contextlib.contextmanager
     def trials(self, batch: Batch) -> Iterator[None]:
-        """The plate over trials, with the scale by which a minibatch stands for its recording."""
+        """The plate over trials, scaled from the minibatch to the whole recording."""
         with pyro.plate("trials", batch.num_trials, dim=-1), poutine.scale(scale=batch.weight):
             yield
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode."""
+        """Context in which the model is in evaluation mode."""
         was_training = self.training
         self.eval()
         try:
@@ -151,34 +151,34 @@ class LatentDynamics(nn.Module):
         raise ValueError(f"{type(self).__name__} has no dynamics of its own to analyse")
 
     def diagnose(self, batch: Batch) -> list[str]:
-        """What a user should be warned of after a fit, in a sentence each; by default nothing."""
+        """Warnings about a fit, in one sentence each; by default none."""
         return []
 
     @property
     def bin_width(self) -> float:
-        """Seconds per bin of the recording that the model was fitted to; 1, so that times are
-        counted in bins, before any fit.
+        """Seconds per bin of the recording that the model was fitted to. Before any fit it is 1, so
+        that times are in bins.
         """
         return float(self.record.get("data", {}).get("bin_width", 1.0))
 
     def check(self, recording: xr.Dataset) -> None:
-        """Refuse a recording that this model cannot read.
+        """Refuse a recording that does not match this model.
 
         Raises:
-            ValueError: naming what differs from the recording that the model was made for or
-                fitted to, and observations that have no density.
+            ValueError: if it differs from the recording that the model was made for or fitted to
+                (the error states how), or has observations outside the support.
         """
         made_for = "this model was made for"
         num_inputs = self.config["input_dim"]
         found_inputs = recording["inputs"].sizes["input"] if "inputs" in recording else 0
-        held = blocks(recording)
-        if isinstance(self.observation, Joint) != (len(held) > 1):
-            names, wanted = " and ".join(b.observed for b in held), "counts and a signal"
-            if len(held) > 1:
-                wanted = "one of them, which pyrodyn.data.select_modality takes out"
+        found = blocks(recording)
+        if isinstance(self.observation, Joint) != (len(found) > 1):
+            names, wanted = " and ".join(b.observed for b in found), "counts and a signal"
+            if len(found) > 1:
+                wanted = "one of them, which pyrodyn.data.select_modality selects"
             raise ValueError(f"the recording holds {names}; {made_for} {wanted}")
         sizes = [single.num_neurons for single in self.observation.singles()]
-        for block, size in zip(held, sizes, strict=True):
+        for block, size in zip(found, sizes, strict=True):
             if block.size != size:
                 raise ValueError(f"the recording has {block.size} {block.unit}s; {made_for} {size}")
         if found_inputs != num_inputs:
@@ -196,14 +196,14 @@ class LatentDynamics(nn.Module):
         self.observation.check(everything.x, everything.scored)
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuse a batch that cannot be of a recording which `check` accepts.
+        """Refuse a batch that cannot come from a recording that `check` accepts.
 
         Raises:
-            ValueError: naming what differs, or is not finite.
+            ValueError: if its sizes differ from the model's or its values are not finite.
         """
         if not isinstance(batch, Batch):
             raise ValueError(
-                f"a batch is wanted, not a {type(batch).__name__}; of a recording take"
+                f"expected a Batch, not a {type(batch).__name__}; make one from a recording by"
                 " model.trials_of(recording).batch()"
             )
         made_for = (self.observation.num_neurons, self.config["input_dim"])
@@ -219,16 +219,16 @@ class LatentDynamics(nn.Module):
                 trial, t = (~values.isfinite()).nonzero()[0, :2].tolist()
                 raise ValueError(
                     f"{name} of the batch is not finite at trial {int(batch.trial[trial])}, bin"
-                    f" {t}; mark what was not measured in the recording's valid"
+                    f" {t}; mark entries that were not measured as False in the recording's valid"
                 )
 
     def _check_against_record(self, recording: xr.Dataset) -> None:
-        """Refuse what differs from the recording that the model was fitted to."""
+        """Refuse a recording that differs from the one that the model was fitted to."""
         fitted = self.record.get("data")
         if fitted is None:
             return
-        held = blocks(recording)
-        observed = " and ".join(block.observed for block in held)
+        found = blocks(recording)
+        observed = " and ".join(block.observed for block in found)
         if observed != fitted["observed"]:
             raise ValueError(
                 f"the recording holds {observed}; this model was fitted to {fitted['observed']}"
@@ -237,46 +237,46 @@ class LatentDynamics(nn.Module):
         if not math.isclose(width, fitted["bin_width"], rel_tol=1e-4):
             raise ValueError(
                 f"the recording has bins of {width:g} s; this model was fitted to bins of"
-                f" {fitted['bin_width']:g} s, so bin it anew"
+                f" {fitted['bin_width']:g} s, so bin the recording at that width"
             )
-        for block in held:
+        for block in found:
             labels = [str(label) for label in recording[block.unit].values]
             if labels != fitted[block.unit] and sorted(labels) == sorted(fitted[block.unit]):
                 first = next(i for i, label in enumerate(labels) if label != fitted[block.unit][i])
                 raise ValueError(
                     f"{block.unit} {first} is {labels[first]!r}; this model was fitted to the same"
                     f" {block.unit}s in another order, with {fitted[block.unit][first]!r} there:"
-                    f" bring them to that order by recording.sel({block.unit}=...)"
+                    f" reorder them by recording.sel({block.unit}=...)"
                 )
 
     def encoder_view(self, batch: Batch) -> Float[Tensor, "trial time neuron"]:
-        """What encoders read: counts, and channels of a signal in standardised units."""
+        """The input of the encoders: counts, and channels of a signal in standardised units."""
         shown = batch.visible | (batch.seen != 0)
         return self.observation.standardised(batch.seen, shown, batch.gain)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     def trials_of(self, recording: xr.Dataset) -> Trials:
-        """A recording's tensors, of the device and precision of this model."""
+        """A recording's tensors, on the device and in the precision of this model."""
         return Trials(recording, self.device, next(self.parameters()).dtype)
 
 
 SIZES = ("_dim", "_neurons", "_depth", "_width", "_units", "_bins", "substeps", "lag")
-"""How the names of sizes end."""
+"""Suffixes of the names of sizes."""
 
 SWITCHES = ("is_", "decay_per_latent", "filters_inputs", "process_noise")
-"""How the names of options that are on or off begin."""
+"""Prefixes of the names of Boolean options."""
 
 
 def check_config(config: dict[str, Any], may_be_zero: Container[str]) -> None:
-    """Refuse sizes that are no whole numbers of at least 1, or of 0 where a part may be left out,
-    and switches that are neither on nor off.
+    """Check that sizes are integers of at least 1, or of at least 0 if in ``may_be_zero``, and that
+    Boolean options are True or False.
 
     Raises:
-        ValueError: naming the first.
+        ValueError: for the first argument that is invalid.
     """
     for name, value in config.items():
         if name.endswith(SIZES):

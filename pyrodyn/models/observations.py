@@ -1,15 +1,15 @@
-"""Observation models: what a bin shows of the latent state::
+"""Observation models: the distribution of the observations of a bin given the latent state::
 
-    p(x_t | eta_t) = prod_n p(x_tn | eta_tn),     eta_t = readout of the latent state, linear
-    predictors
+    p(x_t | eta_t) = prod_n p(x_tn | eta_tn),     eta_t: the linear predictors,
+                                                      computed by the readout
 
 =========================  ======  ===================================  ==========================
 name                       data    linear predictors                    learned per neuron
 =========================  ======  ===================================  ==========================
 ``poisson``                counts  log mean
 ``negative_binomial``      counts  log mean                             log dispersion
-``zero_inflated_poisson``  counts  log mean unless silenced;
-                                   logit of silence
+``zero_inflated_poisson``  counts  log mean of the Poisson;
+                                   logit of an extra zero
 ``bernoulli``              0 or 1  logit of a spike
 ``gaussian``               real    standardised mean                    log standard deviation
 ``gamma``                  > 0     log mean                             log concentration
@@ -17,15 +17,16 @@ name                       data    linear predictors                    learned 
                                    logit of 0
 =========================  ======  ===================================  ==========================
 
-Two linear predictors per neuron lie in blocks: first those of all neurons, then the second ones of
-all neurons. Every model of the zoo reads out into one of these classes by its name.
+Where there are two linear predictors per neuron, the first ones of all neurons come before the
+second ones of all neurons. Every model of the zoo takes the name of its observation model as an
+argument.
 
-Of a recording that holds spikes and a field potential, each observed in its own way, `Joint` puts
-two of them side by side::
+For a recording that holds both spike counts and a signal, such as a field potential, `Joint`
+combines two observation models, which are independent given the latent state::
 
     p(x_t | eta_t) = p_counts(x_t1 .. x_tN | eta_t) p_signal(x_t,N+1 .. | eta_t)
 
-Its linear predictors are all those of the counts, then all those of the signal.
+Its linear predictors are those of the counts, followed by those of the signal.
 """
 
 from abc import abstractmethod
@@ -52,25 +53,26 @@ from pyrodyn.distributions.gamma import ZeroInflatedGamma as ZeroInflatedGammaDi
 from pyrodyn.distributions.masked import Masked
 
 DISPERSION_RANGE = (1e-2, 1e1)
-"""Where a negative binomial may start: at the ends its gradient still moves it."""
+"""Bounds on the initial dispersion of a negative binomial; the gradient does not vanish there."""
 
 CONCENTRATION_RANGE = (1e-1, 1e3)
-"""Where a gamma may start, from far more variable than exponential to nearly constant."""
+"""Bounds on the initial concentration of a gamma: an exponential has 1, a large one is nearly
+constant.
+"""
 
 GATE_RANGE = (0.05, 0.95)
-"""Where the probability of silence may start."""
+"""Bounds on the initial probability of an extra zero."""
 
-
-CONSTANT = 1e-6
+CONSTANT_TOLERANCE = 1e-6
 """Standard deviation relative to the mean below which a channel is constant up to rounding."""
 
 
 class Predictors(NamedTuple):
-    """What the linear predictors of an observation model are.
+    """The meaning of the linear predictors of an observation model.
 
     Attributes:
-        neuron: position of the neuron that each is about.
-        is_log_mean: which are log means.
+        neuron: index of the neuron that each predictor belongs to.
+        is_log_mean: whether each predictor is a log mean.
     """
 
     neuron: Int[Tensor, " predictor"]
@@ -81,7 +83,7 @@ class GaussianPart(NamedTuple):
     """The channels whose distribution is Normal(offset + unit * linear predictor, scale).
 
     Attributes:
-        columns: their positions.
+        columns: their positions among the neurons and channels.
         predictors: positions of their linear predictors.
         scale: their standard deviations.
         offset: see `Signal`.
@@ -99,7 +101,7 @@ class Observation(nn.Module):
     """Abstract observation model of ``num_neurons`` neurons or channels.
 
     Attributes:
-        filler: a value inside the support, put at entries that are not scored.
+        filler: a value inside the support, which replaces entries that are not scored.
     """
 
     filler: ClassVar[float] = 0.0
@@ -110,23 +112,24 @@ class Observation(nn.Module):
 
     @abstractmethod
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """The law of every entry ``(*batch, time, neuron)``, independent given the linear
-        predictors.
+        """The distribution of the entries ``(*batch, time, neuron)``, which are independent given
+        the linear predictors.
         """
 
     @abstractmethod
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """Start from the moments of the data.
+        """Initialise the parameters from the moments of the data.
 
-        Sets the parameters per neuron, and returns the linear predictors of a readout's bias under
-        which an untrained model expects each neuron's mean. Moments over all bins take changes of
-        the rate for noise, so variances start too large rather than too small.
+        Sets the parameters per neuron and returns the linear predictors under which every neuron
+        has its mean over the data; as the bias of a readout they initialise a model there. Moments
+        over all bins count changes of the rate as noise, so the initial variances are too large
+        rather than too small.
 
         Args:
             x: observations inside the support wherever ``valid``.
-            valid: where something was measured.
+            valid: which entries were measured.
         """
 
     @abstractmethod
@@ -136,21 +139,23 @@ class Observation(nn.Module):
         """Refuse data outside the support.
 
         Raises:
-            ValueError: naming the first such value, where it lies and which observation models fit
+            ValueError: with the first such value, its position and the observation models that fit
                 the data.
         """
 
     @abstractmethod
     def singles(self) -> "tuple[Single, ...]":
-        """The models that this one is made of, each of neurons of one kind, in order."""
+        """The observation models that this one consists of, in order, one per kind of neuron or
+        channel.
+        """
 
     @property
     def predictor_dim(self) -> int:
-        """Number of linear predictors, of all neurons together."""
+        """Total number of linear predictors."""
         return sum(single.num_neurons * single.num_predictors for single in self.singles())
 
     def predictors(self) -> Predictors:
-        """What the linear predictors are, in their order."""
+        """The neuron and the meaning of every linear predictor, in order."""
         neurons, log_means, start = [], [], 0
         for single in self.singles():
             positions = torch.arange(single.num_neurons).repeat(single.num_predictors)
@@ -161,7 +166,7 @@ class Observation(nn.Module):
         return Predictors(torch.cat(neurons), torch.cat(log_means))
 
     def gaussian_part(self) -> GaussianPart | None:
-        """Those that are Gaussian around their linear predictor; None where none is."""
+        """The channels that are Gaussian around their linear predictor; None if there are none."""
         column, predictor = 0, 0
         parts = []
         for single in self.singles():
@@ -174,7 +179,7 @@ class Observation(nn.Module):
             column, predictor = end, last
         if not parts:
             return None
-        # Side by side where there are two.
+        # Two Gaussian parts are adjacent, so one slice spans both.
         return GaussianPart(
             slice(parts[0].columns.start, parts[-1].columns.stop),
             slice(parts[0].predictors.start, parts[-1].predictors.stop),
@@ -185,8 +190,8 @@ class Observation(nn.Module):
 
     @torch.no_grad()
     def use_raw_units(self) -> None:
-        """Let the linear predictors of a signal be in the data's own unit (offset 0, unit 1), for
-        weights that are set by hand rather than fitted.
+        """Set offset 0 and unit 1, so that the linear predictors of a signal are in the unit of the
+        data. This is meant for readout weights that are set by hand rather than fitted.
         """
         for single in self.singles():
             if isinstance(single, Signal):
@@ -195,7 +200,7 @@ class Observation(nn.Module):
                 single.varies.fill_(1.0)
 
     def units(self) -> Float[Tensor, " neuron"]:
-        """The unit of every channel of a signal, 1 for neurons."""
+        """The unit of every channel of a signal, and 1 for neurons."""
         return torch.cat(
             [
                 single.unit if isinstance(single, Signal) else torch.ones(single.num_neurons)
@@ -209,8 +214,8 @@ class Observation(nn.Module):
         shown: Bool[Tensor, "trial time neuron"],
         gain: float = 1.0,
     ) -> Float[Tensor, "trial time neuron"]:
-        """Observations as encoders receive them: counts unchanged, channels of a signal with mean 0
-        and standard deviation 1 over the recording that the model was made for.
+        """Observations as encoders receive them: counts are unchanged; channels of a signal have
+        mean 0 and standard deviation 1 over the recording that the model was made for.
 
         Args:
             x: observations multiplied by ``gain``, 0 where not ``shown``.
@@ -238,13 +243,13 @@ class Observation(nn.Module):
 
 
 class Single(Observation):
-    """Abstract observation model of neurons or channels that are all of one kind.
+    """Abstract observation model whose neurons or channels are all of one kind.
 
     Attributes:
-        observed: the variable of a recording that it is meant for, ``"counts"`` or ``"signal"``.
-        num_predictors: linear predictors per neuron.
+        observed: the variable of a recording that it models, ``"counts"`` or ``"signal"``.
+        num_predictors: number of linear predictors per neuron.
         has_log_mean: whether the first of them is a log mean.
-        support: the values it gives a density to.
+        support: the values that have a density.
         domain: the support in words.
     """
 
@@ -273,7 +278,7 @@ class Single(Observation):
         )
 
     def singles(self) -> "tuple[Single, ...]":
-        """Itself."""
+        """A tuple of this model alone."""
         return (self,)
 
 
@@ -284,7 +289,7 @@ class Poisson(Single):
     observed = "counts"
     has_log_mean = True
     support = constraints.nonnegative_integer
-    domain = "whole numbers >= 0"
+    domain = "integers >= 0"
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
         """Poisson(exp(predictors))."""
@@ -300,19 +305,19 @@ class Poisson(Single):
 
 @final
 class NegativeBinomial(Single):
-    """Counts more variable than Poisson: variance m + phi m^2, one phi per neuron."""
+    """Overdispersed counts: variance m + phi m^2, with a dispersion phi per neuron."""
 
     observed = "counts"
     has_log_mean = True
     support = constraints.nonnegative_integer
-    domain = "whole numbers >= 0"
+    domain = "integers >= 0"
 
     def __init__(self, num_neurons: int) -> None:
         super().__init__(num_neurons)
         self.log_dispersion = nn.Parameter(torch.full((num_neurons,), -2.0))
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Negative binomial of mean exp(predictors)."""
+        """Negative binomial with mean exp(predictors)."""
         return NegativeBinomialMean(predictors, self.log_dispersion, validate_args=False)
 
     @torch.no_grad()
@@ -329,17 +334,17 @@ class NegativeBinomial(Single):
 
 @final
 class ZeroInflatedPoisson(Single):
-    """Poisson counts of neurons that fall silent with a probability that varies in time."""
+    """Poisson counts with extra zeros, whose probability varies in time."""
 
     observed = "counts"
     num_predictors = 2
     has_log_mean = True
     support = constraints.nonnegative_integer
-    domain = "whole numbers >= 0"
+    domain = "integers >= 0"
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Poisson of log rate ``predictors[..., :num_neurons]``, silenced by the logits after
-        them.
+        """Poisson with log mean ``predictors[..., :num_neurons]``; the remaining predictors are the
+        logits of an extra zero.
         """
         log_rate, gate_logits = predictors.chunk(2, -1)
         return ZeroInflatedLogPoisson(log_rate, gate_logits, validate_args=False)
@@ -365,27 +370,28 @@ class Bernoulli(Single):
     domain = "0 or 1"
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Bernoulli of logits ``predictors``."""
+        """Bernoulli with logits ``predictors``."""
         return dist.Bernoulli(logits=predictors, validate_args=False)
 
     @torch.no_grad()
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """Logits of the share of bins with a spike."""
+        """Logits of the fraction of bins with a spike."""
         moments = _moments(x, valid)
         floor = moments.floor()
         return moments.mean.clamp(floor, 1 - floor).logit()
 
 
 class Signal(Single):
-    """Abstract observation model of real-valued channels, in whatever unit they were recorded.
+    """Abstract observation model of real-valued channels in any unit.
 
     Attributes:
-        offset: mean of every channel in the recording that the model was made for; 0 before.
-        unit: standard deviation of every channel there; 1 before. A constant channel has the
-            average of the others.
-        varies: 1, or 0 for constant channels.
+        offset: mean of every channel in the recording that the model was made for; 0 until
+            `initialise` is called.
+        unit: standard deviation of every channel in that recording; 1 until `initialise` is
+            called. A constant channel has the average of the others.
+        varies: 1 for channels that vary, 0 for constant ones.
     """
 
     observed = "signal"
@@ -406,7 +412,7 @@ class Signal(Single):
         """Set offset and unit from the moments of a recording."""
         moments = _moments(x.double(), valid)
         scale = moments.variance.sqrt()
-        varies = scale > CONSTANT * moments.mean.abs()
+        varies = scale > CONSTANT_TOLERANCE * moments.mean.abs()
         average = torch.where(varies, scale, 0.0).sum() / varies.sum().clamp(min=1)
         average = torch.where(average > 0, average, 1.0)
         self.offset.copy_(moments.mean)
@@ -418,7 +424,7 @@ class Signal(Single):
 class Gaussian(Signal):
     """Real values with one standard deviation per channel.
 
-    Its linear predictors are in standardised units, so that a fit does not depend on the unit of
+    The linear predictors are in standardised units, so that a fit does not depend on the unit of
     the data: ``x ~ Normal(offset + unit * predictor, (unit * exp(log_scale))^2)``. The noise of a
     constant channel stays at ``unit``; its density would otherwise grow without bound.
     """
@@ -431,7 +437,7 @@ class Gaussian(Signal):
         self.log_scale = nn.Parameter(torch.zeros(num_neurons))
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Normal of mean ``offset + unit * predictors``."""
+        """Normal with mean ``offset + unit * predictors``."""
         mean = torch.addcmul(self.offset, self.unit, predictors)
         return dist.Normal(mean, self.scale(), validate_args=False)
 
@@ -443,7 +449,7 @@ class Gaussian(Signal):
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """Means and standard deviations of the data."""
+        """Means and standard deviations of the data, which have linear predictors 0."""
         self.set_units(x, valid)
         self.log_scale.zero_()
         return torch.zeros_like(self.offset)
@@ -463,7 +469,7 @@ class Gamma(Signal):
         self.log_concentration = nn.Parameter(torch.zeros(num_neurons))
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Gamma of mean exp(predictors)."""
+        """Gamma with mean exp(predictors)."""
         return MeanGamma(predictors, self.log_concentration.exp(), validate_args=False)
 
     @torch.no_grad()
@@ -493,7 +499,9 @@ class ZeroInflatedGamma(Signal):
         self.log_concentration = nn.Parameter(torch.zeros(num_neurons))
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """Gamma of log mean ``predictors[..., :num_neurons]``, 0 by the logits after them."""
+        """Gamma with log mean ``predictors[..., :num_neurons]``; the remaining predictors are the
+        logits of a zero.
+        """
         log_mean, gate_logits = predictors.chunk(2, -1)
         concentration = self.log_concentration.exp()
         return ZeroInflatedGammaDistribution(
@@ -504,7 +512,7 @@ class ZeroInflatedGamma(Signal):
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """Log means and concentrations of nonzero values, logits of the share of zeros."""
+        """Log means and concentrations of nonzero values, logits of the fraction of zeros."""
         self.set_units(x, valid)
         zeros = _moments((x == 0).to(x.dtype), valid)
         nonzero = _moments(x, valid & (x > 0))
@@ -516,10 +524,10 @@ class ZeroInflatedGamma(Signal):
 
 @final
 class Joint(Observation):
-    """Observation models of counts and of a signal, side by side.
+    """Observation models of counts and of a signal, independent given their linear predictors.
 
     Args:
-        parts: per observed variable, ``"counts"`` and ``"signal"``, its observation model.
+        parts: the observation model of each observed variable, ``"counts"`` and ``"signal"``.
     """
 
     filler = 1.0  # inside every support
@@ -533,7 +541,7 @@ class Joint(Observation):
         self._predictor_dims = [part.predictor_dim for part in parts.values()]
 
     def forward(self, predictors: Float[Tensor, "*batch time predictor"]) -> TorchDistributionMixin:
-        """The law of the counts beside that of the signal."""
+        """The distributions of the counts and of the signal, concatenated."""
         split = predictors.split(self._predictor_dims, -1)
         return Concatenated(
             [single(its) for single, its in zip(self.singles(), split, strict=True)]
@@ -543,7 +551,7 @@ class Joint(Observation):
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """The start of each."""
+        """Initialise both parts and concatenate their linear predictors."""
         split = zip(
             self.singles(), x.split(self._sizes, -1), valid.split(self._sizes, -1), strict=True
         )
@@ -552,7 +560,7 @@ class Joint(Observation):
     def check(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> None:
-        """Refuse data outside the support of their own model, naming the variable."""
+        """Refuse data outside the support of their part; the error names the variable."""
         for block, single in zip(self.blocks, self.singles(), strict=True):
             try:
                 single.check(x[..., block.columns], valid[..., block.columns])
@@ -560,7 +568,7 @@ class Joint(Observation):
                 raise ValueError(f"{block.observed}: {error}") from None
 
     def singles(self) -> tuple[Single, ...]:
-        """That of the counts, that of the signal."""
+        """The observation model of the counts, then that of the signal."""
         return tuple(self.parts.values())  # type: ignore[arg-type]
 
 
@@ -573,24 +581,23 @@ OBSERVATIONS: dict[str, type[Single]] = {
     "gamma": Gamma,
     "zero_inflated_gamma": ZeroInflatedGamma,
 }
-"""Observation models by the names that models know them by."""
+"""Observation models by name."""
 
 Named = str | Mapping[str, Sequence[str | int]]
-"""How a model is told its observation model: by a name in `OBSERVATIONS`; or, of counts and a
-signal side by side, by name and size of both, ``{"counts": ["poisson", 30], "signal": ["gaussian",
+"""Specification of an observation model: a name in `OBSERVATIONS`; or, for counts and a signal
+together, the name and the size of each, ``{"counts": ["poisson", 30], "signal": ["gaussian",
 16]}``.
 """
 
 DEFAULTS = {"counts": "poisson", "signal": "gaussian"}
-"""The observation model to begin with."""
+"""The default observation model of each observed variable."""
 
 
 def observation(named: Named, num_neurons: int) -> Observation:
-    """The observation model of a name, or of two.
+    """Build an observation model from its specification.
 
     Raises:
-        ValueError: where there is none of that name, or the sizes are not those of ``num_neurons``
-            neurons and channels.
+        ValueError: if a name is unknown, or the sizes do not add up to ``num_neurons``.
     """
     if isinstance(named, str):
         return _single(named, num_neurons)
@@ -607,19 +614,20 @@ def observation(named: Named, num_neurons: int) -> Observation:
                 )
     sizes = {name: part.num_neurons for name, part in parts.items()}
     if sum(sizes.values()) != num_neurons:
-        told = " and ".join(f"{size} {OBSERVED[name]}s" for name, size in sizes.items())
+        specified = " and ".join(f"{size} {OBSERVED[name]}s" for name, size in sizes.items())
         raise ValueError(
-            f"observation tells of {told}, together {sum(sizes.values())}, but num_neurons="
-            f"{num_neurons}"
+            f"observation specifies {specified}, {sum(sizes.values())} in total, but"
+            f" num_neurons={num_neurons}"
         )
     return Joint(parts)
 
 
 def observation_for(blocks: Sequence[Block], given: str | Mapping[str, str] | None) -> Named:
-    """What to tell a model of a recording's blocks, from the names that a user gave, if any.
+    """The specification of an observation model for a recording, from the names that a user gave,
+    if any.
 
     Raises:
-        ValueError: where one name is given for two blocks, or the other way about.
+        ValueError: if one name is given for two variables, or two names for one.
     """
     names = [block.observed for block in blocks]
     if len(blocks) == 1:
@@ -674,9 +682,9 @@ def observe(
     per trial.
 
     Args:
-        distribution: law of every entry, batch shape ``(*particles, trial, time, neuron)``.
-        x: what was observed, or None to draw it.
-        scored: which entries count.
+        distribution: that of every entry, batch shape ``(*particles, trial, time, neuron)``.
+        x: the observations, or None to sample them.
+        scored: which entries contribute to the log density.
         filler: see `Masked`.
     """
     pyro.deterministic("rates", distribution.mean, event_dim=2)
@@ -684,15 +692,15 @@ def observe(
 
 
 class _Moments(NamedTuple):
-    """Moments per neuron over all measured bins, and how many bins those are."""
+    """Moments per neuron over all measured bins, and the number of those bins."""
 
     mean: Float[Tensor, " neuron"]
     variance: Float[Tensor, " neuron"]
     num_measured: Float[Tensor, " neuron"]
 
     def floor(self) -> Float[Tensor, " neuron"]:
-        """Half an event in all measured bins: the mean of a silent neuron, whose log must be
-        finite.
+        """Smallest mean: half an event in all measured bins, so that the log of a silent neuron's
+        mean is finite.
         """
         return 0.5 / self.num_measured
 
@@ -709,7 +717,7 @@ class _Moments(NamedTuple):
 def _moments(
     x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
 ) -> _Moments:
-    """Moments per neuron; a neuron never measured gets the average of the others."""
+    """Moments per neuron; a neuron that was never measured has the average of the others."""
     num = valid.sum((0, 1))
     count = num.clamp(min=1).to(x.dtype)
     mean = torch.where(valid, x, 0.0).sum((0, 1)) / count
@@ -724,5 +732,5 @@ def _moments(
 
 
 def _log(mean: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
-    """Log of a mean amplitude, finite also where nothing but zeros was measured."""
+    """Log of a mean amplitude, which is finite even if all measured values are 0."""
     return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()

@@ -1,9 +1,10 @@
-"""Who holds the parameters of a Pyro program: its modules, or Pyro's global store.
+"""Parameters of Pyro programs: local to their modules, or in Pyro's global parameter store.
 
-Inside pyrodyn's own runs (`local_parameters`) parameters belong to their modules alone and are
+During pyrodyn's own inference (`local_parameters`) parameters belong to their modules alone and are
 trained through ``module.parameters()``. Under Pyro's own engines (`pyro.infer.SVI`,
 `pyro.poutine.lift`) the programs of a model register every parameter as `pyro.module` does, under a
-name that no other living model has (`registered`): these engines train only what was registered.
+name that is unique among existing models (`registered`), since these engines train registered
+parameters only.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ _is_local = False
 
 @contextlib.contextmanager
 def local_parameters() -> Iterator[None]:
-    """Inside, parameters belong to their modules, and Pyro's parameter store is not used.
+    """Context in which parameters belong to their modules and Pyro's parameter store is not used.
 
-    This is Pyro's setting ``module_local_params``, set for as long as a run of pyrodyn lasts: under
-    Pyro's default two guides of the same class would share their parameters by name.
+    It enables Pyro's setting ``module_local_params`` for its duration: under Pyro's default, two
+    guides of the same class would share their parameters by name.
     """
     global _is_local
     if _is_local:
@@ -48,9 +49,9 @@ def local_parameters() -> Iterator[None]:
 
 
 class _EmptyState:
-    """The parameter state of a PyroModule that was made outside `local_parameters`.
+    """The parameter state of a PyroModule that was created outside `local_parameters`.
 
-    Pyro gives a module this state when it is made, and only where the setting is on by then.
+    Pyro sets this state when it creates a module, but only if the setting is enabled at that time.
     """
 
     def __get__(self, context: Any, owner: type) -> Any:
@@ -62,8 +63,8 @@ class _Registration(NamedTuple):
     """A model in Pyro's parameter store.
 
     Attributes:
-        name: unique among living models.
-        parameters: what was registered, by its full name in the store.
+        name: unique among existing models.
+        parameters: the registered parameters by their full name in the store.
     """
 
     name: str
@@ -75,8 +76,8 @@ _registrations: weakref.WeakKeyDictionary[nn.Module, _Registration] = weakref.We
 
 
 def registered(program: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Let a module's Pyro program register the module's parameters wherever Pyro's own engines run
-    it.
+    """Decorate a module's Pyro program such that it registers the module's parameters whenever
+    Pyro's own engines run it.
 
     Args:
         program: a method ``program(module, batch)``.
@@ -85,7 +86,7 @@ def registered(program: Callable[[Any, Any], None]) -> Callable[[Any, Any], None
     @functools.wraps(program)
     def run(module: nn.Module, batch: Any) -> None:
         global _running
-        # A program may call that of its base class.
+        # A program may call the program of its base class, which must not register again.
         if _is_local or module is _running or not am_i_wrapped():
             return program(module, batch)
         outer, _running = _running, _as_registered(module)
@@ -124,8 +125,8 @@ def _as_registered(module: nn.Module) -> nn.Module:
 def _register(
     full_name: str, parameter: nn.Parameter, registered: dict[str, nn.Parameter]
 ) -> Tensor:
-    """What `pyro.param` returns for a parameter: the parameter itself, unless a handler replaces
-    it.
+    """Register a parameter and return the value of its `pyro.param` site: the parameter itself,
+    unless a handler replaces it.
     """
     store = pyro.get_param_store()
     if store.param_name(parameter) != full_name and full_name in store:
@@ -133,12 +134,13 @@ def _register(
         if stored is not parameter:
             if stored is not registered.get(full_name):
                 raise ValueError(
-                    f"Pyro's parameter store holds another tensor as {full_name!r}, under which"
-                    " this model would register its own; call pyro.clear_param_store() first, and"
-                    " keep weights by pyrodyn.save and pyrodyn.load"
+                    f"Pyro's parameter store holds another tensor as {full_name!r}, the name"
+                    " under which this model registers its parameter; call"
+                    " pyro.clear_param_store() first, and keep weights by pyrodyn.save and"
+                    " pyrodyn.load"
                 )
-            del store[full_name]  # the module has a new parameter in its place
-    if not parameter.is_contiguous():  # the store would take a copy
+            del store[full_name]  # the module's parameter was replaced
+    if not parameter.is_contiguous():  # the store would copy it
         parameter.data = parameter.data.contiguous()
     registered[full_name] = parameter
     value: Tensor = pyro.param(full_name, parameter)
@@ -146,7 +148,7 @@ def _register(
 
 
 def _shaped_as(parameter: nn.Parameter, value: Tensor, full_name: str) -> Tensor:
-    """A lifted value in the shape of its parameter."""
+    """A lifted value, expanded to the shape of its parameter."""
     wanted = parameter.shape
     if value.ndim > len(wanted) or any(
         found not in (1, size)
@@ -161,7 +163,7 @@ def _shaped_as(parameter: nn.Parameter, value: Tensor, full_name: str) -> Tensor
 
 
 def _free_name(wanted: str) -> str:
-    """The name of a class, numbered where a living model has it already."""
+    """The name of a class, with a number if an existing model already has the name."""
     taken = {registration.name for registration in _registrations.values()}
     name, number = wanted, 1
     while name in taken:
@@ -170,7 +172,7 @@ def _free_name(wanted: str) -> str:
 
 
 def _forget(parameters: dict[str, nn.Parameter]) -> None:
-    """Take the parameters of a model that is no more out of Pyro's store."""
+    """Remove the parameters of a deleted model from Pyro's store."""
     store = pyro.get_param_store()
     for full_name, parameter in parameters.items():
         if full_name in store and store[full_name].unconstrained() is parameter:

@@ -1,4 +1,4 @@
-"""Models on disk: weights as safetensors beside a JSON card. Nothing is ever unpickled."""
+"""Saving and loading models: weights as safetensors and a JSON card. Nothing is pickled."""
 
 import json
 from importlib.metadata import version
@@ -19,23 +19,23 @@ from pyrodyn.models.state_space import Bootstrap, Proposal, StateSpaceModel
 MODELS: dict[str, type[LatentDynamics]] = {
     kind.__name__: kind for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN)
 }
-"""The zoo by name."""
+"""The models of pyrodyn by name."""
 
 
 def save(model: LatentDynamics, folder: str | Path) -> None:
     """Write ``weights.safetensors`` and ``card.json`` into a folder.
 
-    Each file is written beside its target and renamed, so an interrupted write leaves the last
-    good one.
+    Each file is written under a temporary name and then renamed, so that an interrupted write
+    leaves the previous file intact.
 
     Args:
-        model: the model to keep.
+        model: the model to save.
         folder: created if it does not exist.
 
     Raises:
-        ValueError: for a class of one's own that has the name of one of `MODELS`, for which it
-            would be taken on loading.
-        TypeError: for a config or record that JSON cannot express.
+        ValueError: for a user's class with the name of one of `MODELS`, since `load` could not
+            distinguish them.
+        TypeError: for a config or record that cannot be written as JSON.
     """
     name = type(model).__name__
     if MODELS.get(name, type(model)) is not type(model):
@@ -53,14 +53,14 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
     }
     if isinstance(model, StateSpaceModel):
         card["proposal"] = type(model.proposal).__name__
-    text = json.dumps(card, indent=2, default=_plain)
+    text = json.dumps(card, indent=2, default=_to_json)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    beside = folder / "weights.safetensors.part"
-    save_file(weights, beside)
-    beside.replace(folder / "weights.safetensors")
-    beside = folder / "card.json.part"
-    beside.write_text(text)
-    beside.replace(folder / "card.json")
+    temporary = folder / "weights.safetensors.part"
+    save_file(weights, temporary)
+    temporary.replace(folder / "weights.safetensors")
+    temporary = folder / "card.json.part"
+    temporary.write_text(text)
+    temporary.replace(folder / "card.json")
 
 
 def load(
@@ -68,19 +68,19 @@ def load(
     proposal: Proposal | None = None,
     model_class: type[LatentDynamics] | None = None,
 ) -> LatentDynamics:
-    """The model that `save` wrote, in evaluation mode on the CPU.
+    """Load a model that `save` wrote, in evaluation mode on the CPU.
 
     Args:
-        folder: written by `save`, or ``model`` in a folder written by `pyrodyn.fit`.
-        proposal: of the kind that stood in place of the model's own; its weights are read too. Not
-            needed for `Bootstrap`.
+        folder: the folder written by `save`, or ``model`` in a folder written by `pyrodyn.fit`.
+        proposal: a proposal of the class that the model was saved with, if that is not the model's
+            default; its weights are loaded too. Not needed for `Bootstrap`.
         model_class: the class of the model, if it is not one of `pyrodyn.models.MODELS`.
 
     Raises:
-        FileNotFoundError: where there is no card.
-        ValueError: where card and weights are broken or do not fit together, the model is of
-            another class or of one that is not in `MODELS`, or it was saved with a proposal of
-            another kind.
+        FileNotFoundError: if there is no card.
+        ValueError: if the card or the weights are damaged or do not match, if the model is of
+            another class or of one that is not in `MODELS`, or if it was saved with a proposal of
+            another class.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -91,16 +91,18 @@ def load(
         raise ValueError(f"{folder}/card.json lacks {error}") from None
     except TypeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder}/card.json describes no {card['model']}: {reason}") from None
+        raise ValueError(
+            f"{folder}/card.json is no valid config of {card['model']}: {reason}"
+        ) from None
     if isinstance(model, StateSpaceModel):
-        _propose(model, card.get("proposal"), proposal, folder)
+        _set_proposal(model, card.get("proposal"), proposal, folder)
     try:
         weights = load_file(folder / "weights.safetensors")
         if any(tensor.dtype == torch.double for tensor in weights.values()):
             model.double()
         model.load_state_dict(weights)
     except (SafetensorError, FileNotFoundError, RuntimeError) as error:
-        # torch names what does not fit in its second line.
+        # The second line of torch's message names the entry that does not match.
         reason = str(error).splitlines()[:2][-1].strip()
         raise ValueError(f"the weights in {folder} cannot be loaded: {reason}") from None
     return model.eval()
@@ -111,23 +113,23 @@ def _class_of(name: str, given: type[LatentDynamics] | None, folder: Path) -> ty
     if given is None:
         if name not in MODELS:
             raise ValueError(
-                f"the model in {folder} is a {name}, which is none of {', '.join(MODELS)}; give its"
+                f"the model in {folder} is a {name}, which is none of {', '.join(MODELS)}; pass its"
                 f" class, load(..., model_class={name})"
             )
         return MODELS[name]
     if not (isinstance(given, type) and issubclass(given, LatentDynamics)):
-        raise ValueError("model_class must be a subclass of LatentDynamics: the class, no instance")
+        raise ValueError("model_class must be a subclass of LatentDynamics, not an instance")
     if given.__name__ != name:
         raise ValueError(
-            f"the model in {folder} is a {name}, not a {given.__name__}; give model_class={name}"
+            f"the model in {folder} is a {name}, not a {given.__name__}; pass model_class={name}"
         )
     return given
 
 
-def _propose(
+def _set_proposal(
     model: StateSpaceModel, saved: str | None, given: Proposal | None, folder: Path
 ) -> None:
-    """Let a model have the kind of proposal that it was saved with."""
+    """Give a model a proposal of the class that it was saved with."""
     if given is None and saved == Bootstrap.__name__:
         given = Bootstrap()
     if given is not None:
@@ -136,26 +138,28 @@ def _propose(
     if saved not in (None, found):
         raise ValueError(
             f"the model in {folder} was saved with a proposal of the class {saved}, not {found};"
-            f" hand one to load(..., proposal={saved}(...))"
+            f" pass one to load(..., proposal={saved}(...))"
         )
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
-    """The card of a saved model: class, sizes, record of its making, package version."""
+    """The card of a saved model: class, config, record of its fit, package version."""
     path = Path(folder) / "card.json"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no saved model (no card.json there)")
+        raise FileNotFoundError(f"{folder} contains no saved model (it has no card.json)")
     try:
         card: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(card, dict):
-        raise ValueError(f"{path} is no card, which names a model, its config and its record")
+        raise ValueError(
+            f"{path} is not a model card: it must name a model, its config and its record"
+        )
     return card
 
 
-def _plain(value: object) -> object:
-    """A number of numpy's as one that JSON knows."""
+def _to_json(value: object) -> object:
+    """Convert a numpy scalar to a Python number."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no place in a model's card")
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to a model's card")

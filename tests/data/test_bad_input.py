@@ -431,7 +431,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "sizes that do not add up": (
         lambda: RnnSAE(8, observation={"counts": ["poisson", 2], "signal": ["gaussian", 5]}),
-        r"tells of 2 neurons and 5 channels, together 7, but num_neurons=8",
+        r"specifies 2 neurons and 5 channels, 7 in total, but num_neurons=8",
     ),
     "a signal outside the support": (
         lambda: RnnSAE.for_recording(
@@ -441,7 +441,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "both for a model of counts": (
         lambda: RnnSAE.for_recording(good()).check(both()),
-        r"holds counts and signal; this model was made for one of them, .*_modality takes out",
+        r"holds counts and signal; this model was made for one of them, .*_modality selects",
     ),
     "counts for a model of both": (
         lambda: RnnSAE.for_recording(both()).check(good()),

@@ -84,7 +84,9 @@ def test_sizes_may_be_numbers_of_numpy(model, tmp_path):
 
 def test_what_json_does_not_know_is_refused_before_anything_is_written(model, tmp_path):
     model.record = {"when": {1, 2}}
-    with pytest.raises(TypeError, match=r"\{1, 2\} of type set has no place in a model's card"):
+    with pytest.raises(
+        TypeError, match=r"\{1, 2\} of type set cannot be written to a model's card"
+    ):
         save(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -113,7 +115,7 @@ def test_a_subclass_is_loaded_by_its_class(data, tmp_path):
 def test_another_class_than_that_of_the_model_is_refused(model, tmp_path):
     save(model, tmp_path)
     assert type(load(tmp_path, model_class=LFADS)) is LFADS
-    with pytest.raises(ValueError, match="is a LFADS, not a Shifted; give model_class=LFADS"):
+    with pytest.raises(ValueError, match="is a LFADS, not a Shifted; pass model_class=LFADS"):
         load(tmp_path, model_class=Shifted)
 
 
@@ -179,9 +181,15 @@ def fewer_parameters(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (lambda f: (f / "card.json").write_text("{"), r"card\.json is no JSON: Expecting"),
-        (lambda f: (f / "card.json").write_bytes(b"\xff\xfe"), r"card\.json is no JSON: .*decode"),
-        (lambda f: (f / "card.json").write_text("[1]"), r"card\.json is no card, which names"),
+        (lambda f: (f / "card.json").write_text("{"), r"card\.json is not valid JSON: Expecting"),
+        (
+            lambda f: (f / "card.json").write_bytes(b"\xff\xfe"),
+            r"card\.json is not valid JSON: .*decode",
+        ),
+        (
+            lambda f: (f / "card.json").write_text("[1]"),
+            r"card\.json is not a model card: it must name",
+        ),
         (lambda f: edited(f, model=None), r"card\.json lacks 'model'"),
         (lambda f: edited(f, config=None), r"card\.json lacks 'config'"),
         (lambda f: edited(f, record=None), r"card\.json lacks 'record'"),
@@ -191,7 +199,7 @@ def fewer_parameters(folder: Path) -> None:
         ),
         (
             lambda f: edited(f, config={"num_neurons": 5, "wings": 2}),
-            r"card\.json describes no LFADS: .*'wings'",
+            r"card\.json is no valid config of LFADS: .*'wings'",
         ),
         (other_sizes, r"weights in .* cannot be loaded: size mismatch for "),
         (fewer_parameters, r"weights in .* cannot be loaded: Unexpected key\(s\) in state_dict"),
@@ -222,5 +230,7 @@ def test_a_broken_folder_is_refused_in_one_sentence(harm, sentence, model, tmp_p
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere holds no saved model \(no card.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere contains no saved model \(it has no card.json"
+    ):
         load(tmp_path / "nowhere")
