@@ -77,7 +77,7 @@ SENTENCES = (
     "noise: process_noise='yes' must be True or False",
     "width: initial_noise='2' must be a finite standard deviation above 0",
     "epochs: max_epochs=2.5 must be an integer of at least 1",
-    "run: Dynamics does not say where paths begin and what is seen of them; give a model of"
+    "run: Dynamics has no initial-state distribution and no observation model; give a model of"
     " pyrodyn.models",
     "class: model_class must be a subclass of LatentDynamics, not an instance",
     "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
