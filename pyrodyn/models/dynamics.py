@@ -98,8 +98,8 @@ def jvp(function: Callable[[Tensor], Tensor], at: Tensor, tangent: Tensor) -> tu
     with warnings.catch_warnings():
         # At its first forward-mode derivative torch calls torch.jit.script, which it deprecates.
         warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
-        value, product = torch.func.jvp(function, (at,), (tangent,))
-    return value, product
+        result = torch.func.jvp(function, (at,), (tangent,))
+    return result[0], result[1]
 
 
 def derivative(

@@ -4,8 +4,8 @@ Generative program, per trial::
 
     g0  ~ N(mu_0, sigma_0^2)                           initial condition
     u_t ~ N(alpha u_{t-1}, nvar)                       inferred inputs, alpha = exp(-1/tau)
-    g_0 = clip(W_0 g0 + b_0)                           generator's first state
-    g_t = GRU_gen([u_t, i_t], g_{t-1})                 i: known external inputs
+    g_0 = clip(W_0 g0 + b_0)                           initial state of the generator
+    g_t = GRU_gen([u_t, i_t], g_{t-1})                 i_t: known external inputs
     f_t = F g_t                                        factors; rows of F have unit length
     x_t ~ p(x | W f_t + b)                             observation, Poisson(exp(.)) by default
 
@@ -16,13 +16,14 @@ Guide::
     c_t           = GRU_con([e_t, f_{t-1}], c_{t-1})   controller
     q(u_t | u_<t) = N(m(c_t), s(c_t))                  autoregressive through the generator
 
-q(u) is one site, the transform of standard normals by the closed loop of controller and generator;
-its density of any path follows from the teacher-forced loop with log|det J| = sum_t log s_t. In
-forecast bins u follows its prior, so their KL is zero.
+q(u) is one site: standard normals transformed by the closed loop of controller and generator. The
+density of any path u follows from the teacher-forced loop with log|det J| = sum_t log s_t. In
+forecast bins u follows its prior, so these bins add no KL.
 
 Sources: Sussillo et al. 2016 (arXiv 1608.06315), Pandarinath et al. 2018 (Nat. Methods 15:805).
-Departures: GRUs reset after the recurrent product, as `torch.nn.GRU` does; encoders start from
-zero; the AR(1) prior starts from its stationary law; scales are exp(.) plus a floor.
+Departures: GRUs apply the reset gate after the recurrent product, as `torch.nn.GRU` does; encoders
+have initial state zero; u_1 has the stationary distribution of the AR(1) prior; scales are exp(.)
+plus a floor.
 """
 
 from collections.abc import Sequence
@@ -54,11 +55,11 @@ SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
 
 MAY_BE_ZERO = ("input_dim", "inferred_input_dim", "initial_condition_bins", "lag")
-"""Sizes that switch a part off."""
+"""Sizes that may be 0, which leaves out a part of the model."""
 
 
 class LFADSState(NamedTuple):
-    """State of LFADS: what is drawn, and what moves along with it.
+    """State of LFADS: the latent variable and the deterministic state of the generator.
 
     Attributes:
         u: inferred inputs.
@@ -70,11 +71,11 @@ class LFADSState(NamedTuple):
 
 
 class LFADS(StateSpaceModel):
-    """LFADS for one recording. Equations in the module's docstring.
+    """LFADS for one recording. The module's docstring has the equations.
 
     Args:
-        num_neurons: neurons or channels observed, or both together.
-        input_dim: known external inputs.
+        num_neurons: number of observed neurons and channels.
+        input_dim: number of known external inputs.
         inferred_input_dim: dimension of u; 0 leaves the controller out.
         factor_dim: dimension of f.
         generator_dim: dimension of g.
@@ -82,18 +83,18 @@ class LFADS(StateSpaceModel):
         encoder_dim: hidden units per direction of the initial-condition encoder.
         controller_encoder_dim: hidden units per direction of the controller's encoder.
         controller_dim: dimension of c.
-        lag: distance in bins that both directions of the controller's encoder keep from the bin
-            they inform.
-        initial_condition_bins: leading bins that only the initial-condition encoder sees; the
-            generator starts after them. 0 shows it the whole trial.
+        lag: distance in bins between the bin of u_t and the encoder states that the controller
+            reads for it, in both directions.
+        initial_condition_bins: number of leading bins that only the initial-condition encoder
+            reads; the generator starts after them. If 0, this encoder reads the whole trial.
         input_prior: ``"ar1"``, ``"white"`` (alpha = 0) or ``"student_t"`` (AR(1) with heavy-tailed
             increments).
         observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
-        dropout: dropout on what the encoders read and on what they say. Never inside the closed
-            loop, where it would make the density of u depend on a mask.
-        state_clip: bound on every generator state.
+        dropout: dropout probability at the inputs and outputs of the encoders. There is none inside
+            the closed loop, since the density of u would then depend on the mask.
+        state_clip: bound on the absolute value of generator states.
         recurrent_precision: precision of a N(0, 1/precision) prior on the recurrent weights of
-            generator and controller, which is what an L2 penalty is; 0 for none.
+            generator and controller, which is equivalent to an L2 penalty; 0 for no prior.
     """
 
     initial_condition_site = "g0"
@@ -132,11 +133,11 @@ class LFADS(StateSpaceModel):
         if recurrent_precision < 0 or state_clip < 1:
             raise ValueError(
                 f"recurrent_precision={recurrent_precision} must be at least 0 and"
-                f" state_clip={state_clip} at least 1, within which a GRU's states stay by"
-                " themselves"
+                f" state_clip={state_clip} at least 1, the bound of a GRU's states without"
+                " clipping"
             )
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is a probability below 1")
+            raise ValueError(f"dropout={dropout} must be a probability below 1")
         self.config: dict[str, Any] = config
         self.first_bin = initial_condition_bins
         self.inferred_input_dim = inferred_input_dim
@@ -153,7 +154,9 @@ class LFADS(StateSpaceModel):
         self.generator = nn.GRU(
             max(1, inferred_input_dim + input_dim), generator_dim, batch_first=True
         )
-        if inferred_input_dim + input_dim == 0:  # it reads zeros, which no gradient reaches
+        if (
+            inferred_input_dim + input_dim == 0
+        ):  # the input is zero, so these weights have no gradient
             self.generator.weight_ih_l0.requires_grad_(False)
         self.factor_weight = nn.Parameter(nn.Linear(generator_dim, factor_dim).weight.detach())
         self.observation = observation_model(observation, num_neurons)
@@ -173,15 +176,15 @@ class LFADS(StateSpaceModel):
             )
             self.controller_start = nn.Parameter(torch.zeros(controller_dim))
             self.u_posterior = nn.Linear(controller_dim, 2 * inferred_input_dim)
-        self._start_guide_near_prior()
+        self._initialise_guide_at_prior()
         self.proposal = ControllerProposal()
         self.rollout_cache = RolloutCache()
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
-        """The readout's bias; factors have no preferred place."""
+        """Initialise the bias of the readout; the factors are centred at 0."""
         self.readout.bias.copy_(predictors)
 
-    # ------------------------------------------------------------------ the densities, bin by bin
+    # ------------------------------------------------------------------ the densities of one bin
 
     def initial_condition(self) -> Distribution:
         """p(g0)."""
@@ -192,14 +195,14 @@ class LFADS(StateSpaceModel):
         start: Tensor | None,
         inputs: Float[Tensor, "*shared input"],
     ) -> Distribution:
-        """p(u_1), the stationary spread; nothing without inferred inputs."""
+        """p(u_1), stationary; an empty distribution without inferred inputs."""
         assert start is not None
         if not self.inferred_input_dim:
             return empty_distribution(start)
         return self.input_prior.first()
 
     def transition(self, state: LFADSState, inputs: Float[Tensor, "*shared input"]) -> Distribution:
-        """p(u_t | u_{t-1})."""
+        """p(u_t | u_{t-1}); an empty distribution without inferred inputs."""
         if not self.inferred_input_dim:
             return empty_distribution(state.g)
         return self.input_prior.next(state.u)
@@ -229,7 +232,7 @@ class LFADS(StateSpaceModel):
         path: Float[Tensor, "*left time inferred_input"],
         inputs: Float[Tensor, "trial time input"],
     ) -> LFADSState:
-        """The states along a path of inferred inputs."""
+        """The states of all bins given a path of inferred inputs."""
         if not self.has_own("first_state", "advance", of=LFADS):
             return super().states(start, path, inputs)
         assert start is not None
@@ -252,7 +255,7 @@ class LFADS(StateSpaceModel):
         weights = GRUWeights.of(self.generator)
         known = inputs.expand(*g.shape[:-1], inputs.shape[-1])
         driven = torch.cat([u, known], -1)
-        if driven.shape[-1] == 0:  # it reads zeros
+        if driven.shape[-1] == 0:  # a GRU without inputs reads a zero
             driven = g.new_zeros(*g.shape[:-1], 1)
         drive = functional.linear(driven, weights.drive, weights.bias)
         product = functional.linear(g, weights.recurrent, weights.recurrent_bias)
@@ -304,10 +307,12 @@ class LFADS(StateSpaceModel):
         pyro.deterministic("factors", self.factors(states.g), event_dim=2)
 
     def _has_own_loop(self) -> bool:
-        """Whether the generator that `ControllerPath` rolls is that of the densities."""
+        """Whether neither the generator nor the prior of u is overridden, so that `ControllerPath`
+        agrees with the densities.
+        """
         has_own_prior = not self.inferred_input_dim or type(self.input_prior) is InferredInputPrior
-        rolled = ("transition", "first_state", "advance", "factors")
-        return has_own_prior and self.has_own(*rolled, of=LFADS)
+        used = ("transition", "first_state", "advance", "factors")
+        return has_own_prior and self.has_own(*used, of=LFADS)
 
     def generate(
         self,
@@ -316,7 +321,7 @@ class LFADS(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> Float[Tensor, "*batch time generator"]:
         """Generator states g_1 ... g_T."""
-        return roll(self.generator, _side_by_side(u, inputs, g0), self.first_generator_state(g0))
+        return roll(self.generator, _driving_inputs(u, inputs, g0), self.first_generator_state(g0))
 
     def generate_factors(
         self,
@@ -326,15 +331,17 @@ class LFADS(StateSpaceModel):
     ) -> Float[Tensor, "*batch time factor"]:
         """Factors f_1 ... f_T.
 
-        The guide has rolled the very path that it drew, which is taken up instead of rolled again.
+        If the guide drew this path of u, its cached factors are used instead of rolling out again.
         """
-        rolled = self.rollout_cache.take((g0, u), inputs, self._generator_weights())
-        return self.factors(self.generate(g0, u, inputs)) if rolled is None else rolled
+        cached = self.rollout_cache.take((g0, u), inputs, self._generator_weights())
+        return self.factors(self.generate(g0, u, inputs)) if cached is None else cached
 
     def first_generator_state(
         self, g0: Float[Tensor, "*batch initial_condition"]
     ) -> Float[Tensor, "*batch generator"]:
-        """g_0, clipped; the GRU's convex steps keep every later state within the same bound."""
+        """g_0, clipped. Later states stay within the same bound, since a step of a GRU is a convex
+        combination of the state and a value within [-1, 1].
+        """
         return self.generator_start(g0).clamp(-self.state_clip, self.state_clip)
 
     def factor_matrix(self) -> Float[Tensor, "factor generator"]:
@@ -346,7 +353,7 @@ class LFADS(StateSpaceModel):
         return functional.linear(states, self.factor_matrix())
 
     def weight_priors(self) -> dict[str, Float[Tensor, ""]]:
-        """``recurrent_weights``, where their precision is not 0."""
+        """Log prior ``recurrent_weights`` of the recurrent weights, if their precision is not 0."""
         if self.recurrent_precision == 0:
             return {}
         recurrent = [self.generator.weight_hh_l0]
@@ -365,8 +372,8 @@ class LFADS(StateSpaceModel):
     # ------------------------------------------------------------------ guide
 
     @torch.no_grad()
-    def _start_guide_near_prior(self) -> None:
-        """Start the guide's scales at the prior's: the first KLs are then nats, not hundreds."""
+    def _initialise_guide_at_prior(self) -> None:
+        """Initialise the guide's scales at those of the prior, so that the initial KL is small."""
         heads = [(self.g0_posterior, self.g0_scale)]
         if self.inferred_input_dim:
             heads.append((self.u_posterior, self.input_prior.stationary_scale()))
@@ -386,20 +393,25 @@ class LFADS(StateSpaceModel):
         return None
 
     def visible_to_encoders(self, batch: Batch) -> Float[Tensor, "trial seen neuron"]:
-        """What the encoders read: the bins before the horizon, under dropout."""
+        """The input of the encoders: the bins before the horizon, with dropout.
+
+        Raises:
+            ValueError: if all visible bins belong to the initial-condition window.
+        """
         if batch.horizon <= self.first_bin:
             raise ValueError(
-                f"the encoder may see {batch.horizon} bins, of which the first {self.first_bin}"
-                " only set the initial condition; show it more bins or shorten that window"
+                f"the encoder may read {batch.horizon} bins, of which the first {self.first_bin}"
+                " only set the initial condition; forecast fewer bins or reduce"
+                " initial_condition_bins"
             )
         return self.dropout(self.encoder_view(batch)[:, : batch.horizon])
 
     def posterior_g0(self, seen: Float[Tensor, "trial time neuron"]) -> TorchDistributionMixin:
-        """q(g0), from the initial-condition bins where there are some, else from all seen bins."""
+        """q(g0), from the initial-condition bins if any, else from all bins seen."""
         window = seen[:, : self.first_bin] if self.first_bin else seen
         forward, backward = roll_both_ways(self.encoder, window)
-        said = self.g0_posterior(self.dropout(torch.cat([forward[:, -1], backward[:, 0]], -1)))
-        mean, log_scale = said.chunk(2, -1)
+        last = self.dropout(torch.cat([forward[:, -1], backward[:, 0]], -1))
+        mean, log_scale = self.g0_posterior(last).chunk(2, -1)
         return dist.Normal(mean, log_scale.exp() + SCALE_FLOOR).to_event(1)
 
     def posterior_u(
@@ -415,31 +427,31 @@ class LFADS(StateSpaceModel):
     def encode_inputs(
         self, seen: Float[Tensor, "trial time neuron"]
     ) -> Float[Tensor, "trial seen encoder"]:
-        """What the controller reads of the data, e."""
+        """The encoding e of the data, which the controller reads."""
         forward, backward = map(
             self.dropout, roll_both_ways(self.controller_encoder, seen[:, self.first_bin :])
         )
-        # Both directions keep `lag` bins of distance, so that u_t cannot be copied from x_t.
+        # Both directions are shifted by `lag` bins, so that u_t cannot be copied from x_t.
         lag = min(self.lag, forward.shape[1])
         forward = functional.pad(forward, (0, 0, lag, -lag))
         backward = functional.pad(backward, (0, 0, -lag, lag))
         return torch.cat([forward, backward], -1)
 
-    def keep(
+    def cache_factors(
         self,
         g0: Float[Tensor, "*batch initial_condition"],
         u: Float[Tensor, "*batch time inferred_input"],
         inputs: Float[Tensor, "trial time input"],
         factors: Float[Tensor, "*batch time factor"],
     ) -> None:
-        """Keep the factors of (g0, u, i) for the next call of `generate_factors`."""
+        """Cache the factors of (g0, u, i) for the next call of `generate_factors`."""
         self.rollout_cache.keep(factors, (g0, u), inputs, self._generator_weights())
 
 
 class InferredInputPrior(nn.Module):
-    """p(u): AR(1), white or AR(1) with Student-t increments, its parameters learned.
+    """p(u): AR(1), white or AR(1) with Student-t increments, with learned parameters.
 
-    Starts at tau = 10 bins and nvar = 0.1 (Pandarinath et al. 2018).
+    Initial values: tau = 10 bins, nvar = 0.1 (Pandarinath et al. 2018).
     """
 
     def __init__(self, dim: int, kind: str) -> None:
@@ -450,7 +462,7 @@ class InferredInputPrior(nn.Module):
             )
         self.log_tau = nn.Parameter(torch.full((dim,), 10.0).log()) if kind != "white" else None
         self.log_nvar = nn.Parameter(torch.full((dim,), 0.1).log())
-        # Degrees of freedom 2 + exp(.), so that the variance exists.
+        # Degrees of freedom are 2 + exp(.), so that the variance is finite.
         self.log_df = nn.Parameter(torch.full((dim,), 3.0).log()) if kind == "student_t" else None
 
     def alpha(self) -> Float[Tensor, " dim"]:
@@ -464,11 +476,11 @@ class InferredInputPrior(nn.Module):
         return (0.5 * self.log_nvar).exp() / (1 - self.alpha() ** 2).sqrt()
 
     def first(self) -> Distribution:
-        """The law of u_1."""
+        """p(u_1)."""
         return self._increment(torch.zeros_like(self.log_nvar), self.stationary_scale())
 
     def next(self, u: Float[Tensor, "*left dim"]) -> Distribution:
-        """The law of u_t given u_{t-1}."""
+        """p(u_t | u_{t-1})."""
         return self._increment(self.alpha() * u, (0.5 * self.log_nvar).exp())
 
     def _increment(
@@ -480,23 +492,23 @@ class InferredInputPrior(nn.Module):
         return dist.StudentT(df, mean, scale, validate_args=False).to_event(1)
 
     def degrees_of_freedom(self) -> Float[Tensor, " dim"] | None:
-        """Those of the increments, None for Gaussian ones."""
+        """Degrees of freedom of the increments; None if these are Gaussian."""
         return None if self.log_df is None else 2 + self.log_df.exp()
 
     def forward(self, num_bins: int) -> Autoregressive:
-        """The law of ``num_bins`` bins, from the stationary start."""
+        """p(u_1, ..., u_T) for T = ``num_bins``, with a stationary u_1."""
         df = self.degrees_of_freedom()
         return Autoregressive(self.alpha(), (0.5 * self.log_nvar).exp(), num_bins, df=df)
 
 
 class ControllerPath(StatePath):
-    """q(u | g0): inputs drawn by the controller while it watches the generator that they drive.
+    """q(u | g0): the closed loop of the controller and the generator that its inputs drive.
 
     Args:
-        lfads: the model whose controller and generator it is.
-        encoded: e_t of the bins that the encoder saw ``(trial, seen bin, encoder)``.
+        lfads: the model that has the controller and the generator.
+        encoded: e_t of the bins seen by the encoder ``(trial, seen bin, encoder)``.
         inputs: known inputs of all generated bins ``(trial, time, input)``; bins beyond
-            ``encoded`` are forecast, and u follows its prior there.
+            ``encoded`` are forecast bins, in which u follows its prior.
         g0: initial conditions ``(*batch, initial_condition)``.
     """
 
@@ -516,14 +528,14 @@ class ControllerPath(StatePath):
         super().__init__(g0.shape[:-1], event_shape, validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ControllerPath":
-        """The same law for more particles, each drawn on its own."""
+        """The same distribution for more particles, which are drawn independently."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
         g0 = self.g0.expand(*batch_shape, self.g0.shape[-1])
         return ControllerPath(self.lfads, self.encoded, self.inputs, g0)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*all time dim"]:
-        """Roll the closed loop on standard normals, then the prior over forecast bins."""
+        """Transform standard normals by the closed loop; draw forecast bins from the prior."""
         lfads, left = self.lfads, torch.Size(sample_shape) + self.batch_shape
         g0 = self.g0.expand(*left, self.g0.shape[-1])
         first = lfads.first_generator_state(g0)
@@ -543,19 +555,20 @@ class ControllerPath(StatePath):
         )
         if self.num_bins > self.num_seen:
             future = self._future(u).rsample()
-            later = _side_by_side(future, self.inputs[:, self.num_seen :], g0)
+            later = _driving_inputs(future, self.inputs[:, self.num_seen :], g0)
             states = roll(lfads.generator, later, last_state.view(*left, -1))
             factors = torch.cat([factors, lfads.factors(states)], -2)
             u = torch.cat([u, future], -2)
         self._last_draw.keep(u, (mean, scale))
-        # The model meets this very tensor if Pyro replays it; the path belongs to q's own g0.
+        # Pyro's replay passes this very tensor to the model, whose g0 is that of this distribution
+        # unless there is a sample shape.
         if not sample_shape:
-            lfads.keep(self.g0, u, self.inputs, factors)
+            lfads.cache_factors(self.g0, u, self.inputs, factors)
         return u
 
     def log_prob_steps(self, path: Float[Tensor, "*all time dim"]) -> Float[Tensor, "*all time"]:
-        """Log q(u_t | u_<t): by the kept means and scales of the last draw, else by the
-        teacher-forced loop.
+        """Log q(u_t | u_<t), from the cached means and scales if the path is the last draw, else
+        from the teacher-forced loop.
         """
         mean, scale = self._last_draw.recall(path) or self._teacher_forced(path)
         seen = dist.Normal(mean, scale).log_prob(path[..., : self.num_seen, :]).sum(-1)
@@ -569,13 +582,13 @@ class ControllerPath(StatePath):
         return prior.continue_from(u[..., -1, :], self.num_bins - self.num_seen)
 
     def _teacher_forced(self, path: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and scales of every bin given the whole path: all inputs are known, nothing
-        loops.
+        """Means and scales of all bins given the whole path, by one pass through generator and
+        controller.
         """
         lfads = self.lfads
         g0 = self.g0.expand(*path.shape[:-2], self.g0.shape[-1])
         first = lfads.first_generator_state(g0)
-        driven = _side_by_side(path, self.inputs, g0)[..., : self.num_seen - 1, :]
+        driven = _driving_inputs(path, self.inputs, g0)[..., : self.num_seen - 1, :]
         before = torch.cat([first[..., None, :], roll(lfads.generator, driven, first)], -2)
         factors = lfads.factors(before)
         encoded = self.encoded.expand(*factors.shape[:-1], self.encoded.shape[-1])
@@ -585,7 +598,7 @@ class ControllerPath(StatePath):
         return mean, log_scale.exp() + SCALE_FLOOR
 
     def _loop_weights(self) -> ClosedLoopWeights:
-        """The weights of controller and generator, split by what they read."""
+        """The weights of controller and generator, split by their inputs."""
         lfads, dim = self.lfads, self.event_shape[1]
         controller, generator = GRUWeights.of(lfads.controller), GRUWeights.of(lfads.generator)
         from_encoder, from_factors = controller.drive.split(
@@ -604,11 +617,11 @@ class ControllerPath(StatePath):
 
 
 class ControllerEncoding(NamedTuple):
-    """What LFADS' encoders say of a batch.
+    """Outputs of the encoders of LFADS for a batch.
 
     Attributes:
         g0: q(g0).
-        controller: e of the bins seen; None without inferred inputs.
+        controller: e_t of the bins seen; None without inferred inputs.
     """
 
     g0: Distribution
@@ -616,12 +629,12 @@ class ControllerEncoding(NamedTuple):
 
 
 class ControllerMemory(NamedTuple):
-    """The controller's state and what it says about u_t.
+    """The controller's state and the parameters of q(u_t | u_<t).
 
     Attributes:
-        c: its state.
-        mean: of u_t.
-        scale: of u_t.
+        c: state of the controller.
+        mean: mean of u_t.
+        scale: standard deviation of u_t.
     """
 
     c: Float[Tensor, "... controller"]
@@ -630,9 +643,10 @@ class ControllerMemory(NamedTuple):
 
 
 class ControllerProposal(Proposal):
-    """LFADS' guide bin by bin, for particles: q(g0) and the controller's q(u_t | u_<t).
+    """The guide of LFADS as a proposal: q(g0), and the controller's q(u_t | u_<t) for each bin.
 
-    The same law as `ControllerPath`, which rolls it in one go where nothing is resampled.
+    The joint distribution is that of `ControllerPath`, which draws all bins in one call if there is
+    no resampling.
     """
 
     def encode(self, model: LFADS, batch: Batch) -> ControllerEncoding:
@@ -653,7 +667,7 @@ class ControllerProposal(Proposal):
         encoding: ControllerEncoding,
         t: int,
     ) -> ControllerMemory | None:
-        """c_t and what it says; nothing in forecast bins."""
+        """c_t and the parameters of q(u_t | u_<t); None in forecast bins."""
         if encoding.controller is None or t >= encoding.controller.shape[1]:
             return None
         g = before.g if isinstance(before, LFADSState) else model.first_generator_state(before)
@@ -676,18 +690,18 @@ class ControllerProposal(Proposal):
         t: int,
         is_first: bool,
     ) -> Distribution:
-        """The controller's law of u_t; the prior where it says nothing."""
+        """q(u_t | u_<t); the prior in forecast bins."""
         if memory is None:
             return prior
         return dist.Normal(memory.mean, memory.scale, validate_args=False).to_event(1)
 
 
-def _side_by_side(
+def _driving_inputs(
     u: Float[Tensor, "*batch time inferred_input"] | None,
     inputs: Float[Tensor, "trial time input"],
     like: Float[Tensor, "*batch dim"],
 ) -> Float[Tensor, "*batch time both"]:
-    """[u_t, i_t], with the known inputs shared by all particles."""
+    """[u_t, i_t], the inputs of the generator; all particles share the known inputs."""
     known = inputs.expand(*like.shape[:-2], *inputs.shape)
     return known if u is None else torch.cat([u, known], -1)
 
@@ -695,5 +709,5 @@ def _side_by_side(
 def _repeated(
     per_trial: Float[Tensor, "trial time dim"], rows: int
 ) -> Float[Tensor, "row time dim"]:
-    """What is known per trial, repeated for every particle of that trial (particles outermost)."""
+    """Values per trial, repeated for every particle (particles are the outer dimension)."""
     return per_trial.repeat(rows // len(per_trial), 1, 1)

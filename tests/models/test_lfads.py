@@ -398,7 +398,7 @@ def test_a_copy_can_be_taken_after_a_draw():
 
 def test_a_forecast_that_leaves_only_the_initial_condition_window_is_refused():
     model = build(initial_condition_bins=4)
-    with pytest.raises(ValueError, match="the encoder may see 4 bins, of which the first 4 only"):
+    with pytest.raises(ValueError, match="the encoder may read 4 bins, of which the first 4 only"):
         model.guide(Forecast(NUM_BINS - 4)(Trials(data()).batch()))
 
 
