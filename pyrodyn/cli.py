@@ -295,12 +295,10 @@ def posterior(
     from pyrodyn.posterior.source import BY_GUIDE
 
     fitted = _fitted(folder)
-    guide = fitted.record.get("training", {}).get("guide")
-    if guide is not None and method in (None, *BY_GUIDE):
-        raise ValueError(
-            f"the fit in {folder} used the guide {guide}, which the command line cannot build; draw"
-            f" in Python: pyrodyn.to_datatree(pyrodyn.load({str(_model_folder(folder))!r},"
-            " guide=...), recording)"
+    if method in (None, *BY_GUIDE):
+        call = f"pyrodyn.load({str(_model_folder(folder))!r}, guide=...)"
+        _require_own_guide(
+            fitted, folder, f"draw in Python: pyrodyn.to_datatree({call}, recording)"
         )
     started = time.monotonic()
     tree = pyrodyn.to_datatree(
@@ -354,6 +352,9 @@ def fixed_points(
             ) from None
         states = run["states"].values
     else:
+        _require_own_guide(
+            fitted, folder, "leave RECORDING out to start from states that the model generates"
+        )
         states = visited_states(fitted, _recording(recording, bin_width), seed=seed).cpu().numpy()
     points = found_points(fitted, starts=states, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -421,6 +422,16 @@ def _fitted(folder: Path) -> "LatentDynamics":
     import pyrodyn
 
     return pyrodyn.load(_model_folder(folder))
+
+
+def _require_own_guide(fitted: "LatentDynamics", folder: Path, instead: str) -> None:
+    """Raise an error for a model whose own guide was not trained: another was, which is code."""
+    guide = fitted.record.get("training", {}).get("guide")
+    if guide is not None:
+        raise ValueError(
+            f"the fit in {folder} used the guide {guide}, which the command line cannot build;"
+            f" {instead}"
+        )
 
 
 def _model_folder(folder: Path) -> Path:

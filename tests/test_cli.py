@@ -77,6 +77,9 @@ def test_posterior_refuses_a_fit_whose_guide_it_cannot_build(command, counts_fil
         call = f"pyrodyn.to_datatree(pyrodyn.load({str(run / 'model')!r}, guide=...), recording)"
         assert call in err
         assert err.count("\n") == 1
+    code, _, err = command("fixed-points", run, counts_file)
+    assert code == 2
+    assert "used the guide AutoNormal, which the command line cannot build; leave REC" in err
     drawn = pyrodyn.to_datatree(pyrodyn.load(run / "model", guide=AutoNormal), data, num_draws=2)
     assert drawn["posterior/rates"].shape == (1, 2, 10, 12, 4)
 
