@@ -1,4 +1,4 @@
-"""The Pyro contract: what every model of the zoo does with Pyro's own tools."""
+"""Compatibility with Pyro: every model works with Pyro's own tools."""
 
 import numpy as np
 import pyro
@@ -167,15 +167,15 @@ def test_elbo_and_its_gradient_are_finite(kind, observation, num_particles):
         assert torch.isfinite(parameter.grad).all(), name
 
 
-def same_path_elbo(model, batch, num_particles):
-    """The negative ELBO of `Trace_ELBO`, by log p - log q of the draws: no KL in closed form."""
+def monte_carlo_elbo(model, batch, num_particles):
+    """The negative ELBO as `Trace_ELBO` estimates it, the mean of log q - log p over draws."""
     guide_trace, model_trace = paired_traces(model, model.guide, batch, num_particles)
     return (guide_trace.log_prob_sum() - model_trace.log_prob_sum()) / num_particles
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("num_particles", [1, 4])
-def test_pyro_elbos_are_ours_on_the_same_noise(kind, batch, elbo, num_particles):
+def test_pyro_elbos_equal_pyrodyn_elbos_on_the_same_noise(kind, batch, elbo, num_particles):
     """Value and gradient, as `pyro.infer.SVI` takes them."""
     model = build(kind)
     theirs = elbo(
@@ -190,7 +190,7 @@ def test_pyro_elbos_are_ours_on_the_same_noise(kind, batch, elbo, num_particles)
     if elbo is TraceMeanField_ELBO:
         ours = ELBO(num_particles)(model, model.guide)(batch)
     else:
-        ours = same_path_elbo(model, batch, num_particles)
+        ours = monte_carlo_elbo(model, batch, num_particles)
     ours.backward()
     assert value == pytest.approx(float(ours.detach()), rel=1e-5)
     for (name, parameter), its in zip(model.named_parameters(), found, strict=True):
@@ -293,7 +293,7 @@ def test_observations_have_their_models_support(kind, batch):
     assert not site["fn"].support.check(batch.x - 100).any()  # counts below 0
 
 
-def test_model_renders(kind, batch):
+def test_model_can_be_rendered(kind, batch):
     graph = pyro.render_model(build(kind).model, model_args=(batch,))
     for site in (*LATENT[kind], "x"):
         assert site in graph.source
@@ -306,7 +306,7 @@ def test_model_and_guide_have_the_same_latent_sites(kind, batch):
     assert sites[0] == sites[1] == LATENT[kind]
 
 
-def test_every_parameter_moves(kind, batch):
+def test_every_parameter_is_trained(kind, batch):
     model = build(kind)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -328,7 +328,7 @@ def test_two_instances_share_nothing(kind, batch):
     assert not pyro.get_param_store().keys()
 
 
-def test_minibatches_estimate_the_whole(kind):
+def test_minibatch_losses_average_to_the_full_data_loss(kind):
     """The mean over disjoint minibatches equals the full-data value, per draw of the same noise."""
     model = build(kind)
     trials = Trials(data(observed_by(kind)))

@@ -1,4 +1,4 @@
-"""The face of dynamics: derivatives against differences, and the same path as the model's own."""
+"""`Dynamics`: derivatives against finite differences, and steps against the model's rollout."""
 
 import dataclasses
 
@@ -73,10 +73,10 @@ CLOSED_FORMS = {
 
 @pytest.mark.parametrize("num_inputs", [0, 2])
 @pytest.mark.parametrize("kind", CLOSED_FORMS)
-def test_closed_forms_are_what_automatic_differentiation_gives(kind, num_inputs):
+def test_closed_forms_equal_automatic_differentiation(kind, num_inputs):
     torch.manual_seed(0)
     model = CLOSED_FORMS[kind](num_inputs).double().requires_grad_(False)
-    for parameter in model.parameters():  # far from linear, and no bias at 0
+    for parameter in model.parameters():  # strongly nonlinear, with nonzero biases
         parameter.add_(0.5 * torch.randn_like(parameter))
     dynamics = model.dynamics()
     state = torch.randn(2, 70, dynamics.state_dim, dtype=torch.float64)
@@ -93,12 +93,12 @@ def test_closed_forms_are_what_automatic_differentiation_gives(kind, num_inputs)
     torch.testing.assert_close(
         closed(state[0, 0], inputs[0, 0]), expected[0, 0], atol=1e-10, rtol=0
     )
-    # So do forward derivatives, which stand in where there is no closed form.
+    # Forward-mode differentiation, which is used without a closed form, gives the same.
     torch.testing.assert_close(plain(state, inputs), expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(plain(state[0, 0], inputs[0, 0]), expected[0, 0], atol=1e-10, rtol=0)
 
 
-def test_jacobians_take_the_closed_form_where_there_is_one():
+def test_jacobians_use_the_closed_form_if_there_is_one():
     known = Dynamics(
         lambda z, i: z,
         2,
@@ -111,7 +111,7 @@ def test_jacobians_take_the_closed_form_where_there_is_one():
     assert (known.field_jacobian(state, state[:0]) == 4).all()
 
 
-def test_a_field_has_derivatives_and_a_map_has_none():
+def test_field_jacobians_exist_for_a_vector_field_but_not_for_a_map():
     matrix = torch.tensor([[0.0, 1.0], [-2.0, -0.5]])
     flow = Dynamics(lambda z, i: z, 2, vector_field=lambda z, i: z @ matrix.mT)
     state = torch.randn(5, 2)
@@ -123,7 +123,7 @@ def test_a_field_has_derivatives_and_a_map_has_none():
         flow.input_jacobian(state, flow.no_inputs(state))
 
 
-def test_the_generator_steps_as_the_model_rolls_it():
+def test_steps_of_the_generator_equal_the_rollout_of_the_model():
     torch.manual_seed(0)
     model = MODELS["lfads"]()
     g0, u, i = torch.randn(2, 64), torch.randn(2, 3, 2), torch.randn(2, 3, 1)

@@ -1,4 +1,4 @@
-"""LFADS against exact values, and a guard for each fault known in public LFADS codes."""
+"""LFADS against exact values, and a test for each known fault of public LFADS implementations."""
 
 import copy
 import math
@@ -71,7 +71,7 @@ def test_kl_is_zero_where_guide_equals_prior():
         assert abs(float(kl)) < 1e-4
 
 
-def test_same_path_kl_agrees_with_the_closed_form():
+def test_monte_carlo_kl_agrees_with_the_closed_form():
     """q white, p AR(1): KL = sum over dims of 1/2 [tr(P^-1 Q) - T + log det P - log det Q]."""
     model = with_guide_at_prior(build())
     batch = Trials(data()).batch()
@@ -139,7 +139,7 @@ def test_density_is_that_of_the_transformed_noise():
 
 
 def test_inputs_depend_on_the_path_before_them():
-    """q(u) is autoregressive: another first input changes what the controller says later."""
+    """q(u) is autoregressive: another first input changes the controller's later outputs."""
     model = build()
     path, _ = controller_path(model, Trials(data()).batch())
     u = path.rsample()
@@ -150,7 +150,7 @@ def test_inputs_depend_on_the_path_before_them():
 
 
 def test_inputs_cannot_copy_their_own_bin():
-    """With a lag of 1, x_t does not reach the mean of u_t directly but through the path."""
+    """With a lag of 1, the mean of u_t depends on x_t only through the path of u."""
     model = build(lag=1)
     batch = Trials(data()).batch()
     bin_ = 6
@@ -159,18 +159,18 @@ def test_inputs_cannot_copy_their_own_bin():
     one = model.posterior_u(batch.seen, model.g0_mean.expand(NUM_TRIALS, -1), batch)
     two = model.posterior_u(changed, model.g0_mean.expand(NUM_TRIALS, -1), batch)
     dim = SMALL["controller_encoder_dim"]
-    # What the controller reads at bin t: forward states of t-1, backward states of t+1.
+    # At bin t the controller reads forward states of t-1, backward states of t+1.
     torch.testing.assert_close(one.encoded[:, bin_], two.encoded[:, bin_])
     assert (one.encoded[:, bin_ + 1, :dim] != two.encoded[:, bin_ + 1, :dim]).any()
     assert (one.encoded[:, bin_ - 1, dim:] != two.encoded[:, bin_ - 1, dim:]).any()
 
 
-# --------------------------------------------------------------- the kept path
+# --------------------------------------------------------------- cached rollouts
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("forecast", [0, 3])
-def test_kept_path_equals_a_fresh_roll(num_particles, forecast):
+def test_cached_factors_equal_a_new_rollout(num_particles, forecast):
     model = build(data(num_inputs=1))
     batch = Trials(data(num_inputs=1)).batch()
     if forecast:
@@ -186,7 +186,7 @@ def test_kept_path_equals_a_fresh_roll(num_particles, forecast):
 @pytest.mark.parametrize(
     "changed", ["generator.weight_hh_l0", "generator_start.bias", "factor_weight"]
 )
-def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch, changed):
+def test_cached_factors_are_used_once_and_not_after_a_change_of_weights(monkeypatch, changed):
     model = build()
     batch = Trials(data()).batch()
     rolls = []
@@ -209,7 +209,7 @@ def test_kept_path_is_taken_once_and_not_after_a_change_of_weights(monkeypatch, 
     assert len(rolls) == 1
 
 
-def test_kept_path_is_not_taken_under_other_inputs():
+def test_cached_factors_are_not_used_for_other_inputs():
     driven = data(num_inputs=2)
     model, batch = build(driven), Trials(driven).batch()
     path, g0 = controller_path(model, batch)
@@ -223,7 +223,7 @@ def test_kept_path_is_not_taken_under_other_inputs():
 
 
 class Pinned(Proposal):
-    """Inferred inputs near a learned point, whatever the data."""
+    """A proposal of inferred inputs near a learned point, independent of the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ def test_guide_and_predictions_draw_from_the_proposal_of_the_model():
     np.testing.assert_allclose(found["u"] - [2.0, -1.0], 0.0, atol=0.05)
 
 
-def test_the_guide_rolls_the_default_proposal_in_one_go():
+def test_the_guide_draws_all_bins_of_the_default_proposal_in_one_call():
     model, batch = build(), Trials(data()).batch()
     torch.manual_seed(0)
     nodes = poutine.trace(model.guide).get_trace(batch).nodes
@@ -277,7 +277,7 @@ def test_hidden_entries_do_not_reach_the_guide():
     torch.testing.assert_close(paths[0].encoded, paths[1].encoded, rtol=0, atol=0)
 
 
-def test_all_masks_at_once_score_the_right_entries():
+def test_all_masks_together_score_the_right_entries():
     """Held-out neurons, forecast bins, unequal trials and an initial-condition window, together."""
     lengths = np.array([12, 9, 12, 7, 12, 12])
     valid = np.arange(NUM_BINS) < lengths[:, None]
@@ -293,9 +293,9 @@ def test_all_masks_at_once_score_the_right_entries():
     rates = trace.nodes["rates"]["value"]
     assert rates.shape == (NUM_TRIALS, NUM_BINS - 3, NUM_NEURONS)
     trace.compute_log_prob()
-    law = torch.distributions.Poisson(rates)
-    by_hand = (law.log_prob(batch.x[:, 3:]) * dropped.scored[:, 3:]).sum((1, 2)) / 0.4
-    torch.testing.assert_close(trace.nodes["x"]["log_prob"], by_hand, rtol=1e-4, atol=1e-4)
+    poisson = torch.distributions.Poisson(rates)
+    expected = (poisson.log_prob(batch.x[:, 3:]) * dropped.scored[:, 3:]).sum((1, 2)) / 0.4
+    torch.testing.assert_close(trace.nodes["x"]["log_prob"], expected, rtol=1e-4, atol=1e-4)
     assert not (dropped.scored & dropped.visible).any()
     assert not dropped.scored[~torch.as_tensor(valid)].any()
     assert not dropped.seen[:, :, 0].any()
@@ -308,7 +308,7 @@ def _latents(model, batch):
 
 
 def test_forecast_inputs_follow_the_prior():
-    """Same path, bin by bin: log q - log p of u is exactly 0 after the horizon."""
+    """In every bin after the horizon, log q(u_t | u_<t) equals log p(u_t | u_<t)."""
     model = build()
     batch = Forecast(4)(Trials(data()).batch())
     path, _ = controller_path(model, batch)
@@ -328,7 +328,7 @@ def test_neurons_held_out_by_a_transform_or_by_the_recording_are_the_same():
     )
 
 
-# --------------------------------------------------------------- the rest
+# --------------------------------------------------------------- parameters, bounds and refusals
 
 
 def test_recurrent_precision_is_a_gaussian_prior_counted_once():
@@ -372,7 +372,7 @@ def test_factor_rows_have_unit_length():
 
 
 def test_elbo_lies_below_the_evidence():
-    """The evidence of each trial by importance sampling with 20 000 draws of the guide."""
+    """The evidence is estimated by importance sampling with 20 000 draws of the guide."""
     model = build(initial_condition_bins=0)
     batch = Trials(data()).batch(slice(0, 3)).replace(weight=1.0)
     with torch.no_grad():
@@ -389,7 +389,7 @@ def test_elbo_lies_below_the_evidence():
     torch.testing.assert_close(-losses.mean(), log_weights.mean(0).sum(), rtol=1e-2, atol=1.0)
 
 
-def test_a_copy_can_be_taken_after_a_draw():
+def test_a_model_can_be_copied_after_a_draw():
     model = build()
     model.guide(Trials(data()).batch())
     copied = copy.deepcopy(model)
@@ -436,7 +436,7 @@ def test_cpu_and_cuda_agree_on_the_same_noise():
         torch.testing.assert_close(cpu, cuda, rtol=1e-4, atol=1e-4)
 
 
-def test_a_lag_longer_than_what_is_seen_leaves_the_controller_blind():
+def test_a_lag_longer_than_the_seen_bins_gives_an_encoding_of_zero():
     counts = held_out(data(), forecast_bins=NUM_BINS - 2)
     model = build(counts, lag=5)
     batch = Trials(counts).batch()

@@ -1,4 +1,4 @@
-"""Observation models: their units, their start at the data's moments, and their masks by hand."""
+"""Observation models: units, initialisation from the moments of the data, and masks."""
 
 import itertools
 import math
@@ -63,7 +63,7 @@ def test_unknown_name_is_refused_in_one_sentence():
 
 
 @pytest.mark.parametrize("left", [(), (NUM_PARTICLES,), (2, NUM_PARTICLES)])
-def test_laws_are_elementwise_for_any_left_dims(model, left):
+def test_distributions_are_elementwise_for_any_batch_dims(model, left):
     distribution = model(predictors_for(model, *left))
     shape = (*left, NUM_TRIALS, NUM_BINS, NUM_NEURONS)
     assert distribution.batch_shape == shape
@@ -81,7 +81,7 @@ def test_rates_are_expected_observations(model):
     distribution = model(0.5 * predictors_for(model))
     drawn = distribution.sample((num_draws,))
     z = (drawn.mean(0) - distribution.mean) / (distribution.variance / num_draws).sqrt()
-    # 105 independent z-scores: their largest stays below 4.5 but once in 1400 times.
+    # The largest of 105 independent z-scores exceeds 4.5 with probability 1/1400.
     assert z.abs().max() < 4.5
 
 
@@ -95,7 +95,7 @@ def test_second_predictors_follow_those_of_all_neurons():
         torch.testing.assert_close(model(predictors).mean, expected.expand(1, 2, 3))
 
 
-# ------------------------------------------------------------------ start
+# ------------------------------------------------------------------ initialisation
 
 
 TRUTH = {
@@ -113,7 +113,7 @@ TRUTH = {
 """Linear predictors and the parameter per neuron, if there is one."""
 
 
-def test_starts_at_the_moments(name, model):
+def test_initial_values_follow_from_the_moments(name, model):
     torch.manual_seed(0)
     bias, own = TRUTH[name]
     if own is not None:
@@ -128,13 +128,13 @@ def test_starts_at_the_moments(name, model):
         assert not start.requires_grad
         expected = fresh(start.expand(1, 1, -1)).mean[0, 0]
         torch.testing.assert_close(expected.detach(), x.mean((0, 1)), rtol=1e-4, atol=1e-5)
-        if isinstance(fresh, Gaussian):  # in standardised units: back to those of the data
+        if isinstance(fresh, Gaussian):  # convert from standardised units to those of the data
             start = fresh.offset + fresh.unit * start
             own_starts.append(fresh.scale().log().detach())
         else:
             own_starts.extend(p.detach().clone() for p in fresh.parameters())
         starts.append(start)
-    # Ratios of moments are biased by about their variance, far less than one fit's own error.
+    # The bias of a ratio of moments is of the order of its variance, far below one standard error.
     found, error = torch.stack(starts).mean(0), torch.stack(starts).std(0)
     assert ((found - bias).abs() < error).all()
     if own is not None:
@@ -142,7 +142,7 @@ def test_starts_at_the_moments(name, model):
         assert ((found - own).abs() < error).all()
 
 
-def test_start_looks_at_measured_entries_alone(name, model):
+def test_initialisation_uses_measured_entries_alone(name, model):
     torch.manual_seed(0)
     bias, _ = TRUTH[name]
     x = draws(model, 20, bias)
@@ -157,7 +157,7 @@ def test_start_looks_at_measured_entries_alone(name, model):
         torch.testing.assert_close(kept, again.detach())
 
 
-def test_start_is_finite_for_silent_constant_and_unmeasured_neurons(name, model):
+def test_initial_values_are_finite_for_silent_constant_and_unmeasured_neurons(name, model):
     x = torch.full((4, 10, NUM_NEURONS), model.filler)
     x[..., 1] = 1.0
     valid = torch.ones_like(x, dtype=torch.bool)
@@ -172,7 +172,7 @@ def test_start_is_finite_for_silent_constant_and_unmeasured_neurons(name, model)
         assert torch.isfinite(parameter.grad).all()
 
 
-def test_silent_neuron_starts_at_half_a_spike():
+def test_initial_mean_of_a_silent_neuron_is_half_a_spike():
     x = torch.zeros(4, 10, 2)
     x[0, 0, 1] = 1.0
     valid = torch.ones_like(x, dtype=torch.bool)
@@ -182,7 +182,7 @@ def test_silent_neuron_starts_at_half_a_spike():
         torch.testing.assert_close(rates.detach(), torch.tensor([0.5 / 40, 1 / 40]))
 
 
-# ------------------------------------------------------------------ the door
+# ------------------------------------------------------------------ data outside the support
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_data_outside_the_support_are_refused(name, wrong, fitting):
     model.check(x, valid)
 
 
-# ------------------------------------------------------------------ the site
+# ------------------------------------------------------------------ the site x
 
 
 def some_data(model):
-    """Observations with entries that do not count, which hold NaN."""
+    """Observations with NaN in the entries that are not scored."""
     torch.manual_seed(1)
     x = model(predictors_for(model, seed=3)).sample()
     scored = torch.rand(x.shape) < 0.6
@@ -248,7 +248,7 @@ def test_masked_log_density_is_the_sum_over_scored_entries(model):
         torch.testing.assert_close(found[particle, trial], torch.as_tensor(by_hand))
 
 
-def test_poisson_site_equals_pencil_and_paper():
+def test_poisson_site_equals_a_value_computed_by_hand():
     model = observation("poisson", 1)
     x, scored = torch.tensor([[[2.0], [9.0], [0.0]]]), torch.tensor([[[True], [False], [True]]])
     with pyro.plate("trials", 1, dim=-1), poutine.trace() as tape:
@@ -282,7 +282,7 @@ def test_elbo_has_finite_gradients(model, vectorize):
         assert torch.isfinite(parameter.grad).all()
 
 
-def test_entries_that_do_not_count_send_no_gradient(model):
+def test_entries_that_are_not_scored_have_no_gradient(model):
     x, scored = some_data(model)
     predictors = predictors_for(model).requires_grad_()
     with pyro.plate("trials", NUM_TRIALS, dim=-1), poutine.trace() as tape:
@@ -295,7 +295,7 @@ def test_entries_that_do_not_count_send_no_gradient(model):
     assert (gradient[counted] != 0).any()
 
 
-def test_predictive_draws_what_was_not_given(model):
+def test_predictive_samples_missing_observations(model):
     torch.manual_seed(0)
     _, scored = some_data(model)
     predictive = Predictive(program, num_samples=6, return_sites=["z", "rates", "x"], parallel=True)
@@ -306,7 +306,7 @@ def test_predictive_draws_what_was_not_given(model):
     torch.testing.assert_close(drawn["rates"], model(drawn["z"]).mean.detach())
 
 
-def test_predictive_without_latent_draws_every_sample_anew():
+def test_predictive_without_latents_draws_independent_samples():
     torch.manual_seed(0)
 
     def fixed(scored):
@@ -320,14 +320,14 @@ def test_predictive_without_latent_draws_every_sample_anew():
     assert not torch.equal(x[0], x[1])
 
 
-# ------------------------------------------------------------------ counts beside a signal
+# ------------------------------------------------------------------ counts and a signal
 
 NUM_CHANNELS = 2
 PAIRS = list(itertools.product(OBSERVATIONS, OBSERVATIONS))
 
 
 def pair(counts, signal):
-    """A joint model, and models of its parts alone that hold the same parameters."""
+    """A joint model, and separate models of its parts with the same parameters."""
     model = observation({"counts": [counts, NUM_NEURONS], "signal": [signal, NUM_CHANNELS]}, 5)
     alone = observation(counts, NUM_NEURONS), observation(signal, NUM_CHANNELS)
     torch.manual_seed(4)
@@ -340,22 +340,24 @@ def pair(counts, signal):
 
 def joint_data(alone):
     torch.manual_seed(1)
-    laws = [m(0.5 * torch.randn(NUM_TRIALS, NUM_BINS, m.predictor_dim)) for m in alone]
-    x = torch.cat([law.sample() for law in laws], -1)
+    distributions = [m(0.5 * torch.randn(NUM_TRIALS, NUM_BINS, m.predictor_dim)) for m in alone]
+    x = torch.cat([each.sample() for each in distributions], -1)
     return x, torch.rand(x.shape) < 0.6
 
 
 @pytest.mark.parametrize(("counts", "signal"), PAIRS)
-def test_every_entry_beside_others_is_what_it_is_alone(counts, signal):
+def test_a_joint_model_equals_the_models_of_its_parts(counts, signal):
     model, alone = pair(counts, signal)
     x, scored = joint_data(alone)
     predictors = torch.randn(NUM_PARTICLES, NUM_TRIALS, NUM_BINS, model.predictor_dim)
     of_counts, of_signal = predictors.tensor_split([alone[0].predictor_dim], -1)
-    laws = alone[0](of_counts), alone[1](of_signal)
+    distributions = alone[0](of_counts), alone[1](of_signal)
     split = x.split([NUM_NEURONS, NUM_CHANNELS], -1)
-    terms = torch.cat([law.log_prob(its) for law, its in zip(laws, split, strict=True)], -1)
+    terms = torch.cat(
+        [each.log_prob(its) for each, its in zip(distributions, split, strict=True)], -1
+    )
     assert torch.equal(model(predictors).log_prob(x), terms)
-    assert torch.equal(model(predictors).mean, torch.cat([law.mean for law in laws], -1))
+    assert torch.equal(model(predictors).mean, torch.cat([each.mean for each in distributions], -1))
     with (
         pyro.plate("particles", NUM_PARTICLES, dim=-2),
         pyro.plate("trials", NUM_TRIALS, dim=-1),
@@ -368,7 +370,7 @@ def test_every_entry_beside_others_is_what_it_is_alone(counts, signal):
 
 
 @pytest.mark.parametrize(("counts", "signal"), PAIRS)
-def test_both_start_as_each_alone(counts, signal):
+def test_a_joint_model_is_initialised_as_its_parts(counts, signal):
     model, alone = pair(counts, signal)
     x, valid = joint_data(alone)
     model.check(x, valid)
@@ -386,7 +388,7 @@ def test_both_start_as_each_alone(counts, signal):
         torch.testing.assert_close(parameter, its)
 
 
-def test_predictors_of_both_say_what_they_are():
+def test_predictors_of_a_joint_model_have_their_neuron_and_kind():
     model, _ = pair("zero_inflated_poisson", "gaussian")
     neuron, is_log_mean = model.predictors()
     assert neuron.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
@@ -403,12 +405,12 @@ def test_predictors_of_both_say_what_they_are():
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_what_stands_for_unscored_entries_of_both_is_in_every_support(name):
+def test_the_filler_of_a_joint_model_is_in_every_support(name):
     model, (_, alone) = pair("poisson", name)
     assert alone.support.check(torch.tensor(model.filler))
 
 
-def test_data_outside_the_support_name_their_variable():
+def test_the_error_for_data_outside_the_support_names_the_variable():
     model, alone = pair("poisson", "gamma")
     x, valid = joint_data(alone)
     valid[:] = True

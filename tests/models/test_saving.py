@@ -23,7 +23,7 @@ OPTIONS = {
     "dropout": 0.2,
     "recurrent_precision": 0.1,
 }
-"""What differs from the defaults must come back."""
+"""Arguments that differ from the defaults, which loading must restore."""
 
 
 @pytest.fixture
@@ -49,19 +49,19 @@ def test_a_loaded_model_predicts_the_same_bits(model, data, tmp_path):
     xr.testing.assert_identical(one, other)
 
 
-def test_double_precision_comes_back(model, tmp_path):
+def test_double_precision_is_restored(model, tmp_path):
     save(model.double(), tmp_path)
     for name, tensor in load(tmp_path).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_a_fitted_model_comes_back_with_the_record_of_its_fit(data, make_lfads, tmp_path):
+def test_a_fitted_model_is_loaded_with_the_record_of_its_fit(data, make_lfads, tmp_path):
     fitted = fit(make_lfads(data), data, max_epochs=1, progress=False, accelerator="cpu").model
     save(fitted, tmp_path)
     assert load(tmp_path).record == fitted.record
 
 
-def test_the_card_says_what_the_model_is(model, tmp_path):
+def test_the_card_describes_the_model(model, tmp_path):
     model.record = {"training": {"seed": 3}}
     save(model, tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
@@ -75,14 +75,14 @@ def test_the_card_says_what_the_model_is(model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"card.json", "weights.safetensors"}
 
 
-def test_sizes_may_be_numbers_of_numpy(model, tmp_path):
+def test_sizes_may_be_numpy_integers(model, tmp_path):
     model.config.update(factor_dim=np.int64(3), state_clip=np.float32(5.0))
     save(model, tmp_path)
     assert read_card(tmp_path)["config"]["factor_dim"] == 3
     assert load(tmp_path).config["state_clip"] == 5.0
 
 
-def test_what_json_does_not_know_is_refused_before_anything_is_written(model, tmp_path):
+def test_values_without_json_form_are_refused_before_anything_is_written(model, tmp_path):
     model.record = {"when": {1, 2}}
     with pytest.raises(
         TypeError, match=r"\{1, 2\} of type set cannot be written to a model's card"
@@ -91,7 +91,7 @@ def test_what_json_does_not_know_is_refused_before_anything_is_written(model, tm
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------ classes of a user's own
+# ------------------------------------------------------------------ classes of a user
 
 
 class Shifted(LFADS):
@@ -119,7 +119,7 @@ def test_another_class_than_that_of_the_model_is_refused(model, tmp_path):
         load(tmp_path, model_class=Shifted)
 
 
-def test_a_class_that_would_be_taken_for_one_of_the_zoo_is_not_saved(data, tmp_path):
+def test_a_class_with_the_name_of_a_pyrodyn_model_is_not_saved(data, tmp_path):
     model = type("LFADS", (Shifted,), {}).for_recording(data, **SMALL)
     with pytest.raises(ValueError, match=r"has the name of a model of pyrodyn.*rename the class"):
         save(model, tmp_path)
@@ -135,7 +135,7 @@ def stopped_half_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["weights", "card"])
-def test_an_interrupted_write_leaves_the_last_good_file(
+def test_an_interrupted_write_leaves_the_previous_file(
     which, model, data, make_lfads, tmp_path, monkeypatch
 ):
     save(model, tmp_path)
@@ -160,7 +160,7 @@ def test_an_interrupted_write_leaves_the_last_good_file(
 
 
 def edited(folder: Path, **changes: object) -> None:
-    """Change entries of a card; those that are None are taken out."""
+    """Change entries of a card, or remove those that are None."""
     card = {**read_card(folder), **changes}
     card = {name: value for name, value in card.items() if value is not None}
     (folder / "card.json").write_text(json.dumps(card))
