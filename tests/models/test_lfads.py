@@ -442,3 +442,13 @@ def test_a_lag_longer_than_the_seen_bins_gives_an_encoding_of_zero():
     batch = Trials(counts).batch()
     assert not model.encode_inputs(batch.seen[:, : batch.horizon]).any()
     assert ELBO()(model, model.guide)(batch).isfinite()
+
+
+def test_the_initial_condition_reads_the_first_bin_after_all_others_backward():
+    model = build(inferred_input_dim=0)
+    dim = model.config["encoder_dim"]
+    with torch.no_grad():
+        model.g0_posterior.weight[:, :dim] = 0.0  # nothing of the forward direction
+    seen = Trials(data()).batch().seen.requires_grad_()
+    (gradient,) = torch.autograd.grad(model.posterior_g0(seen).mean.sum(), seen)
+    assert (gradient.abs().amax((0, 2)) > 0).all()

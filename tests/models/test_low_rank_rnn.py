@@ -10,7 +10,7 @@ from pyro import poutine
 from scipy import stats
 from torch.distributions import StudentT
 
-from pyrodyn.data import Trials, recording
+from pyrodyn.data import CoordinatedDropout, Trials, recording
 from pyrodyn.infer import ELBO, VSMC, particle_filter
 from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.models import LowRankRNN, load, save
@@ -404,3 +404,40 @@ class Own(Bootstrap):
     def __init__(self) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.rand(2))
+
+
+def optimal_network():
+    signal = np.random.default_rng(0).standard_normal((4, 6, 5))
+    recorded = recording(signal=signal, bin_width=0.01)
+    torch.manual_seed(0)
+    model = LowRankRNN.for_recording(
+        recorded, latent_dim=2, num_units=4, activation="identity", proposal="optimal"
+    ).double()
+    return model, model.trials_of(recorded).batch()
+
+
+def test_the_optimal_proposal_undoes_the_gain_of_coordinated_dropout():
+    model, batch = optimal_network()
+    torch.manual_seed(1)
+    dropped = CoordinatedDropout(0.4)(batch)
+    assert dropped.gain != 1
+    unscaled = dropped.replace(seen=dropped.seen / dropped.gain, gain=1.0)
+    with torch.no_grad():
+        found, expected = (model.proposal.encode(model, b) for b in (dropped, unscaled))
+        torch.testing.assert_close(found.h, expected.h)
+        visible = dropped.visible
+        torch.testing.assert_close(unscaled.seen[visible], batch.seen[visible])
+
+
+def test_weights_of_the_optimal_proposal_count_observations_as_the_batch_asks():
+    model, batch = optimal_network()
+    weighted = batch.replace(scored_weight=2.0)
+    torch.manual_seed(1)
+    filtered = particle_filter(model, weighted, 1)
+    path = filtered.paths[:, 0].transpose(0, 1)
+    guide = poutine.trace(poutine.condition(model.guide, {"z": path})).get_trace(weighted)
+    program = poutine.trace(poutine.condition(model.model, {"z": path})).get_trace(weighted)
+    for trace in (guide, program):
+        trace.compute_log_prob()
+    log_weight = program.log_prob_sum() - guide.log_prob_sum()
+    torch.testing.assert_close(filtered.log_evidence.sum(), log_weight)

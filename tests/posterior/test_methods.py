@@ -8,7 +8,9 @@ from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, 
 
 from pyrodyn import predict, to_datatree
 from pyrodyn.data import held_out
+from pyrodyn.infer import FilterResult
 from pyrodyn.models import LowRankRNN
+from pyrodyn.posterior.draws import _roots
 
 
 @pytest.fixture
@@ -131,3 +133,21 @@ def test_requests_that_make_no_draws_are_refused(model, recorded):
         to_datatree(model, recorded, method="smoother", num_particles=1)
     with pytest.raises(ValueError, match="num_particles=24; smoothing"):
         to_datatree(model, recorded, method="importance", num_particles=24)
+
+
+def test_descendants_are_counted_from_the_first_bin_on():
+    """Two of three initial particles have descendants at bin 1, one at the end."""
+    ancestors = torch.tensor([[0, 1, 2], [0, 0, 2], [1, 1, 0]])[..., None]
+    empty = torch.zeros(3, 1)
+    filtered = FilterResult(
+        starts=None,
+        paths=torch.zeros(3, 3, 1, 1),
+        states=None,
+        ancestors=ancestors,
+        log_weights=torch.zeros(3, 3, 1),
+        effective_sample_size=empty,
+        resampled=empty > 0,
+        log_evidence=empty,
+        log_evidence_variance=empty[0],
+    )
+    assert _roots(filtered)[:, 0].tolist() == [0, 0, 0]
