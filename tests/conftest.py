@@ -10,6 +10,7 @@ import jaxtyping
 jaxtyping.install_import_hook("pyrodyn", "beartype.beartype")
 
 import numpy as np  # noqa: E402 (after the hook)
+import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import xarray as xr  # noqa: E402
@@ -62,6 +63,12 @@ def make_lfads() -> Callable[..., LFADS]:
             return LFADS.for_recording(data, **{**SMALL, **sizes})
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _empty_parameter_store() -> None:
+    """Guides that a test runs by hand share parameters by name with those of other tests."""
+    pyro.clear_param_store()
 
 
 @pytest.fixture

@@ -75,8 +75,8 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publish
 def small_lorenz() -> dict[str, np.ndarray]:
     """Two initial conditions with three trials each, in the form of the public file."""
     rng = np.random.default_rng(0)
-    truth = np.repeat(rng.gamma(4.0, 5.0, (2, 20, 4)), 3, axis=0)
-    counts, latents = 1 + rng.poisson(truth * 0.01), np.repeat(rng.normal(size=(2, 20, 3)), 3, 0)
+    truth = np.repeat(rng.gamma(4.0, 25.0, (2, 20, 4)), 3, axis=0)
+    counts, latents = rng.poisson(truth * 0.01), np.repeat(rng.normal(size=(2, 20, 3)), 3, 0)
     train, valid = np.array([0, 2, 3, 5]), np.array([1, 4])
     arrays = {"n_trials_per_init_cond": np.array([3]), "n_init_conds": np.array([2])}
     for part, trials in (("train", train), ("valid", valid)):

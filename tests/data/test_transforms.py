@@ -324,7 +324,9 @@ def test_a_shift_moves_every_field_of_a_trial_alike_and_all_shifts_are_as_freque
     num_trials, num_bins, most = 4000, 9, 3
     x = np.arange(1, num_bins + 1) + 100 * np.arange(num_trials)[:, None]
     data = recording(
-        np.repeat(x[..., None], 2, axis=2), bin_width=0.01, inputs=x[..., None].astype(float)
+        signal=np.repeat(x[..., None], 2, axis=2).astype(float),
+        bin_width=0.01,
+        inputs=x[..., None].astype(float),
     )
     data = held_out(data, forecast_bins=2)
     original = Trials(data).batch()

@@ -109,6 +109,8 @@ def check_guide(
             trace = _traced(guide, watched, training)
             if num_trials is not None and num_trials > batch.num_trials > 1:
                 _traced(guide, watched.take(slice(0, batch.num_trials // 2)), False)
+        except ArithmeticError:  # about the data: no trajectory explains them
+            raise
         except Exception as error:  # whatever a user's program ends with
             return GuideReport((_failure(error, latent, reads, batch, num_trials),))
     problems = matching_problems(latent, trace)

@@ -156,7 +156,7 @@ def _same_support(q: Any, p: Any) -> bool:
 def _entry_support(distribution: Any) -> constraints.Constraint:
     """Of a single entry."""
     support = distribution.support
-    while isinstance(support, constraints.independent):
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
 

@@ -70,10 +70,12 @@ KINDS: dict[str, Callable[[LatentDynamics], Guide]] = {
 
 REFUSED = {
     "AutoDiscreteParallel": "NotImplementedError",
-    "AutoGaussian": "NotImplementedError",
+    "AutoGaussian": "RuntimeError",
     "AutoHierarchicalNormalMessenger": "NotImplementedError",
 }
-"""Guides that no model of the zoo can have: for discrete latents, or needing what paths lack."""
+"""Guides that no model in double precision can have: for discrete latents, or needing what latent
+paths lack; `AutoGaussian` mixes precisions.
+"""
 
 
 def linear_recording(seed: int = 0) -> xr.Dataset:

@@ -80,6 +80,7 @@ def test_the_posterior_of_a_linear_gaussian_model_is_exact():
     model = NodeSAE.for_recording(recording, latent_dim=2, linear_term=True, encoder_dim=3)
     model.eval()
     with torch.no_grad():
+        model.observation.use_raw_units()
         model.phi.field.linear_layers()[-1].weight.zero_()
         model.phi.field.linear_layers()[-1].bias.zero_()
         model.phi.field.linear.copy_(torch.tensor([[-0.2, 0.9], [-0.7, 0.1]]))
