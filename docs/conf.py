@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import re
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version as installed_version
@@ -89,11 +90,12 @@ def entry(package: ModuleType, public: str) -> tuple[str, str]:
 
 def first_line(doc: str | None) -> str:
     """The first paragraph of a docstring as one line."""
-    return " ".join((doc or "").split("\n\n")[0].split())
+    paragraph = " ".join((doc or "").split("\n\n")[0].split())
+    return re.sub("::$", ".", paragraph)  # an equation follows in the whole docstring
 
 
 def package_page(name: str) -> str:
-    """One page per package: what it exports, then every module as its docstring tells it."""
+    """One page per package: what it exports, then every module with its docstring."""
     package = import_module(name)
     lines = [f"``{name}``", "=" * (len(name) + 4), "", f".. py:module:: {name}", ""]
     lines += [inspect.getdoc(package) or "", ""]

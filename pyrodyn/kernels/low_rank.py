@@ -12,7 +12,8 @@ every product::
     d_m' = z' d_y                    and not d_m = d_y' z
 
 and only z and the rates are kept for the backward pass. The thresholds of clipped relus are folded
-into the products (m / |h| and n h), so that two passes over ``(row, unit)`` suffice for phi.
+into the products (m divided by the size of h, and n h), so that two passes over ``(row, unit)``
+suffice for phi.
 """
 
 from functools import partial

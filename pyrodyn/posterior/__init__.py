@@ -1,14 +1,14 @@
 """Posteriors as ArviZ trees, and checks of them.
 
-====================  ==============================================================================
-`to_datatree`         draws for every trial as a `DataTree`; the groups: `pyrodyn.posterior.tree`
-`predict`             posterior means and standard deviations alone
-`for_ppc`             a view of a tree for ArviZ's predictive checks
-`statistics`          statistics of neural data, for such checks
-`predictive_p_values` posterior predictive p-values, tabulated by `summarise_p_values`
-`randomised_pit`      calibration of predicted counts
-`elpd`                log evidence per trial, for `arviz_stats.compare`
-====================  ==============================================================================
+=====================  =============================================================================
+`to_datatree`          draws for every trial as a `DataTree`; the groups: `pyrodyn.posterior.tree`
+`predict`              posterior means and standard deviations alone
+`for_ppc`              a view of a tree for ArviZ's predictive checks
+`statistics`           statistics of neural data, for such checks
+`predictive_p_values`  posterior predictive p-values, tabulated by `summarise_p_values`
+`randomised_pit`       calibration of predicted counts
+`elpd`                 log evidence per trial, for `arviz_stats.compare`
+=====================  =============================================================================
 
 For example::
 

@@ -203,8 +203,8 @@ def power_spectrum(x: xr.DataArray) -> xr.DataArray:
 @_statistic
 def coherence(x: xr.DataArray, signal: xr.DataArray) -> xr.DataArray:
     """Squared coherence of each neuron with each channel of a signal over trials, per ``frequency``
-    in cycles per bin: |S_xy|^2 / (S_xx S_yy) with spectra averaged over trials. Independent series
-    have about one over the number of trials.
+    in cycles per bin: ``|S_xy|^2 / (S_xx S_yy)`` with spectra averaged over trials. Independent
+    series have about one over the number of trials.
 
     Args:
         x: counts.

@@ -13,8 +13,9 @@ by Levenberg-Marquardt steps with exact Jacobians J = dg / dz, in double precisi
     z <- z + d if rho > 0;  mu shrinks where rho is near 1 and grows where it is small
 
 Each start has its own mu, which rises faster than it falls: saturating networks have many curved
-valleys of q, in which too long a step is rejected. Since the damping is proportional to |g|,
-convergence to a regular fixed point is quadratic nevertheless; where J is singular, d stays finite.
+valleys of q, in which too long a step is rejected. Since the damping is proportional to the norm of
+g, convergence to a regular fixed point is quadratic nevertheless; where J is singular, d stays
+finite.
 Starts that have converged leave the batch. Starts that converge to the same point are merged. A
 search may miss fixed points: its list is never complete, unlike that of `certified`.
 
@@ -40,7 +41,7 @@ MAX_ITERATIONS = 100
 DAMPING = 1e-2
 """Initial damping, relative to the largest diagonal entry of J' J."""
 STATIONARY = 1e-6
-"""At a slow point the gradient J' g is below this fraction of |J| |g|."""
+"""At a slow point the norm of J' g is below this fraction of the product of the norms."""
 MERGED = 1e-5
 """Fixed points closer than this fraction of the states' size are merged."""
 MERGED_SLOW = 1e-3

@@ -1,7 +1,9 @@
 """The evidence lower bound::
 
-ELBO = E_q[log p(x, z) - log q(z | x)]
-= E_q[log p(x | z)] - sum over sites KL(q || p)   <= log p(x)
+    ELBO = E_q[log p(x, z) - log q(z | x)]
+         = E_q[log p(x | z)] - sum over sites KL(q || p)   <= log p(x)
+
+The KL of every site, and every factor, may be given a weight.
 """
 
 from collections.abc import Mapping

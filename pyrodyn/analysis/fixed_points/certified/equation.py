@@ -92,7 +92,9 @@ def equation_of(network: PiecewiseLinear, period: int) -> Equation:
 
 
 def at_infinity(equation: Equation) -> tuple[Equation, Array]:
-    """The limit of the network at infinity, with all kinks at 0, and a bound on |F - limit|."""
+    """The limit of the network at infinity, with all kinks at 0, and a bound on the
+    absolute difference of F from it.
+    """
     finite = np.isfinite(equation.breakpoints)
     units = np.arange(finite.shape[1])
     left, right = equation.slopes[0], equation.slopes[finite.sum(0), units]
