@@ -45,9 +45,14 @@ def subspace_error(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm(other - one @ (one.T @ other), 2))
 
 
+def in_units_of_the_data(model: LowRankRNN) -> np.ndarray:
+    """The loading, whose rows for channels are in units of these."""
+    return (model.loading * model.observation.units()[:, None]).detach().numpy()
+
+
 def test_a_signal_gives_its_loading_and_what_is_left_its_noise(both, loading):
     model = LowRankRNN.for_recording(select_modality(both, "signal"), latent_dim=2)
-    found = model.loading.detach().numpy()
+    found = in_units_of_the_data(model)
     np.testing.assert_allclose(found @ found.T, LAG_SHARE * loading @ loading.T, atol=0.05)
     left = 0.7**2 + (1 - LAG_SHARE) * np.square(loading).sum(1)
     np.testing.assert_allclose(model.observation.scale().square().detach(), left, rtol=0.05)
@@ -66,7 +71,7 @@ def test_counts_give_the_plane_of_their_log_means_without_the_noise_of_counts(bo
 
 def test_counts_and_a_signal_load_on_the_same_latents(both, loading):
     model = LowRankRNN.for_recording(both, latent_dim=2)
-    found = model.loading.detach().numpy()
+    found = in_units_of_the_data(model)
     assert subspace_error(found, np.concatenate([loading, loading])) < 0.1
 
 
@@ -83,7 +88,7 @@ def test_oscillations_of_any_period_are_found(period):
     signal = np.stack(z, 1) @ true.T + 0.3 * rng.normal(size=(60, 60, 20))
     recorded = recording(signal=signal, bin_width=0.01)
     model = LowRankRNN.for_recording(recorded, latent_dim=2, num_units=20)
-    found = model.loading.detach().numpy()
+    found = in_units_of_the_data(model)
     assert subspace_error(found, true) < 0.05
     np.testing.assert_allclose(
         np.linalg.norm(found, axis=1), 0.95 * np.linalg.norm(true, axis=1), rtol=0.2, atol=0.05

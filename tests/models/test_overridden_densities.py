@@ -438,7 +438,7 @@ def test_what_a_model_without_noise_never_draws_is_refused(kind, name):
 @pytest.mark.parametrize("kind", ["network_counts", "node_noise"])
 def test_a_path_with_another_state_is_markov_only_where_its_class_says_so(kind):
     model, batch = build(kind, "advance")
-    with pytest.raises(ValueError, match="take method='ancestral'"):
+    with pytest.raises(ValueError, match="use method='ancestral'"):
         particle_smoother(model, batch, 2, method="ffbsi")
     type(model).path_is_markov = True
     particle_smoother(model, batch, 2, method="ffbsi")

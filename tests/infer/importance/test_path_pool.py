@@ -83,7 +83,7 @@ def test_the_posterior_is_exact(hides, monkeypatch):
         recorded = data.held_out(recorded, neurons=[1, 3], forecast_bins=2)
     torch.manual_seed(0)
     batch = batch_of(recorded).as_seen()
-    found = path_pool(model, batch, 2000, num_particles=100_000)
+    found = path_pool(model, batch, 2000, num_particles=200_000)
     exact = exact_of(model, batch)
     for trial in range(NUM_TRIALS):
         truth = by_recursion(exact, trial)
