@@ -416,6 +416,11 @@ def section(about: Section) -> list[str]:
     ]
 
 
+def measured() -> list[Section]:
+    """Sections whose script has been run."""
+    return [about for about in SECTIONS if (RESULTS / f"{about.name}.json").exists()]
+
+
 def page() -> str:
     head = [
         "# Benchmarks",
@@ -428,7 +433,8 @@ def page() -> str:
         "",
     ]
     return (
-        "\n".join([*head, *(line for about in SECTIONS for line in section(about))]).rstrip() + "\n"
+        "\n".join([*head, *(line for about in measured() for line in section(about))]).rstrip()
+        + "\n"
     )
 
 
