@@ -92,6 +92,7 @@ predicted = pyrodyn.predict(fitted, valid)
 trial = 4
 analysis.plot_rates(valid, predicted, trial=trial)
 plt.show()
+
 # %% [markdown]
 # ## Scores
 #
