@@ -1,35 +1,35 @@
-"""Rank-3 RNNs on 64-channel EEG: does what they generate look like the data, beside trivial series?
+"""Rank-3 RNNs on 64-channel EEG: do generated series have the attractor and spectra of the data?
 
 One `LowRankRNN` per seed (512 units, clipped relu, full process noise, optimal proposal), fitted by
 VSMC to the first 75 % of `eeg_durstewitz_smoothed` (7230 of 9640 bins), in overlapping windows as
-trials. Then, as published (Hess et al. 2023; Pals et al. 2024), 9640 bins after 2400 of burn-in are
+trials. As published (Hess et al. 2023; Pals et al. 2024), 9640 bins after 2400 bins of burn-in are
 generated and smoothed by a Hann window of 15 bins; distances are means over several such runs.
 
-    D_H       Hellinger distance of power spectra, goal .12
-    D_stsp    KL in state space, Gaussian mixtures, goal 2.05
+    D_H       Hellinger distance of power spectra, goal 0.12
+    D_stsp    KL divergence in state space, Gaussian mixtures, goal 2.05
 
-Published rank-3 models reach D_H .155 and D_stsp 2.11, all in sample. Here the generated series is
-cut as the data are: its first 7230 bins against the data's first 7230 (in sample), its last 2410
-against the data's last 2410 (held out), and all against all (whole, as published: three quarters
-were seen), each cut z-scored. A spectrum's kernel of 20 frequency bins is wider in Hz for a shorter
-cut, and fewer points make another mixture: compare within a column.
+Published rank-3 models reach D_H 0.155 and D_stsp 2.11, in sample. Here the generated series is cut
+as the data are: its first 7230 bins are compared with the data's first 7230 (in sample), its last
+2410 with the data's last 2410 (held out), and all with all (whole, as published: three quarters
+were training data), each cut z-scored. The smoothing of a spectrum, 20 frequency bins, is wider in
+Hz for a shorter cut, and fewer points make another mixture: compare within a column.
 
-The bound of all bins is about the next bin: 64 channels say where the latents are, and what the
-dynamics do after that hardly counts. Long runs get worse as that bound gets better. What is
-maximised here is the bound of *thinned* windows, of which one bin in 4, 16 or 32 is left: the same
-model, asked for what comes many bins later. It remains a bound, on a composite likelihood.
+The bound over all bins is dominated by the prediction of the next bin, and hardly constrains
+long-term behaviour. The objective here is the bound on *thinned* windows, in which one bin in 4, 16
+or 32 is observed: the same model, scored by its predictions many bins ahead. It is a lower bound on
+a composite log likelihood. ``--strides 1`` is the ordinary bound.
 
-Two networks are printed per seed: the last, and the running average of its weights, as weights on
-the way differ in what they do in the long run more than they do in the bound. `--strides 1` is the
-plain bound, for comparison.
+Two networks are scored per seed: the last, and the running average of its weights, since long-term
+behaviour fluctuates between steps more than the bound does.
 
-Beside them the six trivial generators of `analysis.attractor_baselines`, made from the first 75 %,
-and "earlier data": the 2410 bins before the held-out ones, scored as if they had been generated.
+The comparison is with the six generators of `analysis.attractor_baselines`, made from the first
+75 %, and with "earlier data": the 2410 bins before the held-out ones, scored as if generated.
 
     uv run python benchmarks/eeg.py --seeds 0 1 2 3 4
 """
 
 import argparse
+import copy
 import time
 from typing import NamedTuple
 
@@ -38,24 +38,19 @@ import results
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from pyrodyn import analysis, data, models
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer import VSMC
+from pyrodyn.infer.training.weight_average import WeightAverage
 from pyrodyn.models.observations import Gaussian
 
 Array = NDArray[np.float64]
 
-TRAIN_SHARE = 0.75
+TRAIN_FRACTION = 0.75
 WINDOW, SHIFT = 200, 5
 BATCH_SIZE, NUM_PARTICLES = 4, 10
 LEARNING_RATES = 2e-3, 1e-4
-AVERAGING = 8
-"""Larger for a shorter memory of the running average, here of about a ninth of the steps so far
-(polynomial decay, Shamir & Zhang 2013).
-"""
 RANK, NUM_UNITS = 3, 512
 BURN_IN, HANN, NUM_RUNS = 2400, np.hanning(15), 3
 
@@ -69,23 +64,25 @@ def windows(signal: Array, bin_width: float) -> xr.Dataset:
 
 
 def thinned(batch: Batch, stride: int) -> Batch:
-    """A batch of which one bin in so many is left, from a random one on."""
+    """A batch in which one bin in ``stride`` is observed, from a random bin on."""
     first = int(torch.randint(stride, ()))
-    is_left = (torch.arange(batch.num_bins) % stride == first)[:, None]
+    is_observed = (torch.arange(batch.num_bins) % stride == first)[:, None]
     return batch.replace(
-        seen=batch.seen * is_left, visible=batch.visible & is_left, scored=batch.scored & is_left
+        seen=batch.seen * is_observed,
+        visible=batch.visible & is_observed,
+        scored=batch.scored & is_observed,
     )
 
 
 class Fitted(NamedTuple):
-    """A network when training ends, and with the running average of its weights."""
+    """A network after the last step, and with the running average of its weights."""
 
     last: models.LowRankRNN
     averaged: models.LowRankRNN
 
 
 def fitted(train: Array, bin_width: float, seed: int, strides: list[int], steps: int) -> Fitted:
-    """A network fitted by as many steps of RAdam, its rate falling geometrically."""
+    """A network fitted by ``steps`` steps of RAdam with a geometrically falling learning rate."""
     trials = windows(train, bin_width)
     torch.manual_seed(seed)
     model = models.LowRankRNN.for_recording(
@@ -97,35 +94,33 @@ def fitted(train: Array, bin_width: float, seed: int, strides: list[int], steps:
         proposal="optimal",
     )
     with torch.no_grad():
-        _start_from_components(model, train)
+        _initialise_from_components(model, train)
     loss, tensors = VSMC(NUM_PARTICLES)(model, model.guide), model.trials_of(trials)
-    average = AveragedModel(model, avg_fn=_averaged)
+    average = WeightAverage(model)
     first, last = LEARNING_RATES
     optimizer = torch.optim.RAdam(model.parameters(), lr=first)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (last / first) ** (1 / steps))
-    for _ in range(steps):
+    for step in range(steps):
         batch = tensors.batch(torch.randint(len(tensors), (BATCH_SIZE,)))
         stride = strides[int(torch.randint(len(strides), ()))]
         optimizer.zero_grad()
         loss(thinned(batch, stride)).backward()
-        # Gradients are longer than this by far: cut to it, those of windows with few bins left
-        # count no less than others.
+        # Nearly all gradients are longer than this: clipping gives windows of all strides equal
+        # weight.
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         if not torch.isfinite(norm):
             raise ArithmeticError(f"the gradient of seed {seed} is not finite")
         optimizer.step()
         schedule.step()
-        average.update_parameters(model)
-    return Fitted(model.eval(), average.module.eval())
+        average.update(model, step + 1)
+    averaged = copy.deepcopy(model)
+    average.copy_to(averaged)
+    return Fitted(model.eval(), averaged.eval())
 
 
-def _averaged(average: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
-    return torch.lerp(average, now, (AVERAGING + 1) / (float(count) + 1 + AVERAGING))
-
-
-def _start_from_components(model: models.LowRankRNN, signal: Array) -> None:
-    """Loading from principal components, such that latents start with unit variance; noise from
-    what the decay alone does not explain of them.
+def _initialise_from_components(model: models.LowRankRNN, signal: Array) -> None:
+    """Loading from principal components, so that latents have unit variance; process noise from
+    the residual of a decay without recurrence.
     """
     centred = signal - signal.mean(0)
     _, scales, directions = np.linalg.svd(centred, full_matrices=False)
@@ -154,7 +149,7 @@ def generated(model: models.LowRankRNN, num_bins: int, num_runs: int, seed: int)
 
 
 def scored(eeg: Array, series: Array, num_train: int) -> list[float]:
-    """D_H and D_stsp in sample, held out and of the whole."""
+    """D_H and D_stsp in sample, held out and for the whole series."""
     row = []
     for cut in (slice(num_train), slice(num_train, None), slice(None)):
         row += distances(eeg[cut], series[cut])
@@ -177,7 +172,7 @@ def show_all(name: str, rows: list[list[float]]) -> None:
 
 
 def summary(name: str, rows: list[list[float]]) -> dict[str, float | str | None]:
-    """Means over seeds by column; None for what a generator has no score of."""
+    """Means over seeds by column; None where a generator has no score."""
     means = [None if np.isnan(mean) else float(mean) for mean in np.mean(rows, 0)]
     parts = ("in sample", "held out", "whole")
     columns = [f"{distance} {part}" for part in parts for distance in ("D_H", "D_stsp")]
@@ -197,7 +192,7 @@ def main() -> None:
     recording = data.load("eeg_durstewitz_smoothed")
     bin_width = recording.attrs["bin_width"]
     eeg = z_scored(recording["signal"].values[0].astype(float))
-    num_train = round(TRAIN_SHARE * len(eeg))
+    num_train = round(TRAIN_FRACTION * len(eeg))
     train, held_out = eeg[:num_train], eeg[num_train:]
     print(" " * 34 + "  ".join(f"{part:>16}" for part in ("in sample", "held out", "whole")))
     print(" " * 34 + "  ".join(["    D_H", " D_stsp"] * 3))

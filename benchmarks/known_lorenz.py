@@ -1,9 +1,10 @@
-"""What spikes of `lorenz_lfads_truth` tell to one who knows the system and the readout: a bound on
-what a fitted model can infer.
+"""The posterior mean rates of `lorenz_lfads_truth` under the true system and readout: an upper
+limit on what a fitted model can infer.
 
-The recording's latents are Lorenz' system, each z-scored, and log rates are affine in them. Both
-follow from the truth itself: the field, quadratic in the latents, from their differences in time,
-the readout by least squares. Paths are weighed by Poisson likelihoods, whose constants they share.
+The recording's latents are the states of Lorenz' system, each z-scored, and the log rates are
+affine in them. Both maps are estimated from the truth: the vector field, quadratic in the latents,
+from their differences in time, the readout by least squares. Trajectories from a common pool are
+weighted by the Poisson likelihood of each trial.
 """
 
 import numpy as np
@@ -14,30 +15,30 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 NUM_STARTS = 60_000
-"""Paths that are weighed."""
+"""Trajectories in the pool."""
 
-START_SPREAD = 0.03
-"""Standard deviation of first states around the true latents of any trial and bin."""
+INITIAL_SD = 0.03
+"""Standard deviation of initial states around the true latents of any trial and bin."""
 
 SEVENTH_ORDER = {1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
-"""Weights of central differences over so many bins."""
+"""Weights of central differences, by their distance in bins."""
 
 
-def known_rates(recording: xr.Dataset, is_asked: NDArray[np.bool_], seed: int) -> Array:
-    """Mean rates of the trials asked for, given the spikes of the neurons not held out."""
+def known_rates(recording: xr.Dataset, is_chosen: NDArray[np.bool_], seed: int) -> Array:
+    """Posterior mean rates of the chosen trials, given the spikes of the neurons not held out."""
     z = recording["latents"].values.astype(float)
     log_rates = np.log(recording["rates"].values.astype(float))
     readout = np.linalg.lstsq(_with_one(z), log_rates.reshape(-1, log_rates.shape[-1]))[0]
     rng = np.random.default_rng(seed)
     starts = rng.choice(z.reshape(-1, 3), NUM_STARTS)
-    paths = _paths(z, starts + START_SPREAD * rng.normal(size=starts.shape))
-    log_rates = torch.from_numpy((_with_one(paths) @ readout).astype(np.float32))
+    trajectories = _trajectories(z, starts + INITIAL_SD * rng.normal(size=starts.shape))
+    log_rates = torch.from_numpy((_with_one(trajectories) @ readout).astype(np.float32))
     log_rates = log_rates.reshape(NUM_STARTS, -1, len(recording["neuron"]))
     is_seen = torch.from_numpy(~recording["held_out"].values)
-    counts = torch.from_numpy(recording["counts"].values[is_asked].astype(np.float32))
+    counts = torch.from_numpy(recording["counts"].values[is_chosen].astype(np.float32))
     seen = log_rates[..., is_seen]
-    fit = counts[..., is_seen].flatten(1) @ seen.flatten(1).T - seen.exp().sum((1, 2))
-    return np.asarray((fit.softmax(-1) @ log_rates.exp().flatten(1)).reshape(counts.shape))
+    log_weights = counts[..., is_seen].flatten(1) @ seen.flatten(1).T - seen.exp().sum((1, 2))
+    return np.asarray((log_weights.softmax(-1) @ log_rates.exp().flatten(1)).reshape(counts.shape))
 
 
 def _with_one(z: Array) -> Array:
@@ -51,8 +52,8 @@ def _monomials(z: Array) -> Array:
     return np.concatenate([np.ones((len(z), 1)), z, pairs], -1)
 
 
-def _paths(z: Array, starts: Array) -> Array:
-    """Paths ``(start, time, 3)`` of the system that latents obey, one RK4 step per bin."""
+def _trajectories(z: Array, starts: Array) -> Array:
+    """Trajectories ``(start, time, 3)`` of the estimated vector field, one RK4 step per bin."""
     num_bins, reach = z.shape[1], max(SEVENTH_ORDER)
     slope = sum(
         weight * (z[:, reach + n : num_bins - reach + n] - z[:, reach - n : num_bins - reach - n])

@@ -1,4 +1,4 @@
-"""The network behind a recording of `pyrodyn.data.teacher`, as a model that knows its weights."""
+"""The network that generated a recording of `pyrodyn.data.teacher`, as a model."""
 
 import numpy as np
 import torch

@@ -1,10 +1,9 @@
 """LFADS on `lorenz_lfads_truth`, whose true rates and latents are known.
 
 One fit per seed with 15 of 60 neurons held out of the encoder. Printed on the 160 validation
-trials: rate R2 against the truth (pooled over all neurons), co-smoothing bits/spike of the
-    held-out neurons as a share of what the true rates reach,
-and R2 between inferred factors and true latents in both directions, maps fitted on the training
-trials.
+trials: R2 of the true rates (pooled over all neurons), co-smoothing bits per spike of the held-out
+neurons as a fraction of what the true rates reach, and R2 between inferred factors and true latents
+in both directions, by maps fitted on the training trials.
 
     uv run python benchmarks/lorenz.py --seeds 0 1 2 --minutes 9
 """

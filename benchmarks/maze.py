@@ -24,17 +24,17 @@ from pyrodyn.infer import ELBO, VSMC, Objective, Ramp, Schedule
 from pyrodyn.models.proposals import EncoderFactor
 
 LAG = 20
-"""Bins from rates to velocity."""
+"""Lag from rates to velocity, in bins."""
 
 
 class Recipe(NamedTuple):
-    """How a model is fitted.
+    """Settings of a fit.
 
     Attributes:
         build: an untrained model for training trials.
         objective: what is minimised.
-        hidden: share of entries that coordinated dropout hides.
-        learning_rate: at first.
+        hidden: fraction of entries that coordinated dropout hides.
+        learning_rate: the initial one.
     """
 
     build: Callable[[xr.Dataset], models.LatentDynamics]
@@ -48,8 +48,8 @@ def lfads(train: xr.Dataset) -> models.LFADS:
 
 
 def low_rank(train: xr.Dataset) -> models.LowRankRNN:
-    """Its encoder sees a quarter of a second around every bin, which the default's 31 bins of 5 ms
-    are too few for.
+    """The encoder's window is a quarter of a second around every bin, wider than the default of 31
+    bins of 5 ms.
     """
     model = models.LowRankRNN.for_recording(
         train, latent_dim=5, num_units=128, noise="full", proposal="encoder"
@@ -60,7 +60,7 @@ def low_rank(train: xr.Dataset) -> models.LowRankRNN:
 
 RECIPES = {
     "lfads": Recipe(lfads, ELBO(beta={"g0": Ramp(500)}), 0.3, 5e-3),
-    # Few particles leave more of the work to the encoder, by which rates are predicted.
+    # With few particles the bound depends more on the encoder, which predicts the rates.
     "low_rank": Recipe(low_rank, VSMC(num_particles=4), 0.5, 2e-3),
 }
 

@@ -1,23 +1,27 @@
 """NODE-SAE on `lorenz_lfads_truth` with three latents, whose true rates and latents are known.
 
-One fit per seed with 15 of 60 neurons held out of the encoder, in three parts. Counts are sparse,
-about one spike per bin from all neurons together: process noise is wide before training, finds its
-level, and is then pressed to a share of that, all by the ELBO. The guide's family cannot follow
-what so little noise leaves open of a path, so the importance-weighted bound goes on from there and
-presses the noise further. Then first states, of which a normal law knows little, get a law near
-states that training trials visit at any bin, and field and readout climb the evidence itself by
-Fisher scoring. At last first states get a law near those in which training trials begin, and the
-posterior is told by a pool of the model's own paths (`path_pool`), which all trials share.
+One fit per seed, with 15 of 60 neurons held out of the encoder, in three parts. Counts are sparse:
+all neurons together fire about once per bin.
 
-Printed on the 160 validation trials, of which a fit sees nothing: ``guide``, the rate R2 against
-the truth (pooled) by the model's own guide after the first part; then with the noise (``noisy``)
-and without it, so that the path follows from the ``first`` state alone, by the pool: rate R2,
-co-smoothing bits/spike of the held-out neurons as a share of what the true rates reach, and R2
-between inferred and true latents in both directions, maps fitted on training trials. Then the noise
-left in units of the latents' own spread; of the field, without noise, its largest Lyapunov exponent
-per unit of the system's time (.906 in truth).
+1. The ELBO. Process noise starts wide, settles, and is then reduced to a fraction of that level.
+2. The importance-weighted bound, which tolerates that the posterior over a nearly deterministic
+   trajectory is not Gaussian, and reduces the noise further.
+3. Fisher scoring of vector field and readout on the evidence, with an initial-state prior near the
+   states that training trials visit at any bin. The prior is then replaced by one near the states
+   in which training trials begin.
 
-``known`` is how much can be told of the rates at all, by one who knows the true system and readout
+The posterior is estimated by a pool of trajectories of the model itself (`path_pool`), which all
+trials share.
+
+Printed for the 160 validation trials, which the fit does not see: ``guide``, the R2 of the true
+rates (pooled) by the model's own guide after the first part; then, by the pool, with process noise
+(``noisy``) and without it (``first``: the initial state alone determines the trajectory): rate R2,
+co-smoothing bits per spike of the held-out neurons as a fraction of what the true rates reach, and
+R2 between inferred and true latents in both directions, by maps fitted on training trials. Then the
+remaining noise in units of the latents' standard deviation, and the largest Lyapunov exponent of
+the vector field without noise, per unit of the system's time (0.906 for the true system).
+
+``known`` is an upper limit on the rate R2: the posterior mean under the true system and readout
 (`known_lorenz`).
 
     uv run python benchmarks/node_lorenz.py --seeds 0 1 2
@@ -46,7 +50,7 @@ from pyrodyn.infer import (
 )
 
 BATCH_SIZE = 64
-UNTRAINED_NOISE = 2.0
+INITIAL_NOISE = 2.0
 GUIDED = Schedule(
     learning_rate=6e-3,
     final_learning_rate=1e-4,
@@ -54,37 +58,37 @@ GUIDED = Schedule(
     gradient_clip=1.0,
     noise=NoiseAnnealing(2000, 3000, factor=0.2),
 )
-"""Of the first part, by the ELBO."""
+"""For the first part, by the ELBO."""
 
-WEIGHED = Schedule(
+WEIGHTED = Schedule(
     learning_rate=1e-3,
     final_learning_rate=5e-5,
     average_weights=True,
     gradient_clip=1.0,
     noise=NoiseAnnealing(0, 600, factor=0.25),
 )
-"""Of the second part, by the importance-weighted bound."""
+"""For the second part, by the importance-weighted bound."""
 
-NUM_WEIGHED = 16
-"""Draws of that bound."""
+NUM_WEIGHTED = 16
+"""Draws in that bound."""
 
 NUM_SCORED = 16
-"""Draws per trial, of a step of Fisher scoring."""
+"""Draws per trial in a step of Fisher scoring."""
 
-NUM_FIRST_STATES = 50_000
-"""States of training trials near which trials may start."""
+NUM_INITIAL_STATES = 50_000
+"""Number of states near which the initial-state prior is placed."""
 
 NUM_VISITED, NUM_BEGUN = 5, 80
-"""Draws per training trial that these are taken from, of all bins and of the first."""
+"""Draws per training trial from which these states are taken: at all bins, at the first bin."""
 
 NUM_MAPPED = 160
-"""Training trials whose paths are told, to map latents."""
+"""Training trials on which maps between latents are fitted."""
 
 FEW_PATHS, MANY_PATHS = 100_000, 600_000
-"""In the pools that tell of training trials, in scoring too, and of validation trials."""
+"""Trajectories in the pool for training trials (Fisher scoring too) and for validation trials."""
 
 TIME_PER_BIN = 0.02
-"""Of Lorenz' system; its latents say so, of which the first moves by 10 times this per bin."""
+"""Time of Lorenz' system per bin, estimated from the speed of the true latents."""
 
 
 def run(seed: int, steps: list[int], out: Path | None) -> dict[str, float]:
@@ -92,15 +96,15 @@ def run(seed: int, steps: list[int], out: Path | None) -> dict[str, float]:
     train, valid = parts(recording)
     torch.manual_seed(seed)
     model = models.NodeSAE.for_recording(
-        train, latent_dim=3, process_noise=True, initial_noise=UNTRAINED_NOISE
+        train, latent_dim=3, process_noise=True, initial_noise=INITIAL_NOISE
     )
     started = time.process_time()
     trained(model, train, seed, ELBO(), GUIDED, steps[0])
     guided_seconds = time.process_time() - started
     guided = analysis.rate_r2(predict(model, valid)["rates"], valid["rates"]).pooled
     started = time.process_time()
-    trained(model, train, seed, IWELBO(NUM_WEIGHED), WEIGHED, steps[1])
-    weighed_seconds = time.process_time() - started
+    trained(model, train, seed, IWELBO(NUM_WEIGHTED), WEIGHTED, steps[1])
+    weighted_seconds = time.process_time() - started
     started = time.process_time()
     model = model.with_initial_states(some_states(model, train, slice(None), NUM_VISITED, seed))
     climb(model, train, steps[2], seed)
@@ -111,7 +115,7 @@ def run(seed: int, steps: list[int], out: Path | None) -> dict[str, float]:
     return {
         "seed": seed,
         "cpu s": guided_seconds,
-        "+ cpu s": weighed_seconds,
+        "+ cpu s": weighted_seconds,
         "++ cpu s": climbed_seconds,
         "guide": guided,
         **scores(model, recording, seed),
@@ -148,16 +152,16 @@ def trained(
 def some_states(
     model: models.NodeSAE, train: xr.Dataset, bins: slice, num_draws: int, seed: int
 ) -> Float[Tensor, "point latent"]:
-    """In which training trials are at these bins, as a pool tells them."""
+    """Posterior draws of the states of training trials at these bins, by a pool."""
     torch.manual_seed(seed)
     batch = model.trials_of(train).batch()
     pooled = path_pool(model, batch, num_draws, num_particles=FEW_PATHS)
     states = pooled.sites["z"][:, :, bins].flatten(0, 2)
-    return states[torch.randperm(len(states))[:NUM_FIRST_STATES]]
+    return states[torch.randperm(len(states))[:NUM_INITIAL_STATES]]
 
 
 def climb(model: models.NodeSAE, train: xr.Dataset, steps: int, seed: int) -> None:
-    """Field and readout by Fisher scoring, noise left out meanwhile."""
+    """Fit vector field and readout by Fisher scoring, without process noise."""
     torch.manual_seed(seed)
     quiet = model.without_noise()
     batch = quiet.trials_of(train).batch()
@@ -172,10 +176,10 @@ def scores(model: models.NodeSAE, recording: xr.Dataset, seed: int) -> dict[str,
     some = train.isel(trial=slice(NUM_MAPPED))
     known = known_rates(recording, (recording["split"] == "valid").values, seed)
     row = {"known": analysis.rate_r2(known, valid["rates"]).pooled}
-    for name, told in (("noisy", model), ("first", model.without_noise())):
+    for name, scored in (("noisy", model), ("first", model.without_noise())):
         on_train, on_valid = (
             predict(
-                told,
+                scored,
                 part,
                 num_draws=200,
                 method="pool",
@@ -196,12 +200,12 @@ def scores(model: models.NodeSAE, recording: xr.Dataset, seed: int) -> dict[str,
             f"{name} t->i": latents.true_to_inferred,
             f"{name} i->t": latents.inferred_to_true,
         }
-    spread = on_train["z"].std(("trial", "time")).values
+    scale = on_train["z"].std(("trial", "time")).values
     spectrum = analysis.lyapunov_spectrum(
         model, on_valid["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
     )
     return row | {
-        "noise": float((model.noise_scales()[1].detach().numpy() / spread).mean()),
+        "noise": float((model.noise_scales()[1].detach().numpy() / scale).mean()),
         "exponent": float(spectrum["exponents_per_bin"][0]) / TIME_PER_BIN,
     }
 

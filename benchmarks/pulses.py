@@ -1,8 +1,8 @@
-"""LFADS on a chaotic rate network kicked by one pulse per trial, and on the same network left
-alone.
+"""LFADS on a chaotic rate network with one input pulse per trial, and on the same network without
+input.
 
 Printed on new trials: how often the largest inferred input lies within 3 bins of the pulse, and
-the KL of the inferred inputs per trial when there are no pulses, where it should vanish.
+the KL of the inferred inputs per trial without pulses, which should vanish.
 
     uv run python benchmarks/pulses.py --seeds 0 1 2
 """
@@ -39,8 +39,8 @@ def run(seed: int, epochs: int, pulsed: bool, pulse_size: float, prior: str) -> 
         controller_dim=32,
         input_prior=prior,
     )
-    # Inputs start cheap, so that pulses are found before the generator gives up on them, and end
-    # dear, so that they do not mend what the generator can learn: this is not the plain bound.
+    # The weight of the inputs' KL is small at first, so that pulses are found early, and above 1
+    # at the end, so that inputs do not replace dynamics: the objective is not the plain bound.
     objective = ELBO(beta={"g0": Ramp(300), "u": Ramp(2300, final=6.0)})
     fitted = fit(
         model,

@@ -2,20 +2,20 @@
 
 Arneodo's, Rossler's and Lorenz' systems, 10 neurons of rate exp(z), z standard normal, 70 bins, and
 1280/320/400 independent trials for training, validation and test. Sequential autoencoders whose
-dynamics are a neural ODE (``node``), a GRU (``gru``) or another cell of `pyrodyn.nn.cells`, all
-learned in one way: with process noise, so that the data lead the path at first, noise that is then
-pressed down and in the end left out. What is scored is the path that the dynamics take from the
-*first state alone*, which `LaplaceStart` solves for.
+dynamics are a neural ODE (``node``), a GRU (``gru``) or another cell of `pyrodyn.nn.cells` are all
+fitted in the same way: with process noise, so that at first the encoder steers the trajectory; the
+noise is then reduced, and left out in the end. The score is that of the trajectory from the
+*initial state alone*, which `LaplaceStart` infers.
 
 Printed for TEST trials: rate R2 (mean over neurons) and hidden R2 (least squares from true to
-inferred latents, mean over inferred dims; fitted on 400 training trials), its other direction; then
-the rate R2 of the fit with its noise (``steered``), the noise left, in units of the latents' own
-spread, and the largest Lyapunov exponent of the dynamics, per unit of the system's time, beside the
-truth's. With as many dims as the system, also the fixed points, mapped to the truth by least
-squares, with their eigenvalues per unit of the system's time.
+inferred latents, mean over inferred dims; fitted on 400 training trials), and its other direction;
+the rate R2 of the fit with process noise (``steered``); the remaining noise, in units of the
+latents' standard deviation; the largest Lyapunov exponent of the dynamics, per unit of the system's
+time, beside the true one. With as many latents as the system has dimensions also the fixed points,
+mapped to the true coordinates by least squares, with eigenvalues per unit of the system's time.
 
-A finished run is kept as JSON beside its model and not run again. A fit ends after a number of
-training steps, so that the same seed gives the same row.
+A finished run is stored as JSON beside its model and not repeated. A fit ends after a fixed number
+of training steps, so that the same seed gives the same row.
 
     uv run python benchmarks/study.py --dynamics node gru --seeds 0 1 2 3 4
     uv run python benchmarks/study.py --dynamics node gru --dims 3 5 10 --figure study.png
@@ -42,7 +42,7 @@ from pyrodyn.nn.cells import CELLS
 
 SYSTEMS = ("arneodo", "rossler", "lorenz")
 NUM_TRAIN, NUM_VALID, NUM_TEST = 1280, 320, 400
-BATCH_SIZE, LAST_RATE = 64, 1e-4
+BATCH_SIZE, FINAL_LEARNING_RATE = 64, 1e-4
 
 
 class Recipe(NamedTuple):
@@ -50,8 +50,8 @@ class Recipe(NamedTuple):
 
     Attributes:
         steps: training steps.
-        learning_rate: at first; it falls to `LAST_RATE`.
-        noise: how process noise falls.
+        learning_rate: the initial one; it falls to `FINAL_LEARNING_RATE`.
+        noise: annealing of the process noise.
     """
 
     steps: int
@@ -64,11 +64,11 @@ RECIPES = {
     "rossler": Recipe(5000, 5e-3, NoiseAnnealing(600, 1900, factor=0.03)),
     "lorenz": Recipe(8000, 1e-2, NoiseAnnealing(1000, 2500)),
 }
-"""By system, whose noise and time scales differ."""
+"""By system: their noise and time scales differ."""
 
 
 def recording_of(system: str, seed: int) -> list[xr.Dataset]:
-    """Training, validation and test trials; a rate exp(z) of mean exp(1/2) counts per bin."""
+    """Training, validation and test trials; rates exp(z) with mean exp(1/2) counts per bin."""
     bounds = np.cumsum([0, NUM_TRAIN, NUM_VALID, NUM_TEST])
     recording = data.simulate(
         system, int(bounds[-1]), 70, 10, bin_width=0.01, mean_rate=100 * np.exp(0.5), seed=seed
@@ -100,7 +100,7 @@ def run(system: str, dynamics: str, dim: int, seed: int, out: Path) -> dict[str,
         batch_size=BATCH_SIZE,
         schedule=Schedule(
             learning_rate=recipe.learning_rate,
-            final_learning_rate=LAST_RATE,
+            final_learning_rate=FINAL_LEARNING_RATE,
             average_weights=True,
             noise=recipe.noise,
         ),
@@ -125,23 +125,25 @@ def run(system: str, dynamics: str, dim: int, seed: int, out: Path) -> dict[str,
 def scores(
     model: NodeSAE | RnnSAE, system: str, train: xr.Dataset, test: xr.Dataset
 ) -> dict[str, Any]:
-    """What is printed of a fitted model."""
+    """The printed scores of a fitted model."""
     some = train.isel(trial=slice(test.sizes["trial"]))
-    alone = model.without_noise()
-    solved = predict(alone, test, num_draws=10, guide=LaplaceStart(alone))
-    on_train = predict(alone, some, num_draws=10, guide=LaplaceStart(alone, num_searches=1))
+    deterministic = model.without_noise()
+    solved = predict(deterministic, test, num_draws=10, guide=LaplaceStart(deterministic))
+    on_train = predict(
+        deterministic, some, num_draws=10, guide=LaplaceStart(deterministic, num_searches=1)
+    )
     hidden = analysis.latent_r2(on_train["z"], some["latents"], solved["z"], test["latents"])
     steered, on_some = predict(model, test), predict(model, some, num_draws=10)
     spectrum = analysis.lyapunov_spectrum(
         model, steered["z"].values[:16, -1], 3000, num_exponents=1, burn_in=300
     )
-    spread = on_some["z"].std(("trial", "time")).values
+    scale = on_some["z"].std(("trial", "time")).values
     found = {
         "rate R2": analysis.rate_r2(solved["rates"], test["rates"]).mean,
         "hidden R2": hidden.true_to_inferred,
         "back": hidden.inferred_to_true,
         "steered": analysis.rate_r2(steered["rates"], test["rates"]).mean,
-        "noise": float((model.noise_scales()[1].detach().numpy() / spread).mean()),
+        "noise": float((model.noise_scales()[1].detach().numpy() / scale).mean()),
         "exponent": float(spectrum["exponents_per_bin"][0]) / train.attrs["time_per_bin"],
         "truth": data.SYSTEMS[system].lyapunov[0],
     }
@@ -151,7 +153,7 @@ def scores(
 
 
 def fixed_points(model: NodeSAE | RnnSAE, z: np.ndarray, train: xr.Dataset) -> list[str]:
-    """Those of the fitted dynamics, one line each in the truth's coordinates."""
+    """Fixed points of the fitted dynamics, one line each, in the true coordinates."""
     to_truth = analysis.align(z, train["latents"])
     found = analysis.fixed_points(to_truth.transform_dynamics(model), starts=to_truth(z))
     eigenvalues = found["eigenvalues"].values
@@ -167,7 +169,7 @@ def fixed_points(model: NodeSAE | RnnSAE, z: np.ndarray, train: xr.Dataset) -> l
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Rate R2 by the number of latents: one panel per system, one line per kind of dynamics, the
-    mean over seeds, a dot per seed.
+    mean over seeds, one dot per seed.
     """
     systems = [name for name in SYSTEMS if any(row["system"] == name for row in rows)]
     size = (3.2 * len(systems), 2.8)

@@ -1,29 +1,29 @@
-"""Low-rank RNNs fitted to a low-rank RNN: is the teacher found, and its noise with it?
+"""Parameter recovery: low-rank RNNs fitted to data from a low-rank RNN.
 
-`pyrodyn.data.teacher` makes a noisy limit cycle (a .9, process noise .2); students of the same
-family are fitted to 400 trials, 100 more choose the kept weights and are what is printed.
+`pyrodyn.data.teacher` simulates a noisy limit cycle (decay 0.9, process noise 0.2). Students of the
+same family are fitted to 400 trials; 100 further trials select the weights and are what is scored.
 
-Gaussian (20 channels, 75 bins, observation noise .1), by VSMC, goal 2 %, the period 5 %:
+Gaussian (20 channels, 75 bins, observation noise 0.1), by VSMC; goal 2 %, for the period 5 %:
 
-    sigma_z     Latents are known up to an affine map. z_teacher = z A + c is fitted by least
+    sigma_z     Latents are identified up to an affine map. z_teacher = z A + c is fitted by least
                 squares of the teacher's true latents on the student's filtered means over all bins
-                but the first five of the validation trials (a posterior mean is what truth
-                regresses on with slope 1, so that this map is not shrunk by what is uncertain);
-                sigma_z is the root mean eigenvalue of A' S A, S the student's process covariance.
+                but the first five of the validation trials (truth regresses on a posterior mean
+                with slope 1, so that uncertainty does not shrink this map); sigma_z is the root
+                mean eigenvalue of A' S A, with S the student's process covariance.
     sigma_x     root mean of the channels' variances
-    a           needs no map; the student starts from ``--decay``, not from the truth
-    slope       mean eigenvalue of the student's Jacobian along the teacher's cycle, real part:
-                unlike a, which relu units can make up for, a property of the map alone
+    a           the decay; it needs no map, and starts from ``--decay``, not from the truth
+    slope       mean real part of the eigenvalues of the student's Jacobian along the teacher's
+                cycle; unlike a, for which relu units can compensate, a property of the map alone
     period      first peak of the autocorrelation of free runs, 40 of 2000 bins, of the mapped
                 latents; the teacher's is measured in the same way
 
-Poisson (40 neurons, 200 bins, softplus link), by the smoothed score or VSMC; a student is run
-freely for as many trials as the data have, and beside it what one half of the data tells of the
-other:
+Poisson (40 neurons, 200 bins, softplus link), by the smoothed score or VSMC. Statistics of free
+runs of the student, as many trials as in the data, stand beside those of one half of the data
+against the other half:
 
     inferred    correlation of inferred and true rates on validation trials, over all entries, given
-                all bins of a trial (by the smoother); ``by teacher`` is what the network that made
-                the data infers, knowing its own weights: more is not to be had
+                all bins of a trial (by the smoother); ``by teacher`` is the upper limit, inferred
+                by the network that generated the data
     mean rate   correlation over neurons of mean counts, student's and data's
     pairwise    correlation over pairs of neurons of their correlations
     autocorr    RMS difference of the mean autocorrelation of counts, lags 1 to 60 bins
@@ -54,20 +54,20 @@ NUM_TRAIN, NUM_VALID = 400, 100
 
 
 class Stage(NamedTuple):
-    """One fit of a student, from where the last left it.
+    """One fit of a student, from the weights of the previous stage.
 
     Attributes:
         objective: what is minimised.
         batch_size: trials per step.
-        schedule: how the rate falls.
-        share: of the minutes; 0 for a stage that ends with its epochs.
-        epochs: passes over the training trials, at most.
+        schedule: of the learning rate.
+        fraction: of the minutes; 0 for a stage that is limited by its epochs alone.
+        epochs: largest number of passes over the training trials.
     """
 
     objective: Objective
     batch_size: int
     schedule: Schedule
-    share: float = 0.0
+    fraction: float = 0.0
     epochs: int = 100_000
 
 
@@ -79,22 +79,22 @@ class Student(NamedTuple):
 
 
 def by_vsmc(proposal: str, num_particles: int, first_rate: float = 1e-2) -> Student:
-    """A first stage with few particles finds the dynamics, the second the bound that is wanted.
+    """A first stage with few particles finds the dynamics; the second has the final bound.
 
-    Steps are bound by the number of small operations: many trials cost little more than ten.
+    The number of small operations limits the speed: many trials cost little more than ten.
     """
     first, second = (Schedule(rate, patience=8, stop_patience=50) for rate in (first_rate, 2e-3))
     return Student(
         proposal,
         [
-            Stage(VSMC(min(4, num_particles)), 50, first, share=0.6),
-            Stage(VSMC(num_particles), 25, second, share=0.4),
+            Stage(VSMC(min(4, num_particles)), 50, first, fraction=0.6),
+            Stage(VSMC(num_particles), 25, second, fraction=0.4),
         ],
     )
 
 
 def by_score(num_particles: int) -> Student:
-    """Of counts, the model's own law says enough of where a latent goes next."""
+    """With counts, the bootstrap proposal is close enough to the posterior of the next state."""
     schedule = Schedule(1e-2, final_learning_rate=3e-4, average_weights=True)
     return Student("bootstrap", [Stage(SmoothedScore(num_particles), 50, schedule, epochs=75)])
 
@@ -107,7 +107,7 @@ STUDENTS = {
     },
     "poisson": {
         "smoothed 128": by_score(128),
-        # Weights that grow faster make gradients explode on their way through 200 bins.
+        # With a larger learning rate gradients through 200 bins explode.
         "encoder 64": by_vsmc("causal_encoder", 64, first_rate=4e-3),
     },
 }
@@ -116,7 +116,7 @@ STUDENTS = {
 def fitted(
     recording: xr.Dataset, student: Student, seed: int, minutes: float, decay: float
 ) -> tuple[models.LowRankRNN, int]:
-    """A student at the end of its stages, and the steps it took."""
+    """A student after all its stages, and the number of training steps."""
     torch.manual_seed(seed)
     is_signal = "signal" in recording
     model = models.LowRankRNN.for_recording(
@@ -140,7 +140,7 @@ def fitted(
             valid,
             objective=stage.objective,
             max_epochs=stage.epochs,
-            max_minutes=stage.share * minutes or None,
+            max_minutes=stage.fraction * minutes or None,
             batch_size=stage.batch_size,
             schedule=stage.schedule,
             seed=seed,
@@ -149,7 +149,7 @@ def fitted(
     return model, steps
 
 
-# --- what is measured ---------------------------------------------------------------------------
+# --- measurements --------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -161,15 +161,15 @@ def filtered_means(model: models.LowRankRNN, recording: xr.Dataset) -> Array:
 
 
 def free_latents(model: models.LowRankRNN, num_trials: int, num_bins: int) -> Array:
-    """Latents of a model left alone, ``(trial, time, latent)``."""
+    """Latents of free runs, ``(trial, time, latent)``."""
     path = analysis.free_run(model, num_trials, num_bins)["latents"].values.astype(float)
-    # Relu networks may run to infinity: to NaN, before a change of coordinates multiplies them.
+    # Relu networks may diverge; infinite values become NaN before the change of coordinates.
     return np.where(np.isfinite(path), path, np.nan)
 
 
 def period(path: Array) -> float:
     """Lag of the first peak of the autocorrelation after its first trough, between bins; NaN for
-    runs that end at infinity or never turn.
+    runs that diverge or do not oscillate.
     """
     if not np.isfinite(path).all():
         return float("nan")

@@ -249,12 +249,12 @@ def exact_score(model: LowRankRNN, batch: Batch) -> Tensor:
 def posterior_paths(exact: Exact, trial: int, num_draws: int) -> Array:
     """Exact draws of a trial's path, bin after bin."""
     rng = np.random.default_rng(trial)
-    told = by_recursion(exact, trial)
-    covariance, lag_one = told.covariance, told.lag_one
-    path = [rng.multivariate_normal(told.mean[0], covariance[0], num_draws)]
-    for t in range(1, len(told.mean)):
+    moments = by_recursion(exact, trial)
+    covariance, lag_one = moments.covariance, moments.lag_one
+    path = [rng.multivariate_normal(moments.mean[0], covariance[0], num_draws)]
+    for t in range(1, len(moments.mean)):
         slope = lag_one[t - 1] @ np.linalg.inv(covariance[t - 1])
         left = covariance[t] - slope @ lag_one[t - 1].T
         noise = rng.multivariate_normal(np.zeros(len(left)), left, num_draws)
-        path.append(told.mean[t] + (path[-1] - told.mean[t - 1]) @ slope.T + noise)
+        path.append(moments.mean[t] + (path[-1] - moments.mean[t - 1]) @ slope.T + noise)
     return np.stack(path, 1)

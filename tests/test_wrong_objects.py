@@ -86,11 +86,11 @@ SENTENCES = (
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def printed() -> list[str]:
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     return run.stdout.splitlines()
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
-def test_wrong_objects_are_refused_in_a_sentence(sentence, said):
-    assert sentence in said
+def test_wrong_objects_are_refused_in_a_sentence(sentence, printed):
+    assert sentence in printed

@@ -77,7 +77,7 @@ def free_run(
             if state is None and given is not None:
                 z = _checked(given, z)
             state = (
-                model.first_state(initial, z, i) if state is None else model.advance(state, z, i)
+                model.initial_state(initial, z, i) if state is None else model.advance(state, z, i)
             )
             latents.append(z)
             states.append(state)

@@ -45,7 +45,7 @@ from pyrodyn.kernels.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.kernels.gru import GRUWeights, gru_step
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
-from pyrodyn.models.observations import Named, observe
+from pyrodyn.models.observations import ObservationSpec, observe
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.rollout_cache import RolloutCache
 from pyrodyn.models.state_space import Distribution, Proposal, StateSpaceModel, empty_distribution
@@ -89,7 +89,7 @@ class LFADS(StateSpaceModel):
             reads; the generator starts after them. If 0, this encoder reads the whole trial.
         input_prior: ``"ar1"``, ``"white"`` (alpha = 0) or ``"student_t"`` (AR(1) with heavy-tailed
             increments).
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
         dropout: dropout probability at the inputs and outputs of the encoders. There is none inside
             the closed loop, since the density of u would then depend on the mask.
         state_clip: bound on the absolute value of generator states.
@@ -122,7 +122,7 @@ class LFADS(StateSpaceModel):
         lag: int = 1,
         initial_condition_bins: int = 0,
         input_prior: str = "ar1",
-        observation: Named = "poisson",
+        observation: ObservationSpec = "poisson",
         dropout: float = 0.0,
         state_clip: float = 5.0,
         recurrent_precision: float = 0.0,
@@ -207,7 +207,7 @@ class LFADS(StateSpaceModel):
             return empty_distribution(state.g)
         return self.input_prior.next(state.u)
 
-    def first_state(
+    def initial_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left inferred_input"],
@@ -233,7 +233,7 @@ class LFADS(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> LFADSState:
         """The states of all bins given a path of inferred inputs."""
-        if not self.has_own("first_state", "advance", of=LFADS):
+        if not self.has_own("initial_state", "advance", of=LFADS):
             return super().states(start, path, inputs)
         assert start is not None
         u = path if self.inferred_input_dim else None
@@ -311,7 +311,7 @@ class LFADS(StateSpaceModel):
         agrees with the densities.
         """
         has_own_prior = not self.inferred_input_dim or type(self.input_prior) is InferredInputPrior
-        used = ("transition", "first_state", "advance", "factors")
+        used = ("transition", "initial_state", "advance", "factors")
         return has_own_prior and self.has_own(*used, of=LFADS)
 
     def generate(

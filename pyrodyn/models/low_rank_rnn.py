@@ -51,7 +51,13 @@ from pyrodyn.kernels.low_rank_vsmc import (
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.initial_loadings import initial_loadings
 from pyrodyn.models.latent_dynamics import check_config
-from pyrodyn.models.observations import Gaussian, GaussianPart, Named, Observation, Poisson
+from pyrodyn.models.observations import (
+    Gaussian,
+    GaussianPart,
+    Observation,
+    ObservationSpec,
+    Poisson,
+)
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.proposals import (
     EncoderFactor,
@@ -74,10 +80,10 @@ NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
 PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
 
-STEP = ("initial", "transition", "first_state", "advance")
+STEP = ("initial", "transition", "initial_state", "advance")
 """The methods that a latent path is made of."""
 
-EMISSION = ("first_state", "advance", "emission")
+EMISSION = ("initial_state", "advance", "emission")
 """The methods that p(x_t | z_t) is made of."""
 
 MAX_EXPLAINED = 0.99
@@ -119,7 +125,7 @@ class LowRankRNN(StateSpaceModel):
         is_full_rank: the full-rank alternative.
         readout: what is read out: ``"latents"``, ``"latents_and_inputs"`` (both affinely), or unit
             by unit ``"currents"`` (m z + W_u v) or ``"rates"`` (phi of them).
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
         link: ``"canonical"``, or ``"softplus"`` for observations parametrised by their log mean,
             whose mean is then softplus of the readout; of two observations it applies to those.
         proposal: ``"optimal"``, ``"encoder"``, ``"causal_encoder"`` or ``"bootstrap"``.
@@ -145,7 +151,7 @@ class LowRankRNN(StateSpaceModel):
         filters_inputs: bool = False,
         is_full_rank: bool = False,
         readout: str = "latents",
-        observation: Named = "poisson",
+        observation: ObservationSpec = "poisson",
         link: str = "canonical",
         proposal: str = "encoder",
     ) -> None:
@@ -279,7 +285,7 @@ class LowRankRNN(StateSpaceModel):
             mean = self.mean_step(state)
         return self._noisy(mean, self.process_noise()[1])
 
-    def first_state(
+    def initial_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left dim"],
@@ -309,7 +315,7 @@ class LowRankRNN(StateSpaceModel):
         """True, unless a subclass overrides the update of the state: such a class sets it to True
         if its state still consists of z and the inputs alone.
         """
-        return self.has_own("first_state", "advance", of=LowRankRNN)
+        return self.has_own("initial_state", "advance", of=LowRankRNN)
 
     def has_gaussian_steps(self) -> bool:
         """Whether z_t is drawn around a mean with the Gaussian noise of `process_noise`."""
@@ -322,7 +328,7 @@ class LowRankRNN(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> LowRankState:
         """The states along a path; v depends on the inputs alone."""
-        if not self.has_own("first_state", "advance", of=LowRankRNN):
+        if not self.has_own("initial_state", "advance", of=LowRankRNN):
             return super().states(start, path, inputs)
         return LowRankState(path, self.filtered(inputs), inputs)
 

@@ -583,7 +583,7 @@ OBSERVATIONS: dict[str, type[Single]] = {
 }
 """Observation models by name."""
 
-Named = str | Mapping[str, Sequence[str | int]]
+ObservationSpec = str | Mapping[str, Sequence[str | int]]
 """Specification of an observation model: a name in `OBSERVATIONS`; or, for counts and a signal
 together, the name and the size of each, ``{"counts": ["poisson", 30], "signal": ["gaussian",
 16]}``.
@@ -593,7 +593,7 @@ DEFAULTS = {"counts": "poisson", "signal": "gaussian"}
 """The default observation model of each observed variable."""
 
 
-def observation(named: Named, num_neurons: int) -> Observation:
+def observation(named: ObservationSpec, num_neurons: int) -> Observation:
     """Build an observation model from its specification.
 
     Raises:
@@ -622,7 +622,9 @@ def observation(named: Named, num_neurons: int) -> Observation:
     return Joint(parts)
 
 
-def observation_for(blocks: Sequence[Block], given: str | Mapping[str, str] | None) -> Named:
+def observation_for(
+    blocks: Sequence[Block], given: str | Mapping[str, str] | None
+) -> ObservationSpec:
     """The specification of an observation model for a recording, from the names that a user gave,
     if any.
 

@@ -53,7 +53,7 @@ from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.kernels.runge_kutta import Correction
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import check_config
-from pyrodyn.models.observations import Named
+from pyrodyn.models.observations import ObservationSpec
 from pyrodyn.models.observations import observation as observation_model
 from pyrodyn.models.rollout_cache import RolloutCache
 from pyrodyn.models.state_space import (
@@ -81,7 +81,7 @@ KERNEL_WIDTH = 0.03
 """Standard deviation of the kernels around given initial states, as a fraction of that of the
 states."""
 
-STEP = ("initial", "transition", "first_state", "advance")
+STEP = ("initial", "transition", "initial_state", "advance")
 """The methods that a latent path is made of."""
 
 MAY_BE_ZERO = ("input_dim", "readout_width", "num_initial_states")
@@ -161,7 +161,7 @@ class SequentialAutoencoder(StateSpaceModel):
         class sets it to True if its state still consists of z and the inputs alone.
         """
         return self.process_noise and self.has_own(
-            "first_state", "advance", of=SequentialAutoencoder
+            "initial_state", "advance", of=SequentialAutoencoder
         )
 
     # ------------------------------------------------------------------ the four densities
@@ -200,7 +200,7 @@ class SequentialAutoencoder(StateSpaceModel):
             return super().transitions(path, states, inputs)
         return SharedNormal(reached, self.noises()[1])
 
-    def first_state(
+    def initial_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left dim"],
@@ -225,7 +225,7 @@ class SequentialAutoencoder(StateSpaceModel):
         inputs: Float[Tensor, "trial time input"],
     ) -> LatentState:
         """The path itself, or the trajectory of Phi from the initial state."""
-        if not self.has_own("first_state", "advance", of=SequentialAutoencoder):
+        if not self.has_own("initial_state", "advance", of=SequentialAutoencoder):
             return super().states(start, path, inputs)
         if start is None:
             return LatentState(path)
@@ -358,7 +358,7 @@ class NodeSAE(SequentialAutoencoder):
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on the encoding of the trial, without process noise.
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
         num_initial_states: number of kernels of the prior of the initial state, set by
             `with_initial_states`; 0 for a normal prior.
     """
@@ -382,7 +382,7 @@ class NodeSAE(SequentialAutoencoder):
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
-        observation: Named = "poisson",
+        observation: ObservationSpec = "poisson",
         num_initial_states: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -461,7 +461,7 @@ class RnnSAE(SequentialAutoencoder):
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on the encoding of the trial, without process noise.
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `Named`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
         num_initial_states: number of kernels of the prior of the initial state, set by
             `with_initial_states`; 0 for a normal prior.
     """
@@ -482,7 +482,7 @@ class RnnSAE(SequentialAutoencoder):
         readout_width: int = 0,
         encoder_dim: int = 64,
         dropout: float = 0.05,
-        observation: Named = "poisson",
+        observation: ObservationSpec = "poisson",
         num_initial_states: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}

@@ -123,7 +123,7 @@ class StateSpaceModel(LatentDynamics):
         """The distribution of z_t given the previous state and the inputs of bin t."""
 
     @abstractmethod
-    def first_state(
+    def initial_state(
         self,
         start: Tensor | None,
         z: Float[Tensor, "*left dim"],
@@ -143,11 +143,11 @@ class StateSpaceModel(LatentDynamics):
         path: Float[Tensor, "*left time dim"],
         inputs: Float[Tensor, "trial time input"],
     ) -> State:
-        """The states of all bins along a path, each field ``(*left, time, dim)``: `first_state`,
+        """The states of all bins along a path, each field ``(*left, time, dim)``: `initial_state`,
         then `advance` bin by bin.
         """
         with self.hoisting():
-            states = [self.first_state(start, path[..., 0, :], inputs[:, 0])]
+            states = [self.initial_state(start, path[..., 0, :], inputs[:, 0])]
             for t in range(1, inputs.shape[1]):
                 states.append(self.advance(states[-1], path[..., t, :], inputs[:, t]))
         return type(states[0])(*(torch.stack(fields, -2) for fields in zip(*states, strict=True)))
@@ -253,7 +253,7 @@ class StateSpaceModel(LatentDynamics):
         path = start.new_zeros(*start.shape[:-1], inputs.shape[1], 0)
         first, later = inputs[:, 0], inputs[:, 1]
         z_1 = self.initial(start, first)
-        z_2 = self.transition(self.first_state(start, path[..., 0, :], first), later)
+        z_2 = self.transition(self.initial_state(start, path[..., 0, :], first), later)
         for name, density in (("initial", z_1), ("transition", z_2)):
             if density.event_shape.numel():
                 raise ValueError(
@@ -482,7 +482,7 @@ class _ModelPath(StatePath):
 
     def _move(self, state: State | None, z: Tensor, t: int) -> State:
         if state is None:
-            return self.model.first_state(self.path_start, z, self.inputs[:, t])
+            return self.model.initial_state(self.path_start, z, self.inputs[:, t])
         return self.model.advance(state, z, self.inputs[:, t])
 
 

@@ -1,6 +1,6 @@
 """Malformed recordings, files and arguments: each is refused with one clear sentence.
 
-A row is a name, what is done with bad input in an empty folder, and what the sentence says.
+A row is a name, what is done with bad input in an empty folder, and the expected sentence.
 """
 
 import datetime

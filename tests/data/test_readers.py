@@ -251,7 +251,14 @@ def test_nan_is_what_was_not_measured() -> None:
         ("spikes/bin", {}, 1.0),
         ("spikes/bin", {"truth_unit": "hz"}, 0.01),
     ],
-    ids=["data decide", "said hz", "said per bin", "file hz", "file per bin", "caller wins"],
+    ids=[
+        "data decide",
+        "argument hz",
+        "argument per bin",
+        "file hz",
+        "file per bin",
+        "caller wins",
+    ],
 )
 def test_units_of_true_rates(
     tmp_path: Path, unit: str | None, options: dict[str, str], scale: float

@@ -1,4 +1,4 @@
-"""Simulated recordings: the flow is accurate, the truth is true, the noise is what it says."""
+"""Simulated recordings: accurate flows, rates that follow from the latents, the given noise."""
 
 import math
 

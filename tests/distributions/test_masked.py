@@ -1,4 +1,4 @@
-"""Entries that are not scored weigh nothing, whatever they hold."""
+"""Entries that are not scored have no weight, whatever their values."""
 
 import pyro.distributions as dist
 import pytest

@@ -212,7 +212,7 @@ def by_quadrature(model: LowRankRNN, recorded: xr.Dataset) -> tuple[np.ndarray, 
     for trial in range(NUM_TRIALS):
         i = batch.inputs[trial]
         points = GRID[:, None]
-        states = model.first_state(None, points, i[0].expand(len(GRID), -1))
+        states = model.initial_state(None, points, i[0].expand(len(GRID), -1))
         forward = [model.initial(None, i[:1]).log_prob(points)]
         kernels, likelihoods = [], []
         for t in range(NUM_BINS):
@@ -225,9 +225,9 @@ def by_quadrature(model: LowRankRNN, recorded: xr.Dataset) -> tuple[np.ndarray, 
             likelihoods.append((terms * batch.scored[trial, t]).sum(-1))
             if t + 1 < NUM_BINS:
                 states = states._replace(v=i[t].expand(len(GRID), -1))
-                law = model.transition(states, i[t + 1].expand(len(GRID), -1))
+                transition = model.transition(states, i[t + 1].expand(len(GRID), -1))
                 sd = model.process_noise()[1].factor[0, 0]
-                kernels.append(Normal(law.mean, sd).log_prob(GRID) + math.log(step))
+                kernels.append(Normal(transition.mean, sd).log_prob(GRID) + math.log(step))
                 prior = (forward[-1] + likelihoods[-1])[:, None] + kernels[-1]
                 forward.append(prior.logsumexp(0))
         backward = [torch.zeros_like(GRID)]

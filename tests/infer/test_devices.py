@@ -80,7 +80,7 @@ def on(kind: str, device: str) -> tuple[StateSpaceModel, Any]:
 
 
 KINDS = [
-    pytest.param("encoder", "cpu"),  # tells that drawing noise apart changes nothing
+    pytest.param("encoder", "cpu"),  # shows that drawing noise apart changes nothing
     *(pytest.param(kind, "cuda", marks=needs_cuda) for kind in MODELS),
 ]
 

@@ -122,15 +122,15 @@ def test_a_step_is_that_of_the_equation():
     v = a_v * i[:, 0] + (1 - a_v) * i[:, 0]
     y = z @ model.m.T + v @ model.input_weights.T
     phi = torch.relu(y + model.threshold) - torch.relu(y)
-    first = model.first_state(None, z, i[:, 0])
-    law = model.transition(first, i[:, 1])
-    torch.testing.assert_close(law.mean, a * z + phi @ model.n.T)
+    first = model.initial_state(None, z, i[:, 0])
+    distribution = model.transition(first, i[:, 1])
+    torch.testing.assert_close(distribution.mean, a * z + phi @ model.n.T)
     second = model.advance(first, z, i[:, 1])
     torch.testing.assert_close(second.v, a_v * v + (1 - a_v) * i[:, 0])
     # Along a path the same states, all bins at once.
     path = torch.randn(NUM_TRIALS, NUM_BINS, 2)
     states = model.states(None, path, i)
-    state = model.first_state(None, path[:, 0], i[:, 0])
+    state = model.initial_state(None, path[:, 0], i[:, 0])
     for t in range(1, NUM_BINS):
         state = model.advance(state, path[:, t], i[:, t])
         torch.testing.assert_close(states.v[:, t], state.v)
@@ -157,16 +157,16 @@ def test_units_are_read_out_one_by_one_whatever_they_show(is_full_rank, link):
     units = model.currents(states)
     gain, bias = model.gain, model.bias
     read = [gain[k] * units[:, n] + bias[k] for k, n in enumerate([0, 1, 2, 0, 1, 2, 3])]
-    law = model.emission(states)
+    distribution = model.emission(states)
     for n in range(3):
         mean = torch.exp(read[n]) if link == "canonical" else torch.nn.functional.softplus(read[n])
-        torch.testing.assert_close(law.mean[:, n], torch.sigmoid(-read[3 + n]) * mean)
-    torch.testing.assert_close(law.mean[:, 3], read[6])
+        torch.testing.assert_close(distribution.mean[:, n], torch.sigmoid(-read[3 + n]) * mean)
+    torch.testing.assert_close(distribution.mean[:, 3], read[6])
     # The optimal proposal's matrices say the same of the channel.
     emission = model.linear_emission(batch)
     assert emission.columns == slice(3, 4)
     predicted = states.z @ emission.matrix.mT + emission.offset[:, 0]
-    torch.testing.assert_close(predicted, law.mean[:, 3:])
+    torch.testing.assert_close(predicted, distribution.mean[:, 3:])
 
 
 def test_a_softplus_starts_at_the_means_of_both():
@@ -183,35 +183,35 @@ def test_a_softplus_starts_at_the_means_of_both():
 def test_the_path_scores_as_the_product_of_its_steps(df):
     model, batch = build(noise="full", noise_df=df)
     trace = poutine.trace(model).get_trace(batch)
-    path, law = trace.nodes["z"]["value"], trace.nodes["z"]["fn"]
+    path, distribution = trace.nodes["z"]["value"], trace.nodes["z"]["fn"]
     expected = model.initial(None, batch.inputs[:, 0]).log_prob(path[:, 0])
-    state = model.first_state(None, path[:, 0], batch.inputs[:, 0])
+    state = model.initial_state(None, path[:, 0], batch.inputs[:, 0])
     for t in range(1, NUM_BINS):
         expected = expected + model.transition(state, batch.inputs[:, t]).log_prob(path[:, t])
         state = model.advance(state, path[:, t], batch.inputs[:, t])
-    torch.testing.assert_close(law.log_prob(path), expected)
+    torch.testing.assert_close(distribution.log_prob(path), expected)
 
 
 @pytest.mark.parametrize("df", [None, 4.0])
 @pytest.mark.parametrize("proposal", ["encoder", "causal_encoder", "bootstrap"])
 def test_the_guide_scores_any_path(proposal, df):
     model, batch = build(proposal=proposal, noise_df=df, noise="full")
-    law = poutine.trace(model.guide).get_trace(batch).nodes["z"]["fn"]
-    drawn = law.rsample()
-    kept = law.log_prob(drawn)
-    torch.testing.assert_close(law.log_prob(drawn.clone()), kept)
+    distribution = poutine.trace(model.guide).get_trace(batch).nodes["z"]["fn"]
+    drawn = distribution.rsample()
+    kept = distribution.log_prob(drawn)
+    torch.testing.assert_close(distribution.log_prob(drawn.clone()), kept)
 
 
 def test_noise_is_student_t_where_asked_for():
     model, _ = build(noise="scalar", noise_df=4.0, latent_dim=1)
     state = LowRankState(torch.zeros(1, 1), torch.zeros(1, 2), torch.zeros(1, 2))
-    law = model.transition(state, torch.zeros(1, 2))
+    distribution = model.transition(state, torch.zeros(1, 2))
     grid = torch.linspace(-3, 3, 50)[:, None, None]
     scale = float(model.process_noise()[1].factor.detach())
-    expected = StudentT(4.0, law.mean.detach()[0, 0], scale).log_prob(grid[:, 0, 0])
-    torch.testing.assert_close(law.log_prob(grid)[:, 0].detach(), expected)
+    expected = StudentT(4.0, distribution.mean.detach()[0, 0], scale).log_prob(grid[:, 0, 0])
+    torch.testing.assert_close(distribution.log_prob(grid)[:, 0].detach(), expected)
     torch.manual_seed(0)
-    draws = law.rsample((200_000,)).detach()[:, 0, 0] - law.mean.detach()[0, 0]
+    draws = distribution.rsample((200_000,)).detach()[:, 0, 0] - distribution.mean.detach()[0, 0]
     share = float((draws.abs() > 3 * scale).float().mean())
     exact = 2 * stats.t.sf(3.0, 4)
     assert abs(share - exact) < 4 * math.sqrt(exact / 200_000)
@@ -312,7 +312,7 @@ def test_the_likelihood_in_the_dimensions_of_z_is_the_sum_over_channels(readout)
     batch = model.trials_of(signal).batch()
     x, scored = batch.x[:, 1].double(), batch.scored[:, 1]
     inputs = batch.inputs[:, 1].double()
-    state = model.first_state(None, torch.randn(4, 3, 2, dtype=torch.float64), inputs)
+    state = model.initial_state(None, torch.randn(4, 3, 2, dtype=torch.float64), inputs)
     terms = model.emission(state).log_prob(x)
     torch.testing.assert_close(model.log_likelihood(state, x, scored, 0.7), 0.7 * terms.sum(-1))
     scored[1, 3] = False
@@ -350,7 +350,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"activation": "gelu"}, "activation='gelu' is unknown; it is one of relu"),
         ({"noise": "coloured"}, "noise='coloured' is unknown"),
@@ -364,8 +364,8 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         ({"link": "softplus"}, "not for 'gaussian'"),
     ],
 )
-def test_options_that_make_no_model_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_make_no_model_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         build(**options)
 
 

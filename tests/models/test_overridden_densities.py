@@ -72,8 +72,8 @@ def lfads_transition(self, state, inputs):
     return heavy(state.u.sum(-1, keepdim=True) + state.g[..., :2], 0.4)
 
 
-def lfads_first_state(self, start, z, inputs):
-    u, g = LFADS.first_state(self, start, z, inputs)
+def lfads_initial_state(self, start, z, inputs):
+    u, g = LFADS.initial_state(self, start, z, inputs)
     return LFADSState(u, 0.5 * g)
 
 
@@ -94,8 +94,8 @@ def node_transition(self, state, inputs):
     return heavy(self.phi(state.z, inputs), 0.4)
 
 
-def node_first_state(self, start, z, inputs):
-    return LatentState(0.5 * NodeSAE.first_state(self, start, z, inputs).z)
+def node_initial_state(self, start, z, inputs):
+    return LatentState(0.5 * NodeSAE.initial_state(self, start, z, inputs).z)
 
 
 def node_advance(self, state, z, inputs):
@@ -120,7 +120,7 @@ def network_mean_step(self, state):
     return 0.5 * state.z
 
 
-def network_first_state(self, start, z, inputs):
+def network_initial_state(self, start, z, inputs):
     return LowRankState(z, 0.5 * inputs, inputs)
 
 
@@ -137,7 +137,7 @@ OVERRIDDEN: dict[str, dict[str, Callable[..., Any]]] = {
         "initial_condition": lfads_initial_condition,
         "initial": lfads_initial,
         "transition": lfads_transition,
-        "first_state": lfads_first_state,
+        "initial_state": lfads_initial_state,
         "advance": lfads_advance,
         "emission": lfads_emission,
     },
@@ -145,7 +145,7 @@ OVERRIDDEN: dict[str, dict[str, Callable[..., Any]]] = {
         "initial_condition": node_initial_condition,
         "initial": node_initial,
         "transition": node_transition,
-        "first_state": node_first_state,
+        "initial_state": node_initial_state,
         "advance": node_advance,
         "emission": node_emission,
     },
@@ -153,7 +153,7 @@ OVERRIDDEN: dict[str, dict[str, Callable[..., Any]]] = {
         "initial": network_initial,
         "transition": network_transition,
         "mean_step": network_mean_step,
-        "first_state": network_first_state,
+        "initial_state": network_initial_state,
         "advance": network_advance,
         "emission": network_emission,
     },
@@ -221,7 +221,7 @@ def log_joint(model: StateSpaceModel, batch: Batch, start: Tensor | None, path: 
         z, i = path[..., t, :], batch.inputs[:, t]
         if state is None:
             total = total + model.initial(start, i).log_prob(z)
-            state = model.first_state(start, z, i)
+            state = model.initial_state(start, z, i)
         else:
             total = total + model.transition(state, i).log_prob(z)
             state = model.advance(state, z, i)
@@ -245,7 +245,7 @@ def log_proposed(
         prior = model.initial(start, i) if state is None else model.transition(state, i)
         q = proposal.propose(prior, memory, encoding, t, state is None)
         total = total + q.log_prob(z)
-        state = model.first_state(start, z, i) if t == 0 else model.advance(state, z, i)
+        state = model.initial_state(start, z, i) if t == 0 else model.advance(state, z, i)
     return total
 
 
@@ -309,7 +309,7 @@ def test_the_programs_are_of_these_densities(overridden):
 
 
 def states_of(model, batch, start, path):
-    state = model.first_state(start, path[..., 0, :], batch.inputs[:, 0])
+    state = model.initial_state(start, path[..., 0, :], batch.inputs[:, 0])
     yield state
     for t in range(1, NUM_BINS):
         state = model.advance(state, path[..., t, :], batch.inputs[:, t])
@@ -385,7 +385,7 @@ def evidence_of(model: StateSpaceModel, batch: Batch, filtered: Any) -> Tensor:
         z, i, prior = filtered.paths[t], batch.inputs[:, t], prior_at(t)
         memory = proposal.remember(model, start if t == 0 else state, memory, encoding, t)
         q = proposal.propose(prior, memory, encoding, t, t == 0)
-        state = model.first_state(start, z, i) if t == 0 else model.advance(state, z, i)
+        state = model.initial_state(start, z, i) if t == 0 else model.advance(state, z, i)
         log_w = log_w + prior.log_prob(z) - q.log_prob(z) + emission_terms(model, batch, state, t)
         total, log_w = total + log_mean_exp(log_w), log_w - log_mean_exp(log_w)
     return total

@@ -90,7 +90,7 @@ def predictive(model: LFADS, batch: Batch) -> None:
     assert engine(batch.unobserved())["x"].shape == (3, 4, 6, 5)
 
 
-def weighed(model: LFADS, batch: Batch) -> None:
+def weighted(model: LFADS, batch: Batch) -> None:
     engine = WeighedPredictive(model, guide=model.guide, num_samples=3, parallel=True)
     assert engine(batch.unobserved(), model_guide=model.model).log_weights.shape == (3,)
 
@@ -147,7 +147,7 @@ ENGINES: dict[str, Engine] = {
     "HMC": mcmc(lambda model: HMC(model, num_steps=2)),
     "NUTS(jit_compile=True)": mcmc(lambda model: NUTS(model, jit_compile=True)),
     "Predictive(parallel=True)": predictive,
-    "WeighedPredictive": weighed,
+    "WeighedPredictive": weighted,
     "Importance": lambda model, batch: Importance(model.model, model.guide, 3).run(batch),
     "poutine.condition": conditioned,
     "poutine.lift": lifted,

@@ -1,4 +1,4 @@
-"""Sequential autoencoders: laws against each other, options, forecasts, limits."""
+"""Sequential autoencoders: densities against each other, options, forecasts, limits."""
 
 import warnings
 
@@ -76,9 +76,9 @@ def test_the_proposal_is_the_prior_times_its_factor():
     grid = torch.linspace(-6, 6, 4001)[:, None, None]
     with torch.no_grad():
         pull = model.proposal.encode(model, batch)
-        before = model.first_state(None, torch.randn(4, 1), batch.inputs[:, 1])
+        before = model.initial_state(None, torch.randn(4, 1), batch.inputs[:, 1])
         prior = model.transition(before, batch.inputs[:, 2])
-        law = model.proposal.propose(prior, None, pull, 2, False)
+        proposed = model.proposal.propose(prior, None, pull, 2, False)
         # J and h, back from g = P / Q and P h.
         Q, P = model.noise_scales()[1] ** 2, pull.scale[:, 2] ** 2
         J, h = 1 / P - 1 / Q, pull.offset[:, 2] / P
@@ -87,13 +87,13 @@ def test_the_proposal_is_the_prior_times_its_factor():
         log_product = prior.log_prob(grid) + (h * grid - 0.5 * J * grid**2).sum(-1)
         weights = torch.softmax(log_product, 0)
     mean = (weights * at).sum(0)
-    torch.testing.assert_close(mean, law.mean[:, 0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(mean, proposed.mean[:, 0], atol=1e-3, rtol=1e-3)
     spread = (weights * (at - mean) ** 2).sum(0).sqrt()
-    torch.testing.assert_close(spread, law.variance[:, 0].sqrt(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(spread, proposed.variance[:, 0].sqrt(), atol=1e-3, rtol=1e-3)
 
 
 def test_another_proposal_is_the_guide_too():
-    """That of the model's own law: log q of its draws is log p."""
+    """That of the model's own prior: log q of its draws is log p."""
     model, recording = made(**TINY, process_noise=True)
     model.proposal = Bootstrap()
     batch = model.trials_of(recording).batch()
@@ -121,9 +121,9 @@ def test_forecast_bins_follow_the_model(process_noise):
     hidden = recording.copy(deep=True)
     hidden["counts"][:, 4:] = 4
     torch.manual_seed(0)
-    told = predict(model, recording, num_draws=4)["rates"]
+    predicted = predict(model, recording, num_draws=4)["rates"]
     torch.manual_seed(0)
-    np.testing.assert_array_equal(told, predict(model, hidden, num_draws=4)["rates"])
+    np.testing.assert_array_equal(predicted, predict(model, hidden, num_draws=4)["rates"])
 
 
 @pytest.mark.parametrize("process_noise", [False, True])
@@ -263,7 +263,7 @@ def test_unknown_cells():
 
 
 @pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
-def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
+def test_without_noise_the_same_dynamics_carry_the_initial_state(kind, sizes):
     model, recording = made(kind, **sizes, process_noise=True)
     with torch.no_grad():
         model.start_mean.fill_(0.7)
@@ -289,7 +289,7 @@ def test_without_noise_the_same_dynamics_carry_the_first_state(kind, sizes):
 
 
 def test_its_guide_starts_where_the_noisy_one_did():
-    """Where the encoder's forward direction, which has one bin to go by, says nothing."""
+    """Where the encoder's forward direction, which has one bin to go by, is uninformative."""
     model, recording = made(**TINY, process_noise=True)
     with torch.no_grad():
         model.proposal.head.weight[:, :4] = 0.0
@@ -322,7 +322,7 @@ POINTS = torch.tensor([[1.0, 4.0], [-3.0, 2.0], [2.0, -2.0], [0.0, 3.0]])
 
 @pytest.mark.parametrize("process_noise", [False, True])
 @pytest.mark.parametrize("kind, sizes", [(NodeSAE, TINY), (RnnSAE, TINY_RNN)])
-def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path):
+def test_initial_states_lie_near_given_points(kind, sizes, process_noise, tmp_path):
     model, recording = made(kind, counts(num_inputs=0), **sizes, process_noise=process_noise)
     moved = model.with_initial_states(POINTS)
     assert model.initial_states is None
@@ -342,8 +342,8 @@ def test_first_states_lie_near_given_points(kind, sizes, process_noise, tmp_path
 
 
 @pytest.mark.parametrize("process_noise", [False, True])
-def test_the_evidence_is_that_of_first_states_near_points(process_noise):
-    """By quadrature over the first state of rates that stay; noise is as good as none."""
+def test_the_evidence_is_that_of_initial_states_near_points(process_noise):
+    """By quadrature over the initial state of rates that stay; noise is as good as none."""
     model, recording = made(
         recording=counts(num_inputs=0), **TINY, process_noise=process_noise, initial_noise=1e-6
     )
@@ -357,9 +357,9 @@ def test_the_evidence_is_that_of_first_states_near_points(process_noise):
     log_weights = torch.tensor(np.log(np.outer(weights, weights).ravel() / (2 * np.pi)))
     first = (POINTS[:, None] + 0.03 * POINTS.std(0) * offsets).flatten(0, 1)
     with torch.no_grad():
-        law = moved.observation(moved.readout(first))
-        told = law.log_prob(batch.x[:, :, None]).sum((1, 3)).double()
-    exact = (told + log_weights.repeat(4) - np.log(4)).logsumexp(-1)
+        likelihood = moved.observation(moved.readout(first))
+        log_likelihood = likelihood.log_prob(batch.x[:, :, None]).sum((1, 3)).double()
+    exact = (log_likelihood + log_weights.repeat(4) - np.log(4)).logsumexp(-1)
     found = path_pool(moved, batch, num_particles=20_000)
     assert (found.log_evidence_error < 0.03).all()
     assert ((found.log_evidence - exact).abs() < 4 * found.log_evidence_error + 0.005).all()

@@ -42,7 +42,7 @@ def test_every_group_has_the_same_entries(tree, counts):
     }
     x = view["observed_data"].to_dataset()["x"]
     assert x.sizes["observation"] == 3 * sum(LENGTHS)
-    for i in (0, 40, 60):  # each entry is where its coordinates say
+    for i in (0, 40, 60):  # each entry is where its coordinates place it
         place = {dim: x[dim].values[i] for dim in ("trial", "time", "neuron")}
         assert x.values[i] == counts["counts"].sel(place).item()
         assert x["condition"].values[i] == counts["condition"].sel(trial=place["trial"]).item()

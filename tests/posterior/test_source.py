@@ -1,4 +1,4 @@
-"""Which model, guide and method draws come from, and what is said of unreliable weights."""
+"""Which model, guide and method draws come from, and warnings of unreliable weights."""
 
 import json
 import warnings

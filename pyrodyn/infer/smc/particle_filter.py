@@ -204,7 +204,7 @@ class SequentialMonteCarlo:
             z, log_ratio = sample_with_log_ratio(expanded, prior)
             log_weights = log_weights + log_ratio
         if particles.state is None:
-            state = model.first_state(particles.start, z, inputs)
+            state = model.initial_state(particles.start, z, inputs)
         else:
             state = model.advance(particles.state, z, inputs)
         if not is_exact:

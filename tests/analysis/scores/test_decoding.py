@@ -91,7 +91,7 @@ def test_penalty_is_chosen_on_training_trials(rng: np.random.Generator) -> None:
     assert strong.penalty == 1e4
     exact = decode(features, features[..., :1], features, features[..., :1], penalties=choices)
     assert exact.penalty == 1e-6
-    # The test trials have no say.
+    # The test trials have no influence.
     assert decode(features, behavior, features, features[..., :1], penalties=choices).penalty == 1e4
 
 

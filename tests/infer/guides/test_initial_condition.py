@@ -93,7 +93,10 @@ def test_the_posterior_of_a_linear_gaussian_model_is_exact():
         C, b = (p.double().numpy() for p in (model.readout[-1].weight, model.readout[-1].bias))
         batch = model.trials_of(recording).batch()
         noise = (
-            model.emission(model.first_state(unit, unit[:, :0], silent)).stddev[0].double().numpy()
+            model.emission(model.initial_state(unit, unit[:, :0], silent))
+            .stddev[0]
+            .double()
+            .numpy()
         )
         mean, sd = model.initial_condition().mean.numpy(), model.initial_condition().stddev.numpy()
     shown = ~recording["held_out"].values
@@ -308,7 +311,7 @@ def test_a_fit_makes_what_was_solved_before_stale():
     assert not torch.equal(means[0], before.mean)
 
 
-def test_both_of_two_first_states_are_found():
+def test_both_of_two_initial_states_are_found():
     """Rates that are the same at z and -z: half of the posterior lies on either side, and a grid
     gives its evidence and its width. A single Gaussian covers one side.
     """
@@ -380,7 +383,7 @@ def test_sparse_counts_of_a_chaotic_path_leave_what_many_draws_tell():
     assert ((torch.as_tensor(estimates["rates"].values) - rates).abs() < 5 * error).all()
 
 
-def test_trials_that_no_first_state_explains_are_named():
+def test_trials_that_no_initial_state_explains_are_named():
     recording = counts()
     torch.manual_seed(0)
     model = NodeSAE.for_recording(recording, latent_dim=2, linear_term=True, encoder_dim=3)

@@ -257,7 +257,7 @@ def chain(
             log_q.append(zero)
         drawn.append(z)
         if state is None:
-            state = model.first_state(start, z, inputs[:, t])
+            state = model.initial_state(start, z, inputs[:, t])
         else:
             state = model.advance(state, z, inputs[:, t])
         entries = model.emission(state).log_prob(x[:, t])

@@ -62,7 +62,7 @@ def batch_of(positions: Tensor | None = None, num_trials: int = NUM_TRIALS) -> B
 
 
 class Linear(nn.Module):
-    """The model; ``shared`` says how w is written: not at all, as a vector or in a plate."""
+    """The model; ``shared`` is the form of w: not at all, as a vector or in a plate."""
 
     def __init__(self, shared: str = "none") -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def standard_normal(dim: int) -> dist.Independent:
 
 
 class Amortised(nn.Module):
-    """q(z_n | x_n), and q(w) where the model has it; ``draw`` says how z is drawn."""
+    """q(z_n | x_n), and q(w) where the model has it; ``draw`` is how z is drawn."""
 
     def __init__(self, model: Linear, draw: Callable[..., None] | None = None) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 Whatever the model, a truth z* ~ p(z) that made the data x ~ p(x | z*) is one more draw from
 p(z | x): among L draws of the smoother every rank of f(z*, x) is equally likely, for every f. Here
-chi-square over 1000 trials tells how far ranks are from that.
+chi-square over 1000 trials measures how far ranks are from that.
 
 An f of z alone does not do: draws of the prior, or of a filter, which pass over some of the data,
 are as uniform in their ranks (the last test but one). The likelihood log p(x | z) and a product of

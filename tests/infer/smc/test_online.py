@@ -165,7 +165,7 @@ def test_a_bin_costs_the_same_however_many_came_before():
 
 def test_single_precision_does_not_wear_out():
     """The log evidence of many bins outgrows a float's digits; weights kept apart from it do not
-    notice: after a million nats the next bin tells what it tells at the beginning.
+    change: after a million nats the next bin adds what it adds at the beginning.
     """
     rng = np.random.default_rng(0)
     recorded = recording(signal=rng.normal(size=(1, 4, 3)), bin_width=0.01)
@@ -268,7 +268,7 @@ def test_bad_bins_are_refused():
     driven = inputs.clone()
     driven[2, 0] = torch.inf
     valid = torch.ones_like(x, dtype=torch.bool)
-    for given, settings, said in (
+    for given, settings, message in (
         ((x[:, :2], inputs), {}, r"x must be one bin of shape \(trial, 4\), not \(3, 2\)"),
         ((batch.x[:, :2], inputs), {}, r"x must be one bin of shape \(trial, 4\), not \(3, 2, 4\)"),
         ((x,), {}, "made for 1 inputs, but those of bin 1 are missing"),
@@ -279,7 +279,7 @@ def test_bad_bins_are_refused():
         ((x, inputs), {"valid": valid[:, 0]}, "valid must be bool and of the shape of x"),
         ((x, inputs), {"valid": valid.double()}, "valid must be bool and of the shape of x"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             filter_bin(algorithm, *given, stream=stream, **settings)
     valid[1, 2] = False
     filter_bin(algorithm, hole, inputs, valid=valid, stream=stream)

@@ -40,8 +40,8 @@ def test_pyros_filter_finds_the_same_means(setting):
             self.draw(state, state["z"] @ A.T + pushed[self.t], S)
 
         def draw(self, state, mean, covariance):
-            law = dist.MultivariateNormal(mean, covariance)
-            state["z"] = pyro.sample(f"z_{self.t}", law)
+            distribution = dist.MultivariateNormal(mean, covariance)
+            state["z"] = pyro.sample(f"z_{self.t}", distribution)
             emission = dist.Normal(state["z"] @ C.T + d[self.t], scale).to_event(1)
             pyro.sample(f"x_{self.t}", emission, obs=x[self.t])
 

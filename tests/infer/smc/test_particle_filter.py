@@ -52,13 +52,13 @@ def test_exact_paths_have_the_moments_of_the_smoother():
     exact = exact_of(linear_network(data()), batch_of(data()))
     num_draws = 40_000
     for trial in range(NUM_TRIALS):
-        told, paths = by_recursion(exact, trial), posterior_paths(exact, trial, num_draws)
-        spread = np.sqrt(np.diagonal(told.covariance, axis1=1, axis2=2))
-        assert (np.abs(paths.mean(0) - told.mean) < 5 * spread / num_draws**0.5).all()
-        noise = (paths - told.mean) / spread
-        for lag, wanted in ((0, told.covariance), (1, told.lag_one)):
-            found = np.einsum("nti,ntj->tij", noise[:, lag:], noise[:, : len(spread) - lag])
-            scale = spread[lag:, :, None] * spread[: len(spread) - lag, None]
+        moments, paths = by_recursion(exact, trial), posterior_paths(exact, trial, num_draws)
+        sd = np.sqrt(np.diagonal(moments.covariance, axis1=1, axis2=2))
+        assert (np.abs(paths.mean(0) - moments.mean) < 5 * sd / num_draws**0.5).all()
+        noise = (paths - moments.mean) / sd
+        for lag, wanted in ((0, moments.covariance), (1, moments.lag_one)):
+            found = np.einsum("nti,ntj->tij", noise[:, lag:], noise[:, : len(sd) - lag])
+            scale = sd[lag:, :, None] * sd[: len(sd) - lag, None]
             assert (np.abs(found / num_draws - wanted / scale) < 5 * (2 / num_draws) ** 0.5).all()
 
 
@@ -125,9 +125,9 @@ def test_the_variance_of_one_run_is_that_of_many():
         particle_filter(model, batch, 500, resampling="multinomial", ess_threshold=1.0)
         for _ in range(300)
     ]
-    spread = torch.stack([run.log_evidence.sum(0) for run in runs]).var(0)
-    told = torch.stack([run.log_evidence_variance for run in runs]).mean(0)
-    torch.testing.assert_close(told, spread, rtol=0.3, atol=0.0)
+    variance = torch.stack([run.log_evidence.sum(0) for run in runs]).var(0)
+    estimated = torch.stack([run.log_evidence_variance for run in runs]).mean(0)
+    torch.testing.assert_close(estimated, variance, rtol=0.3, atol=0.0)
 
 
 def test_optimal_weights_do_not_depend_on_the_draw():
@@ -149,7 +149,7 @@ def test_weighing_by_lookahead_is_weighing_by_densities():
     model, batch = linear_network(recorded), batch_of(recorded)
 
     class Plain(OptimalFactor):
-        """The same proposal, weighed by p(z) p(x | z) / q(z)."""
+        """The same proposal, weighted by p(z) p(x | z) / q(z)."""
 
         def is_exact(self, encoding):
             return False
@@ -202,17 +202,17 @@ def test_all_weights_zero_names_trial_and_bin():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"num_particles": 0}, "num_particles=0 must be an integer of at least 1"),
         ({"resampling": "killing"}, "resampling='killing' is unknown"),
         ({"ess_threshold": 1.5}, "ess_threshold=1.5 is a fraction"),
     ],
 )
-def test_settings_that_make_no_run_are_refused(settings, said):
+def test_settings_that_make_no_run_are_refused(settings, message):
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         particle_filter(model, batch, **{"num_particles": 4, **settings})
 
 
@@ -230,7 +230,7 @@ class OfShape(Bootstrap):
 
 @pytest.mark.parametrize("run", ["filter", "vsmc", "elbo"])
 @pytest.mark.parametrize(
-    ("shapes", "said"),
+    ("shapes", "message"),
     [
         (((NUM_TRIALS,), (3,)), r"batch shape \(3,\) and event shape \(3,\); .* shape \(2,\)"),
         (((NUM_TRIALS,), (1,)), r"and event shape \(1,\); this model's z_t needs .* \(2,\)"),
@@ -239,11 +239,11 @@ class OfShape(Bootstrap):
         (((7, 1, 1), (2,)), r"OfShape proposes a distribution of batch shape \(7, 1, 1\)"),
     ],
 )
-def test_a_proposal_of_the_wrong_shape_is_refused(shapes, said, run):
+def test_a_proposal_of_the_wrong_shape_is_refused(shapes, message, run):
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
     model.proposal = OfShape(*shapes)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         match run:
             case "filter":
                 particle_filter(model, batch, 4)
@@ -262,17 +262,17 @@ def test_a_law_that_all_particles_share_is_of_the_right_shape():
 
 
 @pytest.mark.parametrize(
-    ("num_neurons", "latent_dim", "said"),
+    ("num_neurons", "latent_dim", "message"),
     [
         (4, 3, "4 neurons and 3 latents; the recording has 4 and the model 2"),
         (5, 2, "5 neurons and 2 lat"),
     ],
 )
-def test_an_encoder_of_another_model_is_refused(num_neurons, latent_dim, said):
+def test_an_encoder_of_another_model_is_refused(num_neurons, latent_dim, message):
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)
     model.proposal = EncoderFactor(num_neurons, latent_dim).double()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         particle_filter(model, batch, 4)
 
 

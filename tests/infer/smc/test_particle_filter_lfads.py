@@ -70,10 +70,10 @@ def test_bin_by_bin_the_densities_are_those_in_one_go(setting):
             i = observed.inputs[:, t]
             prior = model.initial(g0, i) if state is None else model.transition(state, i)
             memory = model.proposal.remember(model, before, memory, observed.encoding, t)
-            law = model.proposal.propose(prior, memory, observed.encoding, t, state is None)
-            log_q = log_q + law.log_prob(u[:, t])
+            proposed = model.proposal.propose(prior, memory, observed.encoding, t, state is None)
+            log_q = log_q + proposed.log_prob(u[:, t])
             state = (
-                model.first_state(g0, u[:, t], i)
+                model.initial_state(g0, u[:, t], i)
                 if state is None
                 else model.advance(state, u[:, t], i)
             )
