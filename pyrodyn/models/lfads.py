@@ -89,7 +89,8 @@ class LFADS(StateSpaceModel):
             reads; the generator starts after them. If 0, this encoder reads the whole trial.
         input_prior: ``"ar1"``, ``"white"`` (alpha = 0) or ``"student_t"`` (AR(1) with heavy-tailed
             increments).
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see
+            `ObservationSpec`).
         dropout: dropout probability at the inputs and outputs of the encoders. There is none inside
             the closed loop, since the density of u would then depend on the mask.
         state_clip: bound on the absolute value of generator states.

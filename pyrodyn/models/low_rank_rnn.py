@@ -125,7 +125,8 @@ class LowRankRNN(StateSpaceModel):
         is_full_rank: the full-rank alternative.
         readout: what is read out: ``"latents"``, ``"latents_and_inputs"`` (both affinely), or unit
             by unit ``"currents"`` (m z + W_u v) or ``"rates"`` (phi of them).
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see
+            `ObservationSpec`).
         link: ``"canonical"``, or ``"softplus"`` for observations parametrised by their log mean,
             whose mean is then softplus of the readout; of two observations it applies to those.
         proposal: ``"optimal"``, ``"encoder"``, ``"causal_encoder"`` or ``"bootstrap"``.

@@ -593,23 +593,23 @@ DEFAULTS = {"counts": "poisson", "signal": "gaussian"}
 """The default observation model of each observed variable."""
 
 
-def observation(named: ObservationSpec, num_neurons: int) -> Observation:
+def observation(spec: ObservationSpec, num_neurons: int) -> Observation:
     """Build an observation model from its specification.
 
     Raises:
         ValueError: if a name is unknown, or the sizes do not add up to ``num_neurons``.
     """
-    if isinstance(named, str):
-        return _single(named, num_neurons)
-    _check_blocks(named)
+    if isinstance(spec, str):
+        return _single(spec, num_neurons)
+    _check_blocks(spec)
     parts = {}
     for name in OBSERVED:
-        match tuple(named[name]):
+        match tuple(spec[name]):
             case str(kind), int(size) if size >= 1:
                 parts[name] = _single(kind, size)
             case _:
                 raise ValueError(
-                    f"observation of {name} is {named[name]!r}; it must be a name and a number of"
+                    f"observation of {name} is {spec[name]!r}; it must be a name and a number of"
                     f" {OBSERVED[name]}s, such as {[DEFAULTS[name], 10]}"
                 )
     sizes = {name: part.num_neurons for name, part in parts.items()}

@@ -358,7 +358,8 @@ class NodeSAE(SequentialAutoencoder):
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on the encoding of the trial, without process noise.
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see
+            `ObservationSpec`).
         num_initial_states: number of kernels of the prior of the initial state, set by
             `with_initial_states`; 0 for a normal prior.
     """
@@ -461,7 +462,8 @@ class RnnSAE(SequentialAutoencoder):
         readout_width: hidden units of the readout; 0 for a linear one.
         encoder_dim: hidden units per direction of the encoder.
         dropout: on the encoding of the trial, without process noise.
-        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see `ObservationSpec`).
+        observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see
+            `ObservationSpec`).
         num_initial_states: number of kernels of the prior of the initial state, set by
             `with_initial_states`; 0 for a normal prior.
     """
