@@ -11,7 +11,7 @@ replaced by any Pyro callable with the same latent sites.
 import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import pyro
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch, Trials, num_units
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.models.class_arguments import check_arguments, with_class_arguments
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
 from pyrodyn.models.parameters import registered
@@ -59,6 +60,10 @@ class LatentDynamics(nn.Module):
         for name in ("model", "guide"):
             if name in vars(cls):
                 setattr(cls, name, registered(vars(cls)[name]))
+        if "for_recording" not in vars(cls):
+            inherited = cls.for_recording.__func__  # type: ignore[attr-defined]
+            listed = classmethod(with_class_arguments(inherited, cls))
+            cls.for_recording = listed  # type: ignore[method-assign, assignment]
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,26 +78,39 @@ class LatentDynamics(nn.Module):
         return vars(self)
 
     @classmethod
-    def for_recording(cls: type[Model], recording: xr.Dataset, **sizes: Any) -> Model:
+    def for_recording(
+        cls: type[Model],
+        recording: xr.Dataset,
+        *,
+        seed: int | None = None,
+        observation: str | Mapping[str, str] | None = None,
+        **sizes: Any,
+    ) -> Model:
         """A model with the sizes of a recording, its readout initialised at each neuron's mean.
 
         Args:
             recording: the trials.
-            sizes: arguments of the class; the observation model defaults to ``"poisson"`` for
-                counts and ``"gaussian"`` for a signal. For a recording of both, pass
-                ``observation={"counts": "negative_binomial", "signal": "gaussian"}``.
+            seed: of the initial weights, which are otherwise drawn by the current state of torch's
+                random number generator.
+            observation: observation model; by default ``"poisson"`` for counts and ``"gaussian"``
+                for a signal. For a recording of both: ``{"counts": "negative_binomial", "signal":
+                "gaussian"}``.
+            sizes: other arguments of the class.
 
         Raises:
+            TypeError: for an argument that the class does not have.
             ValueError: for invalid sizes, an invalid recording, and observations outside the
                 support of the observation model.
         """
+        check_arguments(cls, sizes)
         recording = validate(recording)
-        named = observation_for(blocks(recording), sizes.get("observation"))
+        spec = observation_for(blocks(recording), observation)
         everything = Trials(recording).batch()
         assert everything.x is not None  # a recording always has observations
-        sizes = cls.sizes_for(recording, {**sizes, "observation": named})
+        sizes = cls.sizes_for(recording, {**sizes, "observation": spec})
         seen = {"num_neurons": num_units(recording), "input_dim": everything.inputs.shape[-1]}
-        model = cls(**seen, **sizes)
+        with _seeded(seed):
+            model = cls(**seen, **sizes)
         model.observation.check(everything.x, everything.scored)
         with torch.no_grad():
             model.start_from(everything)
@@ -262,6 +280,18 @@ class LatentDynamics(nn.Module):
     def trials_of(self, recording: xr.Dataset) -> Trials:
         """A recording's tensors, on the device and in the precision of this model."""
         return Trials(recording, self.device, next(self.parameters()).dtype)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw by a seed inside, and restore torch's random number generator afterwards."""
+    if seed is None:
+        yield
+        return
+    check_integer(0, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 SIZES = ("_dim", "_neurons", "_depth", "_width", "_units", "_bins", "substeps", "lag")
