@@ -51,6 +51,24 @@ class Batch:
     weight: float = 1.0
     scored_weight: float = 1.0
 
+    def __repr__(self) -> str:
+        sizes = " x ".join(
+            f"{size} {name}"
+            for size, name in zip(self.seen.shape, ("trials", "bins", "neurons"), strict=True)
+        )
+        fractions = ", ".join(
+            f"{float(mask.float().mean()):.0%} {name}"
+            for name, mask in {"visible": self.visible, "scored": self.scored}.items()
+        )
+        inputs = f", {self.inputs.shape[-1]} inputs" if self.inputs.shape[-1] else ""
+        forecast = self.num_bins - self.horizon
+        return (
+            f"Batch({sizes}{inputs}; {fractions}"
+            + (f"; {forecast} forecast bins" if forecast else "")
+            + ("; without observations" if self.x is None else "")
+            + f"; {self.seen.dtype} on {self.seen.device})"
+        )
+
     @property
     def num_trials(self) -> int:
         """Number of trials in this batch."""
@@ -138,6 +156,9 @@ class Trials:
 
     def __len__(self) -> int:
         return self._everything.num_trials
+
+    def __repr__(self) -> str:
+        return repr(self._everything).replace("Batch", "Trials", 1)
 
     def batch(self, positions: Int[Tensor, " trial"] | slice | None = None) -> Batch:
         """The trials at ``positions`` (by default all), weighted to represent the recording."""

@@ -28,6 +28,7 @@ from pyrodyn.models.class_arguments import check_arguments, with_class_arguments
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
 from pyrodyn.models.parameters import registered
+from pyrodyn.models.summary import as_html, as_text, model_summary
 
 # Run-time shape checks refuse a bound in brackets, since the class does not exist yet.
 Model = TypeVar("Model", bound="LatentDynamics")
@@ -68,6 +69,17 @@ class LatentDynamics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return as_text(self._summary())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._summary())
+
+    def _summary(self) -> list[tuple[str, str]]:
+        # While a subclass builds itself it has no arguments yet, and an error may print it.
+        config = vars(self).get("config", {})
+        return model_summary(self, config, self.record, self.site_dims)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for a copy or pickle, without the weak references that Pyro's parameter store adds

@@ -82,6 +82,13 @@ class Objective:
     def describe(self) -> dict[str, Any]:
         """The settings, for a model's card."""
 
+    def __repr__(self) -> str:
+        settings = self.describe()
+        name = settings.pop("name")
+        return (
+            f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items() if value)})"
+        )
+
     @abstractmethod
     def __call__(self, model: Program, guide: Program) -> "Loss":
         """The loss of this model and guide."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.summary import as_html, as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,23 @@ class Fit[Model: LatentDynamics]:
     best_epoch: int
     num_steps: int
     diagnostics: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return as_text(self._summary())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._summary())
+
+    def _summary(self) -> list[tuple[str, str]]:
+        (name, state), *rest = self.model._summary()
+        loss = next(loss for loss in ("valid_loss", "train_loss") if loss in self.history)
+        value = float(self.history[loss][self.best_epoch])
+        kept = (
+            f"epoch {self.best_epoch} of {self.history.sizes['epoch']}, {loss.replace('_', ' ')}"
+            f" {value:.2f} nats per trial"
+        )
+        rows = [(f"Fit of {name}", state), ("kept", kept), *rest]
+        return [*rows, *(("warning", sentence) for sentence in self.diagnostics)]
 
 
 def model_and_guide[Model: LatentDynamics](
