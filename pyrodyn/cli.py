@@ -7,10 +7,10 @@ import importlib.metadata
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Latent neural dynamics: fit a recording, sample its posterior, analyse the dynamics.",
 )
@@ -35,6 +34,9 @@ GENERATED = (64, 200)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn")
+METHODS = ("guide", "importance", "smoother", "pool")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
 
@@ -54,6 +56,11 @@ def main() -> None:
     if code == INTERRUPTED:
         typer.echo("\npyrodyn: interrupted", err=True)
     sys.exit(code)
+
+
+def _completion(*names: str) -> Callable[[str], list[str]]:
+    """Completes the beginning of a name in the shell."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def _print_version(is_wanted: bool) -> bool:
@@ -109,6 +116,8 @@ def simulate(
     from pyrodyn.data import simulate as simulate_recording
     from pyrodyn.data import write
 
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another file, or remove it first")
     write(
         simulate_recording(
             system,
@@ -131,7 +140,12 @@ def fit(
         str, typer.Argument(help="A file, or the name of a recording (see: data list).")
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, logs and model.")],
-    model: Annotated[str, typer.Option(help="lfads, node-sae, rnn-sae or low-rank-rnn.")] = "lfads",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="lfads, node-sae, rnn-sae or low-rank-rnn.", autocompletion=_completion(*MODELS)
+        ),
+    ] = "lfads",
     latents: Annotated[int, typer.Option(help="Latent dimensions of the other three.")] = 3,
     process_noise: Annotated[
         bool, typer.Option("--process-noise", help="Noise in the dynamics of node- and rnn-sae.")
@@ -281,7 +295,8 @@ def posterior(
         str | None,
         typer.Option(
             help="guide, importance, smoother or pool; if left out, the smoother for models fitted"
-            " by a particle filter and otherwise the guide."
+            " by a particle filter and otherwise the guide.",
+            autocompletion=_completion(*METHODS),
         ),
     ] = None,
     particles: Annotated[int, typer.Option(help="Particles of importance and smoother.")] = 256,
@@ -336,6 +351,8 @@ def fixed_points(
     seed: Seed = 0,
 ) -> None:
     """List the fixed points of a fitted model's dynamics; write them and a phase portrait."""
+    import numpy as np
+
     from pyrodyn.analysis import fixed_points as found_points
     from pyrodyn.analysis import free_run, phase_portrait, visited_states
 
@@ -374,7 +391,7 @@ def fixed_points(
         slowest = float(points["slow_residual"].min())
         typer.echo(f"{points.sizes['slow_point']} slow points, the slowest of speed {slowest:.1e}")
     typer.echo(
-        f"{points.sizes['fixed_point']} fixed points,"
+        f"{points.sizes['fixed_point']} fixed point{'s' * (points.sizes['fixed_point'] != 1)},"
         f" {'the complete set' if points.attrs['complete'] else 'possibly not all'};"
         f" wrote {out.with_suffix('.nc')} and {out.with_suffix('.png')}"
     )
@@ -382,7 +399,9 @@ def fixed_points(
 
 @data_app.command("list")
 def list_data() -> None:
-    """List the named recordings: description, licence, size, and whether they are present."""
+    """List the named recordings: description, licence, size, and whether they are present; `fit`
+    and `data fetch` download one that is absent.
+    """
     from pyrodyn.data import catalog
 
     rows = catalog()
@@ -397,10 +416,22 @@ def list_data() -> None:
         )
 
 
+@data_app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="A named recording (see: data list).")],
+) -> None:
+    """Download a named recording into the cache, unless it is present."""
+    from pyrodyn.data import load
+
+    typer.echo(f"{name} is present: {_summary(load(name))}")
+
+
 def _table(points: "xr.Dataset") -> str:
     """Fixed points, one per line: stability, number of growing modes, eigenvalue of the fastest,
     residual and position.
     """
+    import numpy as np
+
     is_flow = points.attrs["kind"] == "flow"
     per = "per second" if is_flow else "per bin"
     lines = [f"     stability  growing  first eigenvalue, {per:<10}  residual  point"]

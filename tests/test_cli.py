@@ -14,8 +14,10 @@ import xarray as xr
 from pyro.infer.autoguide import AutoNormal
 
 import pyrodyn
+from pyrodyn import cli
 from pyrodyn.cli import main
 from pyrodyn.data import read, recording, write
+from pyrodyn.posterior import draws
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -161,7 +163,7 @@ def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, mod
     code, printed, err = command("fixed-points", tmp_path / "run", counts_file, "--out", out)
     assert code == 0, err
     points = xr.load_dataset(out.with_suffix(".nc"), engine="h5netcdf")
-    found = int(re.search(r"(\d+) fixed points", printed)[1])
+    found = int(re.search(r"(\d+) fixed points?", printed)[1])
     assert points.sizes["fixed_point"] == found
     assert len(re.findall(r"^ *\d+  \w+ +\d+ ", printed, re.MULTILINE)) == found
     assert "eigenvalues_imag" in points
@@ -240,6 +242,55 @@ def test_resume_goes_on(command, counts_file, tmp_path):
     assert "of 4:" in out
 
 
+def test_help_and_import_load_no_numerical_library():
+    """They would take seconds."""
+    heavy = {"torch", "pyro", "matplotlib", "lightning", "arviz_base", "scipy", "pandas", "xarray"}
+    script = (
+        "import sys, pyrodyn, pyrodyn.cli\n"
+        "sys.argv = ['pyrodyn', 'fit', '--help']\n"
+        "try: pyrodyn.cli.main()\n"
+        "except SystemExit: print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Usage:" in run.stdout
+    assert not heavy & set(run.stdout.split())
+
+
+def test_every_public_name_is_imported_when_used():
+    script = (
+        "import pyrodyn\n"
+        "for name in pyrodyn.__all__: getattr(pyrodyn, name)\n"
+        "assert dir(pyrodyn) == sorted(pyrodyn.__all__)\n"
+        "print(pyrodyn.fit.__name__, pyrodyn.models.LFADS.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "fit LFADS\n"
+    with pytest.raises(AttributeError, match="module 'pyrodyn' has no attribute 'fits'"):
+        _ = pyrodyn.fits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed", "expected"),
+    [
+        (("fit", "x.npz", "--model"), "n", "node-sae"),
+        (("posterior", "run", "x.npz", "--method"), "s", "smoother"),
+    ],
+)
+def test_names_are_completed_in_the_shell(arguments, typed, expected, monkeypatch, capsys):
+    words = ["pyrodyn", *arguments, typed]
+    monkeypatch.setenv("_PYRODYN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    _, out, _ = run(monkeypatch, capsys)
+    assert out.split() == [expected]
+
+
+def test_the_names_offered_are_those_accepted():
+    assert cli.METHODS == draws.METHODS
+    for name in cli.MODELS:
+        assert name.replace("-", "") in {cls.lower() for cls in pyrodyn.models.__all__}
+
+
 def test_data_list(command):
     code, out, _ = command("data", "list")
     assert code == 0
@@ -261,6 +312,7 @@ def test_data_list(command):
         (("posterior", "nowhere", "FILE", "--out", "t.zarr"), r"nowhere contains no saved model"),
         (("simulate", "lorentz", "--out", "x.npz"), r"lorentz.*lorenz"),
         (("simulate", "lorenz", "--out", "x.csv"), r"x.csv"),
+        (("simulate", "lorenz", "--out", "FILE"), r"counts.npz exists; choose another file"),
         (("simulate", "lorenz", "--out", "x.npz", "--trials", "0"), r"num_trials"),
     ],
 )
