@@ -183,8 +183,10 @@ def by_recursion(exact: Exact, trial: int) -> Smoothed:
     )
 
 
-def by_joint_gaussian(exact: Exact, trial: int) -> Smoothed:
-    """From the mean and covariance of all latents and all scored observations at once."""
+def joint_posterior(exact: Exact, trial: int) -> tuple[Array, Array, float]:
+    """Mean ``(time * dim,)`` and covariance of a trial's whole path, and the log evidence, from the
+    mean and covariance of all latents and all scored observations at once.
+    """
     A, dim = exact.A, len(exact.A)
     T = exact.x.shape[1]
     mean = np.zeros((T, dim))
@@ -205,13 +207,20 @@ def by_joint_gaussian(exact: Exact, trial: int) -> Smoothed:
     V = C @ Z @ C.T + R
     gain = Z @ C.T @ np.linalg.inv(V)
     posterior_mean = mean.ravel() + gain @ (x - d - C @ mean.ravel())
-    posterior = (Z - gain @ C @ Z).reshape(T, dim, T, dim)
     evidence = stats.multivariate_normal(C @ mean.ravel() + d, V).logpdf(x)
+    return posterior_mean, Z - gain @ C @ Z, float(evidence)
+
+
+def by_joint_gaussian(exact: Exact, trial: int) -> Smoothed:
+    """From `joint_posterior`."""
+    T, dim = exact.x.shape[1], len(exact.A)
+    mean, covariance, evidence = joint_posterior(exact, trial)
+    posterior = covariance.reshape(T, dim, T, dim)
     return Smoothed(
-        float(evidence),
+        evidence,
         np.full(T, np.nan),
         np.full((T, dim), np.nan),
-        posterior_mean.reshape(T, dim),
+        mean.reshape(T, dim),
         np.array([posterior[t, :, t, :] for t in range(T)]),
         np.array([posterior[t, :, t - 1, :] for t in range(1, T)]),
     )

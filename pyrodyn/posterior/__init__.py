@@ -8,6 +8,8 @@
 `predictive_p_values`  posterior predictive p-values, tabulated by `summarise_p_values`
 `randomised_pit`       calibration of predicted counts
 `elpd`                 log evidence per trial, for `arviz_stats.compare`
+`calibrate`            simulation-based calibration, tabulated by `summarise_calibration`
+`coverage`             how often central intervals contain the truth, where it is known
 =====================  =============================================================================
 
 For example::
@@ -17,6 +19,7 @@ For example::
 """
 
 from pyrodyn.posterior import statistics
+from pyrodyn.posterior.calibration import calibrate, coverage, summarise_calibration
 from pyrodyn.posterior.comparison import elpd
 from pyrodyn.posterior.ppc_view import for_ppc
 from pyrodyn.posterior.predict import predict
@@ -28,12 +31,15 @@ from pyrodyn.posterior.predictive_checks import (
 from pyrodyn.posterior.tree import to_datatree
 
 __all__ = [
+    "calibrate",
+    "coverage",
     "elpd",
     "for_ppc",
     "predict",
     "predictive_p_values",
     "randomised_pit",
     "statistics",
+    "summarise_calibration",
     "summarise_p_values",
     "to_datatree",
 ]

@@ -146,12 +146,7 @@ class _Source:
 
     def __init__(self, tree: xr.DataTree, predictive: list[str], num_draws: int | None) -> None:
         self.observed = tree["observed_data"].to_dataset().load()
-        constant = tree["constant_data"].to_dataset().load()
-        # As in a recording, where one observed variable goes by its own name.
-        names = {unit: name for name, unit in OBSERVED.items()}
-        self.recorded = constant.assign(
-            {names[str(x.dims[-1])]: x for x in self.observed.data_vars.values()}
-        )
+        self.recorded = recorded_data(tree)
         self.blocks: tuple[Block, ...] = blocks(self.recorded)
         self.predictive = predictive
         wanted = [*predictive, "log_likelihood", "posterior"]
@@ -274,6 +269,13 @@ class _Source:
             along = values.drop_vars(values.coords).broadcast_like(where).transpose(*block.dims)
             found[name] = along.isel(part).transpose(*dims).values[keep]
         return found
+
+
+def recorded_data(tree: xr.DataTree) -> xr.Dataset:
+    """The data of a tree as in a recording, where each observed variable goes by its own name."""
+    names = {unit: name for name, unit in OBSERVED.items()}
+    x = tree["observed_data"].to_dataset().data_vars.values()
+    return tree["constant_data"].to_dataset().assign({names[str(v.dims[-1])]: v for v in x}).load()
 
 
 def takes_rates(statistic: Statistic) -> bool:

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyrodyn.data.schema import OBSERVED, blocks, measured
+from pyrodyn.data.schema import blocks, measured
 from pyrodyn.posterior import statistics
-from pyrodyn.posterior.ppc_view import PREDICTIVE, Statistic, takes_rates
+from pyrodyn.posterior.ppc_view import PREDICTIVE, Statistic, recorded_data, takes_rates
+from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
 
 OF_COUNTS: Mapping[str, Statistic] = {
     "mean_rate": statistics.mean_rate,
@@ -52,7 +53,7 @@ def predictive_p_values(
     for name, statistic in checks.items():
         if takes_rates(statistic):
             if rates is None:
-                (variable,) = (b.rates for b in blocks(_recorded(tree)))
+                (variable,) = (b.rates for b in blocks(recorded_data(tree)))
                 rates = tree["posterior"][variable].load()
             of_data = statistic(observed, rates=rates)
             of_draws = statistic(predicted, rates=rates)
@@ -60,9 +61,8 @@ def predictive_p_values(
             of_data, of_draws = statistic(observed), statistic(predicted)
         exceeds = (of_draws > of_data) + 0.5 * (of_draws == of_data)
         is_defined = of_data.notnull() & of_draws.notnull()
-        both = ("chain", "draw")
-        p = exceeds.where(is_defined).mean(both)
-        num = is_defined.sum(both)
+        p = exceeds.where(is_defined).mean(SAMPLE_DIMS)
+        num = is_defined.sum(SAMPLE_DIMS)
         # One success and one failure more, so that p = 0 does not look exact.
         padded = (p * num + 1) / (num + 2)
         found[name] = p
@@ -108,9 +108,8 @@ def randomised_pit(
     group: Literal["posterior_predictive", "prior_predictive"] = "posterior_predictive",
     seed: int = 0,
 ) -> xr.DataArray:
-    """Randomised probability integral transform of each observation among its predictions::
-
-        (#{x' < x} + u (#{x' = x} + 1)) / (num_draws + 1),    u ~ U(0, 1)
+    """Randomised probability integral transform of each observation: its `fractional_rank` among
+    predictions.
 
     Uniform on (0, 1) whenever the data are one more draw of the predictive distribution, for
     counts as for real values. ArviZ's `plot_ppc_pit` takes predictions for continuous and rejects
@@ -127,17 +126,8 @@ def randomised_pit(
         Values with the dims of the observations, NaN where nothing was measured.
     """
     observed, predicted = _observed_and_predicted(tree, group)
-    both = ("chain", "draw")
-    num_draws = predicted.sizes["chain"] * predicted.sizes["draw"]
-    u = np.random.default_rng(seed).random(observed.shape)
-    below, equal = (predicted < observed).sum(both), (predicted == observed).sum(both)
-    return ((below + u * (equal + 1)) / (num_draws + 1)).where(observed.notnull())
-
-
-def _recorded(tree: xr.DataTree) -> xr.Dataset:
-    names = {unit: name for name, unit in OBSERVED.items()}
-    x = tree["observed_data"].to_dataset().data_vars.values()
-    return tree["constant_data"].to_dataset().assign({names[str(v.dims[-1])]: v for v in x}).load()
+    rank = fractional_rank(observed, predicted, np.random.default_rng(seed))
+    return rank.where(observed.notnull())
 
 
 def _observed_and_predicted(
@@ -148,7 +138,7 @@ def _observed_and_predicted(
         raise ValueError(
             f"the tree has no group {group}; its groups are {', '.join(tree.children)}"
         )
-    recorded = _recorded(tree)
+    recorded = recorded_data(tree)
     if len(blocks(recorded)) > 1:
         raise ValueError(
             "this tree holds counts and a signal; take one of them, by for_ppc(tree, statistic=...)"

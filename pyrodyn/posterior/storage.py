@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,61 @@ def stream(
         dataset.to_zarr(beside, group=name, mode="a", consolidated=False)
     beside.replace(target)
     return xr.open_datatree(target, engine="zarr", consolidated=False)
+
+
+class PartFiles:
+    """Results of parts of a long run, kept beside its target until the run is complete.
+
+    Args:
+        target: where the whole is to go, from `new_zarr`.
+        settings: what determines the results, JSON-serialisable.
+
+    Raises:
+        ValueError: when parts of a run with other settings are there.
+    """
+
+    def __init__(self, target: Path, settings: Mapping[str, Any]) -> None:
+        self.target, self.folder = target, target.with_suffix(".zarr.parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        card = self.folder / "settings.json"
+        if card.exists():
+            kept = json.loads(card.read_text())
+            for name, value in settings.items():
+                if kept.get(name) != value:
+                    raise ValueError(
+                        f"{self.folder} holds parts of a run with another {name}; remove it or"
+                        " choose another path"
+                    )
+        _write(card, lambda beside: beside.write_text(json.dumps(dict(settings))))
+
+    def load(self, number: int) -> xr.DataTree | None:
+        """A part that was saved, None if it was not."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+
+    def save(self, number: int, part: xr.DataTree) -> None:
+        """Keep a part: it is there as a whole or not at all."""
+        _write(self._path(number), lambda beside: part.to_netcdf(beside, engine="h5netcdf"))
+
+    def finish(self, whole: xr.DataTree) -> xr.DataTree:
+        """Write the whole to the target, remove the parts and open the target lazily."""
+        _write(self.target, lambda beside: whole.to_zarr(beside, consolidated=False))
+        shutil.rmtree(self.folder)
+        return xr.open_datatree(self.target, engine="zarr", consolidated=False)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.nc"
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside a path, then rename."""
+    beside = path.with_name(f"{path.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    write(beside)
+    beside.replace(path)
 
 
 def _per_trial(dataset: xr.Dataset) -> xr.Dataset:
