@@ -439,11 +439,13 @@ def _table(points: "xr.Dataset") -> str:
         eigenvalues = points["eigenvalues"].values[number]
         growing = int((eigenvalues.real > 0 if is_flow else np.abs(eigenvalues) > 1).sum())
         # On the kinks of piecewise-linear units there may be no derivative.
-        counted = "-" if np.isnan(eigenvalues).any() else growing
+        has_none = np.isnan(eigenvalues).any()
+        counted = "-" if has_none else growing
+        first = "-" if has_none else f"{eigenvalues[0]:.3g}"
         at = ", ".join(f"{x:.3g}" for x in point[:6]) + (", ..." if len(point) > 6 else "")
         lines.append(
             f"{number:>3}  {points['stability'].values[number]:<9}  {counted:>7}"
-            f"  {eigenvalues[0]:>28.3g}  {float(points['residual'][number]):>8.1e}  ({at})"
+            f"  {first:>28}  {float(points['residual'][number]):>8.1e}  ({at})"
         )
     return "\n".join(lines)
 

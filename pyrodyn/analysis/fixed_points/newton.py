@@ -46,6 +46,8 @@ MERGED = 1e-5
 """Fixed points closer than this fraction of the states' size are merged."""
 MERGED_SLOW = 1e-3
 """The same for slow points, whose locations are known less exactly."""
+NEAR_KINK = 1e-6
+"""A point is on a kink if the Jacobian jumps within this fraction of the states' size."""
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -103,8 +105,9 @@ def search_fixed_points(
         ``point (fixed_point, latent)``; ``jacobian (fixed_point, latent, by)`` of the step, or for
         flows of the field; ``eigenvalues (fixed_point, mode)`` of it, for maps largest modulus
         first, for flows largest real part first;
-        ``stability (fixed_point)``: "stable", "saddle", "unstable" (all modes grow) or "marginal"
-        (one neither grows nor decays, to 1e-9 per bin); ``residual (fixed_point)``, the largest
+        ``stability (fixed_point)``: "stable", "saddle", "unstable" (all modes grow), "marginal"
+        (one neither grows nor decays, to 1e-9 per bin) or "kink" (the Jacobian jumps at the point,
+        and it and its eigenvalues are NaN); ``residual (fixed_point)``, the largest
         entry of g; ``num_starts (fixed_point)``, how many starts converged to it. The same for slow
         points, along ``slow_point``, as ``slow_state``, ``slow_jacobian``, ``slow_eigenvalues``,
         ``slow_residual`` and ``slow_num_starts``. In the attributes: ``kind``, "map" or "flow";
@@ -268,8 +271,10 @@ def _described(
     """Eigenvalues, stability and residual of each point, as variables of a dataset."""
     dim = dynamics.state_dim
     jacobian, value = torch.zeros(0, dim, dim, dtype=points.dtype), torch.zeros_like(points)
+    on_kink = np.zeros(len(points), bool)
     if len(points):
         jacobian, value = g.jacobian(points), g.value(points)
+        on_kink = jumps(g, points).numpy()
     is_map = dynamics.vector_field is None
     if is_map:
         jacobian = jacobian + torch.eye(dim, dtype=points.dtype)
@@ -281,20 +286,36 @@ def _described(
         growth = eigenvalues.real * dynamics.bin_width
     order = np.argsort(-growth, axis=1, kind="stable")
     stability = np.select(
-        [(np.abs(growth) <= MARGIN).any(1), (growth < 0).all(1), (growth > 0).all(1)],
-        ["marginal", "stable", "unstable"],
+        [on_kink, (np.abs(growth) <= MARGIN).any(1), (growth < 0).all(1), (growth > 0).all(1)],
+        ["kink", "marginal", "stable", "unstable"],
         "saddle",
     )
+    eigenvalues = np.take_along_axis(eigenvalues, order, 1)
+    jacobian[on_kink], eigenvalues[on_kink] = torch.nan, np.nan
     described: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
         f"{prefix}{'state' if prefix else 'point'}": ((name, "latent"), points.numpy()),
         f"{prefix}jacobian": ((name, "latent", "by"), jacobian.numpy()),
-        f"{prefix}eigenvalues": ((name, "mode"), np.take_along_axis(eigenvalues, order, 1)),
+        f"{prefix}eigenvalues": ((name, "mode"), eigenvalues),
         f"{prefix}residual": ((name,), value.abs().amax(-1).numpy()),
         f"{prefix}num_starts": ((name,), num_starts.numpy()),
     }
     if not prefix:
         described["stability"] = ((name,), stability)
     return described
+
+
+def jumps(g: Residual, points: Float[Tensor, "point state"]) -> Bool[Tensor, " point"]:
+    """Whether the Jacobian is discontinuous at points: the range of its entries there and on both
+    sides, along a generic direction, does not shrink with the distance.
+    """
+    direction = torch.from_numpy(np.random.default_rng(0).standard_normal(points.shape[1]))
+    shift = NEAR_KINK * (1 + points.abs().amax(-1, keepdim=True)) * direction
+    ranges = []
+    for part in (shift, shift / 10):
+        around = torch.stack([g.jacobian(points + side * part) for side in (-1, 0, 1)])
+        ranges.append((around.amax(0) - around.amin(0)).amax((-2, -1)))
+    rounding = 1e-9 * (1 + around.abs().amax((0, -2, -1)))
+    return (ranges[1] > ranges[0] / 2) & (ranges[1] > rounding)
 
 
 def _length(vectors: Float[Tensor, "row entry"]) -> Float[Tensor, " row"]:

@@ -423,7 +423,7 @@ def test_a_linear_map_made_of_kinks_has_the_eigenvalue_of_the_map(slope, verdict
         (-2.0, -0.4, "kink", 1),
     ],
 )
-def test_a_point_on_a_kink_has_the_verdict_that_its_pieces_share(
+def test_a_point_on_a_kink_has_a_verdict_if_its_pieces_prove_it(
     before, after, verdict, index
 ) -> None:
     found = fixed_points_of(through_kinks(before, after), region=([-1.0], [1.0]))
@@ -432,6 +432,48 @@ def test_a_point_on_a_kink_has_the_verdict_that_its_pieces_share(
     assert np.isnan(found["eigenvalues"].values).all()
     assert np.isnan(found["jacobian"].values).all()
     np.testing.assert_array_equal(found["index"], [index])
+
+
+def two_sided(left: NDArray, right: NDArray) -> PiecewiseLinear:
+    """z' = left z where the first latent is negative, right z elsewhere, by bias-free units.
+
+    The matrices must agree in all but their first column.
+    """
+    dim = len(left)
+    n, m = [right[:, 0], -left[:, 0]], [np.eye(dim)[0], -np.eye(dim)[0]]
+    for other in range(1, dim):
+        n += [right[:, other], -right[:, other]]
+        m += [np.eye(dim)[other], -np.eye(dim)[other]]
+    return PiecewiseLinear.relu(0.0, np.stack(n, 1), np.stack(m), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "verdict"),
+    [
+        ([[-0.4, 1.0], [-0.9, 0.0]], [[-1.8, 1.0], [-0.9, 0.0]], "kink"),
+        ([[0.5, 0.2], [0.1, -0.3]], [[-0.4, 0.2], [0.3, -0.3]], "stable"),
+        ([[2.0, 0.3], [0.0, -3.0]], [[2.5, 0.3], [0.5, -3.0]], "unstable"),
+        ([[0.0, 0.3], [0.0, -3.0]], [[2.5, 0.3], [0.5, -3.0]], "kink"),
+        ([[0.5, 0.0], [0.0, 2.0]], [[0.8, 0.0], [0.0, 2.0]], "kink"),
+    ],
+)
+def test_switching_between_stable_regions_may_be_unstable(left, right, verdict) -> None:
+    """In the first case both matrices have eigenvalues of modulus 0.95, but z moves away."""
+    network = two_sided(np.array(left), np.array(right))
+    found = fixed_points_of(network, region=([-1.0, -1.0], [1.0, 1.0]))
+    np.testing.assert_allclose(found["point"], [[0.0, 0.0]], atol=1e-12)
+    assert list(found["stability"].values) == [verdict]
+    assert np.isnan(found["eigenvalues"].values).all()
+    angle = np.linspace(0, 2 * np.pi, 40)
+    z = 1e-6 * np.stack([np.cos(angle), np.sin(angle)], 1)
+    for _ in range(100):
+        z = step(network, z)
+    final = np.linalg.norm(z, axis=1)
+    assert {
+        "kink": final.max() > 1e-2,
+        "stable": final.max() < 1e-10,
+        "unstable": final.min() > 1e-2,
+    }[verdict]
 
 
 def test_points_of_a_line_attractor_are_marked() -> None:

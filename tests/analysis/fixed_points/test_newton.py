@@ -70,6 +70,25 @@ def test_a_linear_map_under_a_constant_input(moduli, stability):
     assert found.attrs["kind"] == "map"
 
 
+@pytest.mark.parametrize(
+    ("slopes", "stability"),
+    [((0.5, 0.8), "kink"), ((0.5, 1.5), "kink"), ((0.9, 0.9), "stable"), ((1.2, 1.2), "unstable")],
+)
+def test_a_point_on_a_kink_has_no_eigenvalues(slopes, stability):
+    """z' = slope z with one slope on either side of 0, as a map and as a flow of that velocity."""
+
+    def image(z: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        return slopes[1] * z.relu() - slopes[0] * (-z).relu()
+
+    flow = Dynamics(lambda z, i: z, 1, vector_field=lambda z, i: image(z, i) - z)
+    for dynamics in (Dynamics(image, 1), flow):
+        found = fixed_points(dynamics, region=([-1.0], [1.0]), num_starts=20)
+        np.testing.assert_allclose(found["point"], [[0.0]], atol=1e-8)
+        assert list(found["stability"].values) == [stability]
+        assert np.isnan(found["eigenvalues"].values).all() == (stability == "kink")
+        assert np.isnan(found["jacobian"].values).all() == (stability == "kink")
+
+
 def test_slow_points_are_listed_separately():
     # x' = x^2 + c is slowest at 0, where it moves by c; x' = -y makes that attract.
     def field(z: torch.Tensor, i: torch.Tensor) -> torch.Tensor:

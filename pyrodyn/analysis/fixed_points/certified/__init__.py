@@ -30,8 +30,8 @@ Rounding is covered by a-priori bounds on floating-point sums, not by directed r
 solution is solved again on the region in which it lies, and solutions in one region are merged. The
 sum of the indices, sign det(I - dF/dz), must be +1 for bounded units, which checks the list
 independently of the search. A point on kinks, where F has no derivative, gets a stability only if
-all adjoining regions agree on it. With several latents such an agreement does not exclude growth by
-switching between the regions.
+one norm is proved to shrink, or one to grow, in all adjoining regions: eigenvalues inside the unit
+circle in each of them do not exclude growth by switching between the regions.
 
 Files: `network` (the networks), `equation` (the equation solved, and a bound on its rounding),
 `boxes` (relax, contract, halve), `leaves` (solve piece by piece), `search` (all boxes within a

@@ -7,6 +7,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from pyrodyn.analysis.fixed_points.certified.adjoining import adjoining
+from pyrodyn.analysis.fixed_points.certified.boxes import inverted
 from pyrodyn.analysis.fixed_points.certified.equation import Equation, at_infinity, equation_of
 from pyrodyn.analysis.fixed_points.certified.network import Array, PiecewiseLinear, check
 from pyrodyn.analysis.fixed_points.certified.refine import Solutions, refined
@@ -172,13 +173,17 @@ def _described(equation: Equation, solutions: Solutions, period: int, size: floa
         if not len(around.linear):
             continue
         per_region = _return_maps(around.linear, period)
-        values = np.linalg.eigvals(per_region).astype(complex)
-        verdicts = np.unique(_stability(values))
-        if len(verdicts) == 1:
-            stability[row] = verdicts[0]
         if np.abs(per_region - per_region[0]).max() <= MARGIN * (1 + np.abs(per_region[0]).max()):
+            values = np.linalg.eigvals(per_region[0]).astype(complex)
             jacobian[row] = per_region[0]
-            eigenvalues[row] = values[0][np.argsort(-np.abs(values[0]))]
+            eigenvalues[row] = values[np.argsort(-np.abs(values))]
+            stability[row] = _stability(values)
+        # The eigenvalues of each map do not suffice: products of maps that have all of theirs
+        # inside the unit circle may grow.
+        elif (_stretches(per_region, per_region) < 1 - MARGIN).all():
+            stability[row] = "stable"
+        elif (_stretches(per_region, inverted(per_region)) > 1 + MARGIN).all():
+            stability[row] = "unstable"
     name, phases = ("fixed_point", ()) if period == 1 else ("cycle", ("phase",))
     per_phase = (num, *(() if period == 1 else (period,)))
     num_units = (first.shape[1] - 1) // period
@@ -215,18 +220,31 @@ def _return_maps(linear: Array, period: int) -> Array:
     return product
 
 
-def _stability(eigenvalues: NDArray[np.complex128]) -> np.ndarray:
-    """Verdict on each row of eigenvalues of a map."""
+def _stability(eigenvalues: NDArray[np.complex128]) -> str:
+    """Verdict on the eigenvalues of a map."""
     modulus = np.abs(eigenvalues)
-    return np.select(
-        [
-            (np.abs(modulus - 1) <= MARGIN).any(-1),
-            (modulus < 1).all(-1),
-            (modulus > 1).all(-1),
-        ],
-        ["marginal", "stable", "unstable"],
-        "saddle",
-    )
+    if (np.abs(modulus - 1) <= MARGIN).any():
+        return "marginal"
+    if (modulus < 1).all():
+        return "stable"
+    return "unstable" if (modulus > 1).all() else "saddle"
+
+
+def _stretches(maps: Array, guess: Array) -> Array:
+    """Singular values ``(map, dim)`` of maps with respect to one norm, sqrt(x' P x): the least and
+    the largest factor by which they change it; NaN if there is no such norm.
+
+    P solves P - mean_i J_i' P J_i = I with J_i the maps of ``guess``. If all of these shrink a
+    common norm, they mostly shrink this one, and with one latent they always do.
+    """
+    dim = maps.shape[-1]
+    pairs = np.einsum("rki,rlj->ijkl", guess, guess).reshape(dim**2, dim**2) / len(guess)
+    try:
+        P = np.linalg.solve(np.eye(dim**2) - pairs, np.eye(dim).ravel()).reshape(dim, dim)
+        root = np.linalg.cholesky((P + P.T) / 2).T
+    except np.linalg.LinAlgError:
+        return np.full(maps.shape[:2], np.nan)
+    return np.linalg.svd(root @ maps @ np.linalg.inv(root), compute_uv=False)
 
 
 def _corners(region: tuple[ArrayLike, ArrayLike], latent_dim: int) -> tuple[Array, Array]:
