@@ -42,6 +42,7 @@ from pyrodyn.analysis.free_run import free_run
 from pyrodyn.analysis.lyapunov import kaplan_yorke, lyapunov_spectrum
 from pyrodyn.analysis.scores.alignment import Alignment, align, latent_r2, subspace_angles
 from pyrodyn.analysis.scores.attractors import attractor_baselines, d_h, d_stsp
+from pyrodyn.analysis.scores.baselines import baselines
 from pyrodyn.analysis.scores.decoding import decode
 from pyrodyn.analysis.scores.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores.rates import (
@@ -56,6 +57,7 @@ __all__ = [
     "Plane",
     "align",
     "attractor_baselines",
+    "baselines",
     "bits_per_spike",
     "condition_psth",
     "d_h",

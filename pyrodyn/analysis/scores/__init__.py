@@ -4,6 +4,9 @@
   R2 of rates, for simulations, whose rates are known. `entry_mask` selects the scored entries.
 - `psth`: smoothed spikes and condition averages, as baselines, and the R2 of condition-averaged
   rates. For recordings with repeated conditions.
+- `baselines`: the same scores of plain predictions (condition average, templates, Poisson GLM,
+  principal components, linear dynamical system; ridge regression for signals), to print beside a
+  model's. For recordings with held-out neurons or channels.
 - `decoding`: ridge regression from rates or latents to behaviour, with the penalty chosen on the
   training trials. For recordings with behaviour.
 - `alignment`: the R2 between inferred and true latents in both directions, maps between their

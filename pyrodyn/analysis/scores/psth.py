@@ -76,18 +76,35 @@ def condition_psth(train: xr.Dataset, test: xr.Dataset, *, smoothing: float = 0.
     Raises:
         ValueError: if a recording has no condition, or a test condition has no training trial.
     """
-    known, wanted = _conditions(train), _conditions(test)
-    missing = np.setdiff1d(wanted, known)
+    labels, averages = condition_averages(train, smoothing=smoothing)
+    wanted = conditions_of(test)
+    missing = np.setdiff1d(wanted, labels)
     if missing.size:
         raise ValueError(f"condition {missing[0]} of the test trials has no training trial")
+    rates = averages[np.searchsorted(labels, wanted)]
+    return counts_of(test).copy(data=rates).rename("rates")
+
+
+def condition_averages(train: xr.Dataset, *, smoothing: float = 0.05) -> tuple[NDArray, Array]:
+    """The averages that `condition_psth` predicts.
+
+    Args:
+        train: a recording of counts with ``condition``.
+        smoothing: as in `condition_psth`.
+
+    Returns:
+        The conditions, sorted, and ``(condition, time, neuron)`` expected counts per bin.
+    """
+    known = conditions_of(train)
     counts, mask = counts_of(train).values, entry_mask(train).values
     smoothed = np.where(mask, smooth(counts, train.attrs["bin_width"], smoothing, mask), 0.0)
     mean = np.where(mask, counts, 0).sum((0, 1)) / np.maximum(mask.sum((0, 1)), 1)
-    rates = np.empty(counts_of(test).shape)
-    for label in np.unique(wanted):
+    labels = np.unique(known)
+    averages = np.empty((len(labels), *counts.shape[1:]))
+    for average, label in zip(averages, labels, strict=True):
         trials = known == label
-        rates[wanted == label] = (smoothed[trials].sum(0) + mean) / (mask[trials].sum(0) + 1)
-    return counts_of(test).copy(data=rates).rename("rates")
+        average[:] = (smoothed[trials].sum(0) + mean) / (mask[trials].sum(0) + 1)
+    return labels, averages
 
 
 def psth_r2(
@@ -113,7 +130,7 @@ def psth_r2(
         ValueError: if a recording has no condition or the two share none, or a rate is not finite.
     """
     reference = recording if reference is None else reference
-    labels, known = _conditions(recording), _conditions(reference)
+    labels, known = conditions_of(recording), conditions_of(reference)
     shared = np.intersect1d(labels, known)
     if not shared.size:
         raise ValueError("recording and reference share no condition")
@@ -126,7 +143,8 @@ def psth_r2(
     return rate_r2(modelled, observed, ~np.isnan(modelled) & ~np.isnan(observed))
 
 
-def _conditions(recording: xr.Dataset) -> NDArray:
+def conditions_of(recording: xr.Dataset) -> NDArray:
+    """The condition of every trial; ValueError if the recording has none."""
     if "condition" not in recording:
         raise ValueError("this recording has no condition; trial averages need one label per trial")
     return recording["condition"].values
