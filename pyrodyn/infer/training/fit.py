@@ -81,7 +81,7 @@ def fit[Model: LatentDynamics](
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
         seed: seeds batches, masks and noise (initial weights are drawn when the model is made).
         accelerator: Lightning's name of the hardware; ``"auto"`` uses CUDA if it is available.
-        progress: show a progress bar.
+        progress: show one line with steps, time used and left, and losses.
 
     Returns:
         The fitted model with its guide and history.

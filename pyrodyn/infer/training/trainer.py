@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pyrodyn.infer.training.callbacks import KeepBest, SaveCheckpoint
 from pyrodyn.infer.training.module import Training
+from pyrodyn.infer.training.progress import FitProgress
 
 
 def trainer_with(
@@ -37,6 +38,8 @@ def trainer_with(
     if stop_patience is not None:
         # "settled_loss" is logged only after all ramps: early stopping waits for them.
         callbacks.append(EarlyStopping("settled_loss", patience=stop_patience, strict=False))
+    if progress:
+        callbacks.append(FitProgress(best, max_minutes))
     loggers: list[Any] = []
     if checkpoint is not None:
         callbacks.append(SaveCheckpoint(checkpoint, checkpoint_seconds))
