@@ -7,8 +7,11 @@ batches of tensors (`Batch`), which models and guides receive.
 ``schema``          variables, dims and units of a recording; `validate`
 ``recording``       `recording` from arrays; `held_out` neurons, channels and bins
 ``spike_times``     `bin_spikes`: recordings from spike times; ``binning`` is the arithmetic
+``spike_objects``   `from_pynapple`, `from_neo`, `from_spikeinterface`
 ``readers``         `read` and `write` files; ``nwb`` and ``lfads_hdf5`` are special formats
+``lfads_output``    `write_lfads`: posterior means for scripts that read LFADS files
 ``catalog``         `load` public recordings by name; ``sources`` converts them
+``segments``        `segment` continuous recordings, and `merge` what was inferred of the segments
 ``split``           training, validation and test trials; cross-validation folds
 ``batch``           `Trials` and `Batch`: the tensors of a recording
 ``transforms``      masking, held-out data and augmentation of batches
@@ -27,11 +30,14 @@ torch.Size([9, 50, 20])
 
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.data.catalog import catalog, load
+from pyrodyn.data.lfads_output import write_lfads
 from pyrodyn.data.nwb import read_nwb
 from pyrodyn.data.readers import read, write
 from pyrodyn.data.recording import held_out, recording, select_modality
 from pyrodyn.data.schema import validate
+from pyrodyn.data.segments import merge, segment
 from pyrodyn.data.simulate import simulate, trajectory
+from pyrodyn.data.spike_objects import from_neo, from_pynapple, from_spikeinterface
 from pyrodyn.data.spike_times import bin_spikes
 from pyrodyn.data.split import folds, split
 from pyrodyn.data.systems import SYSTEMS
@@ -60,11 +66,16 @@ __all__ = [
     "bin_spikes",
     "catalog",
     "folds",
+    "from_neo",
+    "from_pynapple",
+    "from_spikeinterface",
     "held_out",
     "load",
+    "merge",
     "read",
     "read_nwb",
     "recording",
+    "segment",
     "select_modality",
     "simulate",
     "split",
@@ -72,4 +83,5 @@ __all__ = [
     "trajectory",
     "validate",
     "write",
+    "write_lfads",
 ]

@@ -9,7 +9,7 @@ left; a time within a millionth of a bin below an edge is therefore assigned to 
 there. This is far finer than the clock of any recording system.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,22 +91,50 @@ def counted(
     return counts
 
 
+def covered(starts: NDArray, stops: NDArray, spans: NDArray | None, slack: float) -> NDArray:
+    """Which windows lie inside one observed interval, where touching intervals are joined.
+
+    Args:
+        starts: begin of every window, in seconds.
+        stops: its end.
+        spans: observed intervals, ``(interval, 2)``; None if everything was observed.
+        slack: seconds by which a window may exceed its interval.
+    """
+    if spans is None:
+        return np.ones(len(starts), bool)
+    if len(spans) == 0:
+        return np.zeros(len(starts), bool)
+    spans = spans[np.argsort(spans[:, 0])]
+    reached = np.maximum.accumulate(spans[:, 1])
+    opens = np.concatenate([[True], spans[1:, 0] > reached[:-1] + slack])
+    first = spans[opens, 0]
+    last = reached[np.concatenate([opens[1:], [True]])]
+    span = np.searchsorted(first, starts + slack, side="right") - 1
+    return (span >= 0) & (stops <= last[span] + slack)
+
+
 def averaged(
-    times: NDArray, values: NDArray, starts: NDArray, lengths: NDArray, bin_width: float
+    chunks: Iterable[tuple[NDArray, NDArray]],
+    num_columns: int,
+    starts: NDArray,
+    lengths: NDArray,
+    bin_width: float,
 ) -> NDArray[np.float64]:
     """Mean of samples in every bin, ``(trial, time, column)``; NaN where a bin has no sample.
 
     Args:
-        times: sorted times of the samples, ``(sample,)``, in seconds.
-        values: ``(sample, column)``; NaN values make the mean of their bin NaN.
+        chunks: samples, some at a time: sorted times in seconds, ``(sample,)``, and values,
+            ``(sample, column)``; NaN values make the mean of their bin NaN.
+        num_columns: number of columns of the values.
         starts: as in `in_bins`.
         lengths: as in `in_bins`.
         bin_width: seconds per bin.
     """
-    position, trial, time = in_bins(times, starts, lengths, bin_width)
     shape = (len(starts), int(lengths.max()))
-    total = np.zeros((*shape, values.shape[1]))
+    total = np.zeros((*shape, num_columns))
     number = np.zeros((*shape, 1))
-    np.add.at(total, (trial, time), values[position])
-    np.add.at(number, (trial, time), 1)
+    for times, values in chunks:
+        position, trial, time = in_bins(times, starts, lengths, bin_width)
+        np.add.at(total, (trial, time), values[position])
+        np.add.at(number, (trial, time), 1)
     return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)

@@ -30,7 +30,7 @@ from pyrodyn.data.binning import (
     bins_in_window,
     check_bin_width,
     counted,
-    in_bins,
+    covered,
 )
 from pyrodyn.data.nwb_series import Series, find, path_of, read_series
 from pyrodyn.data.recording import recording
@@ -47,6 +47,12 @@ LEAST_FILLED = 0.1
 
 LEAST_IN_TRIALS = 0.02
 """Fraction of spikes between the first and the last trial below which the times are in doubt."""
+
+MANY_SPIKES = 100
+"""Spikes from which on their end is probably that of the recording."""
+
+LEAST_SAMPLED = 0.1
+"""Fraction of bins with a sample of behaviour below which its times are in doubt."""
 
 
 class _Spikes(NamedTuple):
@@ -120,12 +126,14 @@ def read_nwb(
     with _opened(path) as file:
         spikes = _read_units(_units_table(file, units), unit_filter)
         if trials is None:
-            table = _whole_session(spikes)
+            table = _whole_session(spikes, bin_width)
         else:
             table = _frame(_trials_table(file, trials), "trials")
         table = table[_selected(table, trial_filter, "trial_filter", "trials")]
         columns = {"align_to": align_to, "condition": condition}
         for argument, column in (columns | ({} if window else {"window": "stop_time"})).items():
+            if column is not None and list(table.columns).count(column) > 1:
+                raise ValueError(f"the trials table has several columns {column!r}")
             if column is not None and column not in table:
                 raise ValueError(
                     f"{argument} needs the column {column!r}, which the trials table lacks; its"
@@ -133,15 +141,19 @@ def read_nwb(
                 )
         series = [read_series(file, name) for name in behavior]
         starts, lengths = _windows(table, align_to, window, bin_width)
-        kept, covered = _kept_trials(table, align_to, spikes, starts, lengths, bin_width)
-        table, starts, lengths = table[kept], starts[kept], lengths[kept]
+        if trials is None:
+            observed = _observed_bins(spikes, starts[0], lengths[0], bin_width)
+        else:
+            kept, observed = _kept_trials(table, align_to, spikes, starts, lengths, bin_width)
+            table, starts, lengths = table[kept], starts[kept], lengths[kept]
+            _check_trials(table, spikes, starts, lengths, bin_width)
         conditions = None if condition is None else _conditions(table, condition)
         counts = counted(spikes.times, starts, lengths, bin_width)
         _check_spikes(spikes, counts, starts, lengths, bin_width)
         values = [_behavior(one, starts, lengths, bin_width) for one in series]
 
         inside = np.arange(counts.shape[1]) < lengths[:, None]
-        valid = inside if covered.all() else inside[..., None] & covered[:, None, :]
+        valid = inside if observed.all() else inside[..., None] & observed
         names: dict[str, Any] = {
             "trial": np.asarray(_unique(table.index.tolist(), "trial ids")),
             "neuron": np.asarray(spikes.labels),
@@ -179,13 +191,17 @@ def _opened(path: Path) -> Iterator[Any]:
         try:
             file = stack.enter_context(NWBHDF5IO(str(path), mode="r")).read()
         except Exception as error:  # pynwb, hdmf and h5py each raise their own on a broken file
-            reason = textwrap.shorten(str(error), 300) or type(error).__name__
+            # pynwb prints the whole object before what is wrong with it.
+            reason = str(error).rpartition("due to:")[2].rstrip("')")
+            reason = textwrap.shorten(reason, 300) or type(error).__name__
             raise ValueError(f"{path} is broken or not an NWB file: {reason}") from None
         try:
             yield file
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        except (KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        except Warning:
+            raise  # where warnings are errors
+        except Exception as error:
             reason = textwrap.shorten(str(error), 300)
             raise ValueError(
                 f"{path} could not be read: {type(error).__name__}: {reason}"
@@ -246,6 +262,7 @@ def _read_units(table: Any, unit_filter: Callable[[pd.DataFrame], Any] | None) -
     groups = _groups(table, frame)
     if groups is not None and "group_name" not in frame:
         frame = frame.assign(group_name=groups)
+    _check_index(table)
     rows = np.flatnonzero(_selected(frame, unit_filter, "unit_filter", "units"))
     times, num_unknown = [], 0
     for row in rows:
@@ -271,17 +288,39 @@ def _read_units(table: Any, unit_filter: Callable[[pd.DataFrame], Any] | None) -
     return _Spikes(times, observed, _unique(labels, "unit ids"), kept_groups)
 
 
+def _check_index(table: Any) -> None:
+    """Refuse an index of the spike times that is broken, with which units get others' spikes."""
+    index = np.asarray(table.spike_times_index.data[:]).astype(np.int64)
+    total = len(table.spike_times_index.target.data)
+    if (np.diff(index, prepend=0) < 0).any() or index[-1] != total:
+        raise ValueError(
+            f"spike_times_index of the units table must increase to the number of spike times,"
+            f" {total}; it is {shortened(index)}"
+        )
+
+
 def _groups(table: Any, frame: pd.DataFrame) -> list[str] | None:
     """Name of every unit's electrode group, from its own column or that of its electrodes."""
     if "electrode_group" in frame:
         return [str(getattr(group, "name", group)) for group in frame["electrode_group"]]
     if "electrodes" not in table.colnames:
         return None
-    electrodes = table["electrodes"].target.table
-    if "group_name" not in electrodes.colnames:
+    try:
+        electrodes = table["electrodes"].target.table
+        if "group_name" not in electrodes.colnames:
+            return None
+        names = np.asarray(electrodes["group_name"][:])
+        rows = [np.asarray(table["electrodes"].get(i, index=True), int) for i in range(len(table))]
+        if any(row.size and not 0 <= row.min() <= row.max() < len(names) for row in rows):
+            raise IndexError(f"there are {len(names)} electrodes")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        warnings.warn(
+            f"the electrodes of the units cannot be read, so that their probes are not known:"
+            f" {textwrap.shorten(str(error), 200)}",
+            UserWarning,
+            stacklevel=4,
+        )
         return None
-    names = np.asarray(electrodes["group_name"][:])
-    rows = [np.asarray(table["electrodes"].get(i, index=True), int) for i in range(len(table))]
     return ["+".join(sorted({str(name) for name in names[row]})) or "none" for row in rows]
 
 
@@ -315,13 +354,15 @@ def _selected(
     return mask
 
 
-def _whole_session(spikes: _Spikes) -> pd.DataFrame:
+def _whole_session(spikes: _Spikes, bin_width: float) -> pd.DataFrame:
     """A trials table of one trial: from the start of the session to the last spike."""
     last = [times[-1] for times in spikes.times if times.size]
     if not last:
         raise ValueError("the units have no spikes, so the session has no known end")
     first = min(0.0, *(times[0] for times in spikes.times if times.size))
-    return pd.DataFrame({"start_time": [first], "stop_time": [max(last)]})
+    # The last bin holds the last spike.
+    stop = first + bin_width * (np.floor((max(last) - first) / bin_width + EDGE) + 1)
+    return pd.DataFrame({"start_time": [first], "stop_time": [stop]})
 
 
 def _windows(
@@ -381,7 +422,7 @@ def _kept_trials(
     lengths: NDArray,
     bin_width: float,
 ) -> tuple[NDArray, NDArray]:
-    """Which trials are kept, and which units were observed in those, ``(trial, unit)``."""
+    """Which trials are kept, and which units were observed in those, ``(trial, 1, unit)``."""
     known = np.isfinite(starts)
     long_enough = lengths > 0
     # The session begins at time 0 unless there are spikes before.
@@ -389,17 +430,17 @@ def _kept_trials(
     slack = EDGE * bin_width
     in_session = starts >= opening - slack
     stops = starts + lengths * bin_width
-    covered = np.stack([_covered(starts, stops, spans, slack) for spans in spikes.observed], axis=1)
+    observed = np.stack([covered(starts, stops, spans, slack) for spans in spikes.observed], axis=1)
     reasons = (
         (~known, f"whose {align_to} is missing"),
         (known & ~long_enough, "whose stop_time is missing or does not follow the event"),
         (known & long_enough & ~in_session, "whose window begins before the session"),
         (
-            known & long_enough & in_session & ~covered.any(axis=1),
+            known & long_enough & in_session & ~observed.any(axis=1),
             "whose window was not observed",
         ),
     )
-    kept = known & long_enough & in_session & covered.any(axis=1)
+    kept = known & long_enough & in_session & observed.any(axis=1)
     dropped = [
         f"{int(mask.sum())} {reason} ({shortened(trials.index[mask])})"
         for mask, reason in reasons
@@ -413,22 +454,46 @@ def _kept_trials(
             UserWarning,
             stacklevel=3,
         )
-    return kept, covered[kept]
+    return kept, observed[kept][:, None, :]
 
 
-def _covered(starts: NDArray, stops: NDArray, spans: NDArray | None, slack: float) -> NDArray:
-    """Which windows lie inside one observed interval, where touching intervals are joined."""
-    if spans is None:
-        return np.ones(len(starts), bool)
-    if len(spans) == 0:
-        return np.zeros(len(starts), bool)
-    spans = spans[np.argsort(spans[:, 0])]
-    reached = np.maximum.accumulate(spans[:, 1])
-    opens = np.concatenate([[True], spans[1:, 0] > reached[:-1] + slack])
-    first = spans[opens, 0]
-    last = reached[np.concatenate([opens[1:], [True]])]
-    span = np.searchsorted(first, starts + slack, side="right") - 1
-    return (span >= 0) & (stops <= last[span] + slack)
+def _observed_bins(
+    spikes: _Spikes, start: float, num_bins: np.integer, bin_width: float
+) -> NDArray[np.bool_]:
+    """Which bins of a continuous session were observed for which unit, ``(1, bin, unit)``."""
+    edges = start + bin_width * np.arange(num_bins + 1)
+    observed = [
+        covered(edges[:-1], edges[1:], spans, EDGE * bin_width) for spans in spikes.observed
+    ]
+    return np.stack(observed, axis=-1)[None]
+
+
+def _check_trials(
+    trials: pd.DataFrame, spikes: _Spikes, starts: NDArray, lengths: NDArray, bin_width: float
+) -> None:
+    """Warn of trials that overlap and of those after the last spike."""
+    if {"start_time", "stop_time"} <= set(trials.columns):
+        begin, end = _times(trials, "start_time"), _times(trials, "stop_time")
+        order = np.argsort(begin, kind="stable")
+        overlap = np.flatnonzero(begin[order][1:] < end[order][:-1] - bin_width)
+        if overlap.size:
+            pair = trials.index[order[overlap[0] : overlap[0] + 2]].tolist()
+            warnings.warn(
+                f"{overlap.size} of {len(trials)} trials begin before the one before has stopped"
+                f" (trials {pair[0]} and {pair[1]}), so that some spikes are in two trials",
+                UserWarning,
+                stacklevel=3,
+            )
+    last = max((times[-1] for times in spikes.times if times.size), default=np.inf)
+    after = starts > last
+    if after.any() and not after.all() and sum(t.size for t in spikes.times) > MANY_SPIKES:
+        warnings.warn(
+            f"{after.sum()} of {len(trials)} trials begin after the last spike of any unit"
+            f" ({last:g} s) and may not have been recorded ({shortened(trials.index[after])}); drop"
+            f" them by trial_filter=lambda trials: trials['start_time'] < {last:g}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _conditions(trials: pd.DataFrame, column: str) -> NDArray:
@@ -477,10 +542,25 @@ def _check_spikes(
 
 def _behavior(series: Series, starts: NDArray, lengths: NDArray, bin_width: float) -> NDArray:
     """A series' means in the bins of the trials."""
-    if not in_bins(series.times, starts, lengths, bin_width)[0].size:
-        shown = f"{series.times[0]:g} to {series.times[-1]:g} s" if series.times.size else "none"
+    first, last = starts.min(), (starts + lengths * bin_width).max()
+    chunks = series.chunks(first - EDGE * bin_width, last)
+    means = averaged(chunks, len(series.labels), starts, lengths, bin_width)
+    inside = np.arange(means.shape[1]) < lengths[:, None]
+    filled = (~np.isnan(means).all(axis=-1))[inside].mean()
+    if filled == 0:
+        shown, last_sample = "none", series.num_samples - 1
+        if series.num_samples:
+            ends = (series.times(0, 1)[0], series.times(last_sample, last_sample + 1)[0])
+            shown = f"{ends[0]:g} to {ends[1]:g} s"
         raise ValueError(
-            f"no sample of {series.labels[0]!r} lies in a trial (samples: {shown}; trials:"
-            f" {starts.min():g} to {(starts + lengths * bin_width).max():g} s)"
+            f"no sample of {series.name!r} with a value lies in a trial (samples: {shown}; trials:"
+            f" {first:g} to {last:g} s)"
         )
-    return averaged(series.times, series.values, starts, lengths, bin_width)
+    if filled < LEAST_SAMPLED:
+        warnings.warn(
+            f"{series.name!r} has samples in {filled:.1%} of the bins, and the others are NaN;"
+            " check its timestamps or rate, or use wider bins",
+            UserWarning,
+            stacklevel=3,
+        )
+    return means

@@ -8,6 +8,7 @@ Source: the NWB standard (Rübel et al., eLife 2022).
 """
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +18,52 @@ GROUPS = ("processing", "acquisition", "stimulus", "presentation", "analysis", "
 """Top-level groups of a file, which a path may include."""
 
 
-class Series(NamedTuple):
-    """One time series, sorted in time."""
+CHUNK = 2**22
+"""Values read at once: a series may be larger than memory."""
 
-    times: NDArray
-    """``(sample,)``, in seconds."""
-    values: NDArray
-    """``(sample, column)``, in ``unit``."""
+
+class Series(NamedTuple):
+    """One time series, whose samples are read when they are needed."""
+
+    name: str
+    """As asked for."""
+    data: Any
+    """``(sample, column)`` or ``(sample,)``, as stored."""
+    times: Callable[[int, int], NDArray]
+    """Times of the samples from one position to another, in seconds."""
+    factor: NDArray[np.float64]
+    """Of the stored values, one or one per column."""
+    offset: float
+    """Added after multiplication, in ``unit``."""
+    transposed: bool
+    """Whether time is the second dim of ``data``."""
     labels: list[str]
     """One per column."""
     unit: str
     """As in the file."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return int(self.data.shape[int(self.transposed)])
+
+    def chunks(self, first: float, last: float) -> Iterator[tuple[NDArray, NDArray]]:
+        """Samples from a first to a last time, some at a time: times ``(sample,)``, sorted, and
+        values ``(sample, column)`` in ``unit``.
+        """
+        size = max(1, CHUNK // len(self.labels))
+        for begin in range(0, self.num_samples, size):
+            end = min(begin + size, self.num_samples)
+            times = self.times(begin, end)
+            inside = np.flatnonzero((times >= first) & (times <= last))
+            if not inside.size:
+                continue
+            rows = slice(begin + int(inside[0]), begin + int(inside[-1]) + 1)
+            stored = self.data[:, rows].T if self.transposed else self.data[rows]
+            values = np.asarray(stored, float).reshape(rows.stop - rows.start, -1)
+            values = values[inside - inside[0]] * self.factor + self.offset
+            order = np.argsort(times[inside], kind="stable")
+            yield times[inside][order], values[order]
 
 
 def path_of(item: Any) -> str:
@@ -68,61 +104,105 @@ def read_series(file: Any, name: str) -> Series:
 
     Raises:
         ValueError: if there is no such series, or its samples have no times or are not numbers.
+
+    Warns:
+        UserWarning: for timestamps that are not finite or not in order, and for samples along the
+            second dim.
     """
     from pynwb import TimeSeries
 
     every = [one for one in file.objects.values() if isinstance(one, TimeSeries)]
     series = find(every, name, "time series", "behavior=")
-    try:
-        values = np.asarray(series.data[:], float)
-    except (TypeError, ValueError):
-        raise ValueError(f"the data of time series {name!r} are not numbers") from None
-    if values.ndim not in (1, 2):
+    shape = tuple(np.shape(series.data))
+    kind = np.dtype(getattr(series.data, "dtype", None) or np.asarray(series.data).dtype).kind
+    if kind not in "biuf":
+        raise ValueError(f"the data of time series {name!r} are not numbers")
+    if len(shape) not in (1, 2):
         raise ValueError(
-            f"time series {name!r} has shape {values.shape}; samples must be numbers or vectors"
+            f"time series {name!r} has shape {shape}; samples must be numbers or vectors"
         )
-    values = values.reshape(len(values), -1)
+    transposed = _transposed(series, shape, name)
+    num_columns = 1 if len(shape) == 1 else shape[0 if transposed else 1]
     factor = np.asarray(series.conversion, float)
     per_channel = getattr(series, "channel_conversion", None)
     if per_channel is not None:
         factor = factor * np.asarray(per_channel[:], float)
-    values = values * factor + series.offset
-    times = _times(series, values, name)
-    known = np.isfinite(times)
-    if not known.all():
-        warnings.warn(
-            f"{(~known).sum()} of {known.size} timestamps of {name!r} are not finite; their samples"
-            " are left out",
-            UserWarning,
-            stacklevel=4,
+    if factor.size not in (1, num_columns) or not (np.isfinite(factor) & (factor != 0)).all():
+        raise ValueError(
+            f"time series {name!r} has the conversion {factor.tolist()} for {num_columns} columns;"
+            " it must be one number, or one per column, and not 0"
         )
-        times, values = times[known], values[known]
-    order = np.argsort(times, kind="stable")
-    width = values.shape[1]
-    labels = [name] if width == 1 else [f"{name}_{column}" for column in range(width)]
-    return Series(times[order], values[order], labels, str(series.unit))
-
-
-def _times(series: Any, values: NDArray, name: str) -> NDArray:
-    """Times of the samples in seconds."""
+    labels = [name] if num_columns == 1 else [f"{name}_{i}" for i in range(num_columns)]
+    found = Series(
+        name=name,
+        data=series.data,
+        times=_times(series, name),
+        factor=factor,
+        offset=float(series.offset),
+        transposed=transposed,
+        labels=labels,
+        unit=str(series.unit),
+    )
     if series.timestamps is not None:
-        times = np.asarray(series.timestamps[:], float)
-        if times.shape != (len(values),):
-            raise ValueError(
-                f"time series {name!r} has {times.size} timestamps for {len(values)} samples; they"
-                " must agree"
+        _check_timestamps(found)
+    return found
+
+
+def _transposed(series: Any, shape: tuple[int, ...], name: str) -> bool:
+    """Whether time is the second dim of the data; refuses what has another number of times."""
+    num_times = None if series.timestamps is None else len(series.timestamps)
+    if num_times is not None and num_times != shape[0]:
+        if shape[1:] == (num_times,):
+            warnings.warn(
+                f"time series {name!r} has time as its second dim, where the standard demands the"
+                " first; it is read so",
+                UserWarning,
+                stacklevel=5,
             )
-        return times
+            return True
+        raise ValueError(
+            f"time series {name!r} has {num_times} timestamps for {shape[0]} samples; they must"
+            " agree"
+        )
+    if num_times is None and len(shape) == 2 and shape[0] < shape[1]:
+        raise ValueError(
+            f"time series {name!r} has {shape[0]} samples of {shape[1]} columns and no timestamps;"
+            " time must be the first dim of its data"
+        )
+    return False
+
+
+def _times(series: Any, name: str) -> Callable[[int, int], NDArray]:
+    """Times in seconds of the samples from one position to another."""
+    if series.timestamps is not None:
+        stored = series.timestamps
+        return lambda begin, end: np.asarray(stored[begin:end], float)
     rate, start = series.rate, series.starting_time
     if rate is None or not (np.isfinite(rate) and rate > 0):
         raise ValueError(
             f"time series {name!r} has no timestamps and the rate {rate}; its samples have no times"
         )
-    if len(values) < values.shape[1]:
-        warnings.warn(
-            f"time series {name!r} has {len(values)} samples of {values.shape[1]} columns; if time"
-            " is its second dim, the file is not as the standard demands",
-            UserWarning,
-            stacklevel=5,
-        )
-    return (0.0 if start is None else float(start)) + np.arange(len(values)) / rate
+    first = 0.0 if start is None else float(start)
+    return lambda begin, end: first + np.arange(begin, end) / rate
+
+
+def _check_timestamps(series: Series) -> None:
+    num_unknown = num_back = 0
+    last = -np.inf
+    for begin in range(0, series.num_samples, CHUNK):
+        times = series.times(begin, min(begin + CHUNK, series.num_samples))
+        known = times[np.isfinite(times)]
+        num_unknown += times.size - known.size
+        num_back += int((np.diff(known, prepend=last) < 0).sum())
+        last = known[-1] if known.size else last
+    for number, fault in (
+        (num_unknown, "are not finite; their samples are left out"),
+        (num_back, "are earlier than the one before; the samples are sorted by time, which is wrong"
+         " if the clock was set back"),
+    ):  # fmt: skip
+        if number:
+            warnings.warn(
+                f"{number} of {series.num_samples} timestamps of {series.name!r} {fault}",
+                UserWarning,
+                stacklevel=5,
+            )

@@ -12,14 +12,15 @@ The first three hold a whole recording and can be written. In an ``.npz`` a coor
 under ``coords/DIM/NAME`` (``coords/neuron/neuron`` holds the neurons' labels,
 ``coords/neuron/held_out`` which are held out) and attributes as JSON text under ``attrs`` and
 ``attrs/VARIABLE``, so that `read` returns exactly what was written. A hand-made ``.npz`` needs
-``counts``, ``signal`` or both, and ``bin_width``.
+``counts``, ``signal`` or both, and ``bin_width``. netCDF and Zarr, whose formats do not notice all
+damage, hold a digest of the recording, which `read` compares.
 """
 
 import contextlib
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyrodyn.data.attributes import DIGEST, attributes_json, digest, from_stored, to_stored
 from pyrodyn.data.lfads_hdf5 import lfads_recording
 from pyrodyn.data.nwb import read_nwb
 from pyrodyn.data.recording import recording
@@ -87,6 +89,10 @@ def read(
         )
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir() and kind in (".nwb", ".zarr") and _is_nwb(path):
+        raise ValueError(
+            f"{path} is NWB in Zarr; pyrodyn reads NWB in HDF5, which hdmf-zarr exports it to"
+        )
     if path.is_dir() != (kind == ".zarr"):
         raise ValueError(_not_of_its_format(path))
     if kind in WRITABLE and bin_width is not None:
@@ -114,14 +120,23 @@ def read(
             return lfads_recording(
                 arrays, bin_width=bin_width, truth_unit=truth_unit, units=units, observed=observed
             )
+    if kind == ".zarr":
+        _refuse_pickles(path)
     with _reading(path):
         engine: dict[str, Any] = (
             {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "h5netcdf"}
         )
         with xr.open_dataset(path, decode_times=False, **engine) as stored:
-            data = stored.load()
+            data = _with_attrs(stored.load(), lambda attrs, _: from_stored(attrs))
     with _naming(path):
-        return validate(_with_attrs(data, _plain_from_stored))
+        written = data.attrs.pop(DIGEST, None)
+        data = validate(data)
+        if written is not None and written != digest(data):
+            raise ValueError(
+                "the file is not as pyrodyn wrote it: it is damaged or was edited (without its"
+                f" attribute {DIGEST} it is read all the same)"
+            )
+        return data
 
 
 def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
@@ -163,16 +178,19 @@ def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         complete = Path(folder) / path.name
         if kind == ".npz":
-            with complete.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **_npz_from_recording(data))
+            arrays = _npz_from_recording(data)
+            with _writing(path), complete.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
         elif kind == ".zarr":
             # A lost chunk is read as its fill value, which must be invalid in a recording.
             encoding = {"counts": {"fill_value": -1}} if "counts" in data else None
-            stored = _with_attrs(data.drop_encoding(), _stored_from_plain)
-            stored.to_zarr(complete, mode="w", consolidated=False, encoding=encoding)
+            stored = _stored(data)
+            with _writing(path):
+                stored.to_zarr(complete, mode="w", consolidated=False, encoding=encoding)
         else:
-            stored = _with_attrs(data.drop_encoding(), _stored_from_plain)
-            stored.to_netcdf(complete, engine="h5netcdf")
+            stored = _stored(data)
+            with _writing(path):
+                stored.to_netcdf(complete, engine="h5netcdf")
         _move(complete, path, Path(folder) / "previous")
 
 
@@ -208,6 +226,31 @@ def _not_of_its_format(path: Path) -> str:
     return f"{path} is a {found}; {path.suffix} is the suffix of a {expected}"
 
 
+def _refuse_pickles(folder: Path) -> None:
+    """Refuse a Zarr group with an array that is stored as a pickle, a codec of Zarr 2."""
+
+    def codecs(metadata: Any) -> Iterator[Any]:
+        if isinstance(metadata, dict):
+            yield from (metadata.get(key) for key in ("id", "name"))
+            metadata = [inner for key, inner in metadata.items() if key != "attributes"]
+        if isinstance(metadata, list):
+            for inner in metadata:
+                yield from codecs(inner)
+
+    for file in folder.rglob("*"):
+        if file.name in (".zarray", "zarr.json") and file.is_file():
+            with _reading(folder):
+                found = list(codecs(json.loads(file.read_bytes())))
+            if any("pickle" in str(name).lower() for name in found):
+                raise ValueError(f"{folder} holds pickled objects, which are never opened")
+
+
+def _is_nwb(folder: Path) -> bool:
+    """Whether a folder is the Zarr form of an NWB file, by the attributes of its root."""
+    files = [folder / name for name in (".zattrs", "zarr.json")]
+    return any(file.is_file() and b"nwb_version" in file.read_bytes() for file in files)
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Raise any error of a file library as a ValueError of one sentence."""
@@ -216,6 +259,18 @@ def _reading(path: Path) -> Iterator[None]:
     except Exception as error:  # each library raises types of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is broken or not a {path.suffix} file: {reason}") from None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise any error of a file library but those of the disk as a ValueError of one sentence."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # each library raises types of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot hold this recording: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -294,53 +349,26 @@ def _npz_from_recording(data: xr.Dataset) -> dict[str, Any]:
     arrays["bin_width"] = np.float64(data.attrs["bin_width"])
     attrs = {f"attrs/{name}": variable.attrs for name, variable in data.variables.items()}
     attrs["attrs"] = {key: value for key, value in data.attrs.items() if key != "bin_width"}
-    texts = {key: _json(value, key) for key, value in attrs.items() if value}
+    texts = {key: attributes_json(value, key) for key, value in attrs.items() if value}
     return arrays | {key: np.array(text) for key, text in texts.items()}
 
 
-def _json(value: Any, name: str) -> str:
-    try:
-        return json.dumps(value, default=lambda array: array.tolist())
-    except (TypeError, ValueError, AttributeError):
-        raise ValueError(
-            f"{name} is {value!r}, which JSON cannot represent; attributes may be texts, numbers,"
-            " lists and dicts"
-        ) from None
+def _stored(data: xr.Dataset) -> xr.Dataset:
+    """A recording with its digest, and its attributes as netCDF and Zarr hold them."""
+    stored = _with_attrs(data.drop_encoding(), to_stored)
+    stored.attrs[DIGEST] = digest(data)
+    return stored
 
 
-def _with_attrs(data: xr.Dataset, change: Any) -> xr.Dataset:
+def _with_attrs(
+    data: xr.Dataset, change: Callable[[Mapping[Any, Any], str], dict[str, Any]]
+) -> xr.Dataset:
     """The dataset with a function applied to its attributes and to those of its variables."""
     data = data.copy()
-    data.attrs = change(data.attrs)
+    data.attrs = change(data.attrs, "attribute")
     for name in data.variables:
-        data[name].attrs = change(data[name].attrs)
+        data[name].attrs = change(data[name].attrs, f"attribute of {name}")
     return data
-
-
-def _stored_from_plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes for netCDF: text and numbers unchanged, everything else as JSON text."""
-    plain = {
-        name: isinstance(value, str | int | float) and not isinstance(value, bool)
-        for name, value in attrs.items()
-    }
-    stored = {
-        str(name): value if plain[name] else _json(value, f"attribute {name}")
-        for name, value in attrs.items()
-    }
-    as_json = [str(name) for name in attrs if not plain[name]]
-    return stored | ({"json_attributes": json.dumps(as_json)} if as_json else {})
-
-
-def _plain_from_stored(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """The inverse of `_stored_from_plain`."""
-    as_json = json.loads(attrs.get("json_attributes", "[]"))
-    plain: dict[str, Any] = {}
-    for name, value in attrs.items():
-        if name in as_json:
-            plain[name] = json.loads(value)
-        elif name != "json_attributes":
-            plain[name] = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-    return plain
 
 
 def _hdf5_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:

@@ -225,7 +225,10 @@ def _wrong_observed(name: str, ndim: int, dims: tuple[str, ...]) -> str:
     message = wrong_dims(name, ndim, dims)
     if ndim != 2:
         return message
-    return f"{message}: a continuous recording of dims (time, {dims[-1]}) is one trial, array[None]"
+    return (
+        f"{message}: a continuous recording of dims (time, {dims[-1]}) is one trial, {name}[None],"
+        " which pyrodyn.data.segment cuts into many"
+    )
 
 
 def held_out(

@@ -5,6 +5,12 @@ trials, and the remaining trials go to the parts with the largest N f_p - floor(
 have conditions the split is stratified: condition c gives part p floor(n_c f_p) trials or one more,
 where the extra ones go to the largest remainders of n_c f_p such that the sizes of the parts are
 those above.
+
+Segments of continuous recordings (`pyrodyn.data.segment`) are not drawn one by one, since
+consecutive segments resemble each other and may overlap. If there are enough sources for every
+part, whole sources are drawn. Otherwise the segments of each source, in order of time and closed to
+a circle at a random place, are cut into one run per part. Of two segments that overlap and belong
+to different parts, the one in the larger part is left out.
 """
 
 from collections.abc import Sequence
@@ -20,7 +26,8 @@ from pyrodyn.data.arguments import check_integer
 def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[xr.Dataset, ...]:
     """Split a recording's trials at random, stratified by condition.
 
-    A ``split`` coordinate of the recording is not used.
+    A ``split`` coordinate of the recording is not used. Segments of a continuous recording are
+    split in runs of consecutive segments, without regard to conditions.
 
     Args:
         data: a recording.
@@ -29,7 +36,7 @@ def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[
 
     Returns:
         One recording per fraction, with its trials in their order in ``data``. Every trial is in
-        exactly one.
+        exactly one, except segments that overlap with another part's, which are in none.
 
     Raises:
         ValueError: if the fractions do not sum to 1 or a part would be empty.
@@ -39,7 +46,8 @@ def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[
     values = np.asarray(fractions, float)
     if not (values > 0).all() or not np.isclose(values.sum(), 1, rtol=0, atol=1e-6):
         raise ValueError(f"fractions={tuple(fractions)} must be positive and sum to 1")
-    return tuple(data.isel(trial=trials) for trials in _parts(data, values / values.sum(), seed))
+    parts = _without_overlap(data, _parts(data, values / values.sum(), seed))
+    return tuple(data.isel(trial=trials) for trials in parts)
 
 
 def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Dataset, xr.Dataset]]:
@@ -51,7 +59,8 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
         seed: seeds the draw of trials.
 
     Returns:
-        ``(train, test)`` per fold, stratified by condition as in `split`.
+        ``(train, test)`` per fold, stratified by condition as in `split`; of segments, ``train``
+        lacks those that overlap with ``test``.
 
     Raises:
         ValueError: for fewer than two folds, or more folds than trials.
@@ -59,9 +68,8 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
     check_integer(2, num_folds=num_folds)
     tests = _parts(data, np.full(num_folds, 1 / num_folds), seed)
     everything = np.arange(data.sizes["trial"])
-    return [
-        (data.isel(trial=np.setdiff1d(everything, test)), data.isel(trial=test)) for test in tests
-    ]
+    pairs = [_without_overlap(data, [np.setdiff1d(everything, test), test]) for test in tests]
+    return [(data.isel(trial=train), data.isel(trial=test)) for train, test in pairs]
 
 
 def _parts(data: xr.Dataset, fractions: NDArray, seed: int) -> list[NDArray]:
@@ -69,11 +77,14 @@ def _parts(data: xr.Dataset, fractions: NDArray, seed: int) -> list[NDArray]:
     check_integer(0, seed=seed)
     num_trials = data.sizes["trial"]
     sizes = _largest_remainder(num_trials * fractions, num_trials)
-    if (sizes == 0).any():
+    if num_trials == 1:
         raise ValueError(
-            f"part {int(np.argmin(sizes))} of {len(fractions)} would be empty with {num_trials}"
-            " trial(s); use fewer parts or larger fractions"
+            f"the recording is one trial ({data.sizes['time'] * data.attrs['bin_width']:g} s) and"
+            " cannot be split; cut it by pyrodyn.data.segment(recording, seconds=...)"
         )
+    _check_not_empty(sizes, num_trials)
+    if "segment_start" in data.coords:
+        return _runs(data, fractions, np.random.default_rng(seed))
     if "condition" in data:
         condition = np.unique(data["condition"].values, return_inverse=True)[1]
     else:
@@ -85,6 +96,53 @@ def _parts(data: xr.Dataset, fractions: NDArray, seed: int) -> list[NDArray]:
         trials = rng.permutation(np.flatnonzero(condition == number))
         part_of_trial[trials] = np.repeat(np.arange(len(fractions)), row)
     return [np.flatnonzero(part_of_trial == part) for part in range(len(fractions))]
+
+
+def _check_not_empty(sizes: NDArray, num_trials: int) -> None:
+    if (sizes == 0).any():
+        raise ValueError(
+            f"part {int(np.argmin(sizes))} of {len(sizes)} would be empty with {num_trials}"
+            " trial(s); use fewer parts or larger fractions"
+        )
+
+
+def _runs(data: xr.Dataset, fractions: NDArray, rng: np.random.Generator) -> list[NDArray]:
+    """Sorted positions of the segments of each part: whole sources, or runs within each."""
+    sources, source = np.unique(data["source"].values, return_inverse=True)
+    numbers, part_of = np.arange(len(fractions)), np.empty(len(source), int)
+    if (_floors(len(sources) * fractions)[0] > 0).all():
+        sizes = _largest_remainder(len(sources) * fractions, len(sources))
+        part_of = rng.permutation(np.repeat(numbers, sizes))[source]
+    else:
+        start = data["segment_start"].values
+        for number in range(len(sources)):
+            segments = np.flatnonzero(source == number)
+            segments = segments[np.argsort(start[segments], kind="stable")]
+            sizes = _largest_remainder(len(segments) * fractions, len(segments))
+            order = rng.permutation(len(fractions))
+            runs = np.repeat(order, sizes[order])
+            part_of[segments] = np.roll(runs, rng.integers(len(segments)))
+    return [np.flatnonzero(part_of == part) for part in numbers]
+
+
+def _without_overlap(data: xr.Dataset, parts: list[NDArray]) -> list[NDArray]:
+    """The parts without the segments that overlap with those of a smaller (or later) part."""
+    if "segment_start" not in data.coords:
+        return parts
+    source = np.unique(data["source"].values, return_inverse=True)[1]
+    begin = np.rint(data["segment_start"].values / data.attrs["bin_width"]).astype(int)
+    num_bins = data.sizes["time"]
+    # One axis for all sources, on which those of different sources lie far apart.
+    begin = begin - begin.min() + source * (np.ptp(begin) + 2 * num_bins)
+    kept: list[NDArray] = [np.zeros(0, int)] * len(parts)
+    others = np.zeros(0, int)
+    for part in sorted(range(len(parts)), key=lambda number: (len(parts[number]), -number)):
+        own = begin[parts[part]]
+        after = np.searchsorted(others, own - num_bins, side="right")
+        kept[part] = parts[part][after == np.searchsorted(others, own + num_bins)]
+        others = np.sort(np.concatenate([others, begin[kept[part]]]))
+    _check_not_empty(np.array([len(part) for part in kept]), len(begin))
+    return kept
 
 
 def _floors(quotas: NDArray) -> tuple[NDArray, NDArray]:

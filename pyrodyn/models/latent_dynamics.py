@@ -10,6 +10,7 @@ replaced by any Pyro callable with the same latent sites.
 
 import contextlib
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -32,6 +33,9 @@ from pyrodyn.models.summary import as_html, as_text, model_summary
 
 # Run-time shape checks refuse a bound in brackets, since the class does not exist yet.
 Model = TypeVar("Model", bound="LatentDynamics")
+
+LONG_TRIAL = 5000
+"""Bins above which a recording of one trial is probably a continuous recording."""
 
 
 class LatentDynamics(nn.Module):
@@ -113,9 +117,19 @@ class LatentDynamics(nn.Module):
             TypeError: for an argument that the class does not have.
             ValueError: for invalid sizes, an invalid recording, and observations outside the
                 support of the observation model.
+
+        Warns:
+            UserWarning: for one long trial, which `pyrodyn.data.segment` cuts.
         """
         check_arguments(cls, sizes)
         recording = validate(recording)
+        if recording.sizes["trial"] == 1 and recording.sizes["time"] > LONG_TRIAL:
+            warnings.warn(
+                f"the recording is one trial of {recording.sizes['time']} bins; if it is"
+                " continuous, cut it into trials by pyrodyn.data.segment",
+                UserWarning,
+                stacklevel=2,
+            )
         spec = observation_for(blocks(recording), observation)
         everything = Trials(recording).batch()
         assert everything.x is not None  # a recording always has observations

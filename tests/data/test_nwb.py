@@ -1,6 +1,7 @@
 """NWB files as laboratories write them: read right, or refused in one sentence with a remedy."""
 
 import datetime
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pyrodyn.data import nwb_series, read, write
 from pyrodyn.data.nwb import read_nwb
 
 pynwb = pytest.importorskip("pynwb")
@@ -123,7 +125,7 @@ def test_a_session_without_trials_is_one_trial(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no trials table; give trials=None"):
         read_nwb(path, bin_width=0.1)
     data = read_nwb(path, bin_width=0.1, trials=None)
-    assert data["counts"][0, :, 0].values.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert data["counts"][0, :, 0].values.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1]
 
 
 def test_another_table_of_intervals_may_be_the_trials(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "samples in milliseconds": (
         series(data=np.arange(9.0), timestamps=1e3 * np.arange(1.0, 10)),
         {"behavior": ["speed"]},
-        r"no sample of 'speed' lies in a trial \(samples: 1000 to 9000 s; trials: 2 to 11 s\)",
+        r"no sample of 'speed' .*lies in a trial \(samples: 1000 to 9000 s; trials: 2 to 11 s\)",
     ),
     "text for samples": (
         series(data=["a", "b"], timestamps=[2.0, 3.0]),
@@ -194,6 +196,36 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         series(data=np.zeros((5, 2, 2)), rate=1.0),
         {"behavior": ["speed"]},
         r"time series 'speed' has shape \(5, 2, 2\)",
+    ),
+    "no conversion": (
+        series(data=np.zeros(5), rate=1.0, conversion=0.0),
+        {"behavior": ["speed"]},
+        r"'speed' has the conversion 0.0 for 1 columns; it must be",
+    ),
+    "no rate": (
+        series(data=np.zeros(5), rate=0.0),
+        {"behavior": ["speed"]},
+        r"is broken or not an NWB file: .*rate",
+    ),
+    "samples along the second dim": (
+        series(data=np.zeros((2, 1200)), rate=100.0),
+        {"behavior": ["speed"]},
+        "'speed' has 2 samples of 1200 columns and no timestamps; time must be the first dim",
+    ),
+    "several numbers per condition": (
+        lambda: with_trials([{**t, "target": [1.0, 2.0]} for t in ONE_PER_SECOND], [], ["target"]),
+        {"condition": "target"},
+        "column 'target' holds several values per trial, not one condition",
+    ),
+    "several events per trial": (
+        lambda: with_trials([{**t, "licks": [1.0, 2.0]} for t in ONE_PER_SECOND], [], ["licks"]),
+        {"align_to": "licks", "window": (0.0, 0.5)},
+        "column 'licks' does not hold one time in seconds per trial",
+    ),
+    "no trial with a length": (
+        lambda: with_trials([{"start_time": 3.0, "stop_time": t} for t in (3.0, 2.0, np.nan)]),
+        {},
+        r"no trial of 3 can be used: 3 whose stop_time is missing or does not follow the event",
     ),
     "a series twice": (
         series(data=np.zeros(5), rate=1.0),
@@ -249,12 +281,219 @@ def test_more_timestamps_than_samples(tmp_path: Path) -> None:
             {"window": (-0.5, 0.5)},
             r"1 of 6 trials are dropped: 1 whose window begins before the session \(0\)",
         ),
+        (
+            lambda: with_trials([*ONE_PER_SECOND, {"start_time": 40.0, "stop_time": 41.0}]),
+            {},
+            r"1 of 6 trials begin after the last spike of any unit \(11.975 s\) .* \(5\); drop",
+        ),
+        (
+            lambda: with_trials([*ONE_PER_SECOND, {"start_time": 2.5, "stop_time": 3.5}]),
+            {},
+            r"1 of 6 trials begin before the one before has stopped \(trials 0 and 5\)",
+        ),
+        (
+            lambda: with_trials([*ONE_PER_SECOND, {"start_time": 12.0, "stop_time": np.nan}]),
+            {},
+            r"1 of 6 trials are dropped: 1 whose stop_time is missing .* \(5\)",
+        ),
+        (
+            series(data=np.arange(12.0), timestamps=[*np.arange(6.0), *np.arange(6.0)]),
+            {"behavior": ["speed"]},
+            r"1 of 12 timestamps of 'speed' are earlier than the one before; the samples are sort",
+        ),
+        (
+            series(data=np.arange(20.0), timestamps=[np.nan, *np.arange(1.0, 10.5, 0.5)]),
+            {"behavior": ["speed"]},
+            r"1 of 20 timestamps of 'speed' are not finite; their samples are left out",
+        ),
+        (
+            series(data=np.arange(400.0), rate=0.4),
+            {"behavior": ["speed"]},
+            r"'speed' has samples in 4.0% of the bins, .* check its timestamps or rate",
+        ),
     ],
-    ids=["milliseconds beside seconds", "events from the trial's start", "before the session"],
+    ids=[
+        *("milliseconds beside seconds", "events from the trial's start", "before the session"),
+        *("after the recording", "overlapping trials", "no stop", "clock set back"),
+        *("time not finite", "period for rate"),
+    ],
 )
 def test_what_is_in_doubt_warns(
     make: Callable[[], Any], options: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = saved(tmp_path / "a.nwb", make())
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        read_nwb(path, **{"bin_width": 0.1, **options})
+    assert any(re.search(sentence, str(one.message)) for one in issued), issued
+
+
+def test_data_of_a_series_may_lie_across(tmp_path: Path) -> None:
+    times = np.arange(0, 12, 0.05)
+    values = np.stack([times, -2 * times], -1)
+    path = saved(tmp_path / "a.nwb", series(data=values, timestamps=times)())
+    wanted = read_nwb(path, bin_width=0.1, behavior=["speed"])
+    broken(path, lambda file: replaced(file["acquisition/speed"], "data", values.T))
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        found = read_nwb(path, bin_width=0.1, behavior=["speed"])
+    assert any("has time as its second dim" in str(one.message) for one in issued)
+    np.testing.assert_array_equal(found["behavior"], wanted["behavior"])
+
+
+def test_integer_samples_are_converted_and_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = np.random.default_rng(0).integers(-2000, 2000, (1200, 3)).astype(np.int16)
+    make = series(data=raw, rate=100.0, starting_time=0.5, conversion=2e-3, offset=1.5)
     path = saved(tmp_path / "a.nwb", make())
-    with pytest.warns(UserWarning, match=sentence):
-        read_nwb(path, bin_width=0.1, **options)
+    # Bin k of a trial from 2 s on averages samples 150 + 10 k to 159 + 10 k.
+    expected = 1.5 + 2e-3 * raw[150:250].reshape(10, 10, 3).mean(1)
+    for size in (nwb_series.CHUNK, 3 * 17):
+        monkeypatch.setattr(nwb_series, "CHUNK", size)
+        data = read_nwb(path, bin_width=0.1, behavior=["speed"])
+        np.testing.assert_allclose(data["behavior"][0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "b", "a", "", "é"],
+        [3, 1, 3, 2, 2],
+        [True, False, True, True, False],
+        [0.5, 1, 1, 2, 2],
+    ],
+    ids=["text", "integers", "bools", "numbers"],
+)
+def test_conditions_of_any_type_are_kept(labels: list[Any], tmp_path: Path) -> None:
+    trials = [{**t, "kind": label} for t, label in zip(ONE_PER_SECOND, labels, strict=True)]
+    path = saved(tmp_path / "a.nwb", with_trials(trials, columns=["kind"]))
+    data = read_nwb(path, bin_width=0.1, condition="kind")
+    assert data["condition"].values.tolist() == labels
+    write(data, tmp_path / "a.nc")
+    assert read(tmp_path / "a.nc")["condition"].values.tolist() == labels
+
+
+def observed_file(trials: Trials) -> Any:
+    """Two units of which the second was observed until 4.25 s and from 8 s on."""
+    file = new_file()
+    for trial in trials:
+        file.add_trial(**trial)
+    times = 0.025 + 0.05 * np.arange(240)
+    file.add_unit(spike_times=times, obs_intervals=[[0.0, 12.0]])
+    seen = times[(times < 4.25) | (times >= 8.0)]
+    file.add_unit(spike_times=seen, obs_intervals=[[8.0, 12.0], [0.0, 4.25]])
+    return file
+
+
+def test_unobserved_trials_and_bins_are_marked(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.nwb", observed_file(ONE_PER_SECOND))
+    data = read_nwb(path, bin_width=0.1)
+    assert data["valid"].all("time").values.T.tolist() == [
+        [True] * 5,
+        [True, False, False, True, True],
+    ]
+    session = read_nwb(path, bin_width=0.1, trials=None)
+    assert session.sizes["time"] == 120
+    bins = np.arange(120)
+    seen = (bins < 42) | (bins >= 80)
+    np.testing.assert_array_equal(session["valid"][0], np.stack([bins >= 0, seen], -1))
+    assert (session["counts"].values[session["valid"].values] == 2).all()
+
+
+def test_every_spike_of_a_session_is_in_a_bin(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.nwb", with_trials((), [[0.0, 0.2, 1.2], [0.31]]))
+    data = read_nwb(path, bin_width=0.1, trials=None)
+    assert data.sizes["time"] == 13
+    assert data["counts"].sum(("trial", "time")).values.tolist() == [3, 1]
+
+
+def broken(path: Path, change: Callable[[h5py.File], None]) -> Path:
+    """A file after a change that pynwb would not write."""
+    with h5py.File(path, "a") as stored:
+        change(stored)
+    return path
+
+
+def replaced(group: h5py.Group, name: str, values: Any) -> None:
+    attrs = dict(group[name].attrs)
+    del group[name]
+    group[name] = values
+    group[name].attrs.update(attrs)
+
+
+def test_a_broken_index_of_spikes_is_refused(tmp_path: Path) -> None:
+    for index in ([100, 60, 240], [80, 160, 300], [80, 160, 200]):
+        times = [0.025 + 0.05 * np.arange(i, 240, 3) for i in range(3)]
+        path = saved(tmp_path / "a.nwb", with_trials(spikes=times))
+        broken(path, lambda f, index=index: replaced(f["units"], "spike_times_index", index))
+        sentence = "spike_times_index of the units table must increase to the .* 240; it is"
+        with pytest.raises(ValueError, match=sentence):
+            read_nwb(path, bin_width=0.1)
+
+
+def test_columns_of_other_lengths_are_refused(tmp_path: Path) -> None:
+    trials = [{**t, "target": 1.0} for t in ONE_PER_SECOND]
+    path = saved(tmp_path / "a.nwb", with_trials(trials, columns=["target"]))
+    broken(path, lambda f: replaced(f["intervals/trials"], "target", [1.0, 2.0]))
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match=r"a\.nwb is broken .*: Columns must be the same length$"),
+    ):
+        warnings.simplefilter("ignore")
+        read_nwb(path, bin_width=0.1)
+
+
+def test_electrodes_that_cannot_be_read_cost_the_probes_alone(tmp_path: Path) -> None:
+    file = new_file()
+    for trial in ONE_PER_SECOND:
+        file.add_trial(**trial)
+    device = file.create_device("d")
+    for name in ("A", "B"):
+        group = file.create_electrode_group(name, "g", "here", device)
+        file.add_electrode(group=group, location="here")
+    for electrode in (0, 1):
+        file.add_unit(spike_times=2.05 + 0.1 * np.arange(3), electrodes=[electrode])
+    path = saved(tmp_path / "a.nwb", file)
+    assert read_nwb(path, bin_width=0.1)["probe"].values.tolist() == ["A", "B"]
+    broken(path, lambda f: replaced(f["units"], "electrodes", [0, 7]))
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        data = read_nwb(path, bin_width=0.1)
+    assert any("their probes are not known" in str(one.message) for one in issued)
+    assert "probe" not in data and int(data["counts"].sum()) == 6
+
+
+def test_epochs_may_be_the_trials(tmp_path: Path) -> None:
+    file = with_trials(trials=())
+    for trial in ONE_PER_SECOND:
+        file.add_epoch(trial["start_time"], trial["stop_time"], ["run"])
+    path = saved(tmp_path / "a.nwb", file)
+    assert read_nwb(path, bin_width=0.1, trials="epochs").sizes["trial"] == 5
+
+
+def test_a_series_behind_a_broken_link_is_named(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.nwb", series(data=np.zeros(1200), rate=100.0)())
+
+    def link(file: h5py.File) -> None:
+        del file["acquisition/speed"]
+        file["acquisition/speed"] = h5py.ExternalLink("gone.nwb", "/acquisition/speed")
+
+    broken(path, link)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match="0 time series are named 'speed'; there are none"),
+    ):
+        warnings.simplefilter("ignore")
+        read_nwb(path, bin_width=0.1, behavior=["speed"])
+
+
+def test_nwb_in_zarr_is_named(tmp_path: Path) -> None:
+    for name in ("a.nwb", "a.nwb.zarr"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".zattrs").write_text('{"nwb_version": "2.7.0"}')
+        (tmp_path / name / ".zgroup").write_text('{"zarr_format": 2}')
+        with pytest.raises(ValueError, match=r"is NWB in Zarr; pyrodyn reads NWB in HDF5"):
+            read(tmp_path / name, bin_width=0.1 if name == "a.nwb" else None)

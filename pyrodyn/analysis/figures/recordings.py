@@ -5,16 +5,18 @@ figure without showing it.
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from pyrodyn.data.recording import observed_name, unit_dim
+from pyrodyn.data.schema import blocks, measured, observed_name, unit_dim
 
 
 def plot_rates(
     recording: xr.Dataset, predicted: xr.Dataset, *, trial: int = 0, num_neurons: int = 4
 ) -> Figure:
     """One trial: all observations, all inferred rates (beside the true ones, if known), and single
-    neurons.
+    neurons or channels. Unmeasured bins are grey.
 
     Args:
         recording: the recording.
@@ -22,53 +24,80 @@ def plot_rates(
         trial: position of the trial.
         num_neurons: number of single neurons, those of the largest inferred modulation.
     """
-    unit = unit_dim(recording)
+    name, unit = observed_name(recording), unit_dim(recording)
+    is_counts = name == "counts"
     time = predicted["time"].values
     shown = recording.isel(trial=trial).sel(time=time)
-    observed = shown[observed_name(recording)].values
+    where = measured(recording, blocks(recording)[0]).isel(trial=trial).sel(time=time).values
+    observed = np.where(where, shown[name].values, np.nan)
     inferred = predicted["rates"].isel(trial=trial).values
     sd = predicted["rates_sd"].isel(trial=trial).values
     true = shown["rates"].values if "rates" in shown else None
+    quantity = "rate" if is_counts else "mean"
+    amount = "per bin" if is_counts else recording[name].attrs.get("units", "signal")
 
-    maps = {"observed": observed, "inferred rate": inferred}
+    maps = {"observed": observed, f"inferred {quantity}": inferred}
     if true is not None:
-        maps["true rate"] = true
+        maps[f"true {quantity}"] = true
     order = np.argsort(inferred.argmax(0))
-    figure = plt.figure(figsize=(3.6 * len(maps), 5.2), layout="constrained")
+    figure = plt.figure(figsize=(3.8 * len(maps), 5.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1), squeeze=False)[:, 0]
-    ceiling = float(np.quantile(inferred if true is None else true, 0.995))
+    reference = inferred if true is None else true
+    # Spikes have a scale of their own, a signal that of its mean.
+    limits = {title: _limits(reference if is_counts else observed, is_counts) for title in maps}
+    if is_counts:
+        limits["observed"] = (0.0, max(1.0, _limits(observed, is_counts)[1]))
     axes = top.subplots(1, len(maps), sharey=True, squeeze=False)[0]
-    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+    for axis, (title, values) in zip(axes, maps.items(), strict=True):
+        axis.set_facecolor("0.8")  # where nothing was measured
         image = axis.imshow(
             values.T[order],
             aspect="auto",
             origin="lower",
             cmap="magma",
-            vmin=min(0.0, float(inferred.min())),
-            vmax=ceiling,
+            vmin=limits[title][0],
+            vmax=limits[title][1],
             interpolation="nearest",
-            extent=(time[0], time[-1], 0, values.shape[1]),
+            extent=(time[0], time[-1] + recording.attrs["bin_width"], 0, values.shape[1]),
         )
-        axis.set(title=name, xlabel="time (s)")
+        axis.set(title=title, xlabel="time (s)")
+        if title != "observed" or is_counts:
+            top.colorbar(image, ax=axis, label=amount, pad=0.01)
     axes[0].set_ylabel(f"{unit} (by time of peak)")
-    top.colorbar(image, ax=axes, label="per bin", pad=0.01)
 
     chosen = np.argsort(inferred.std(0))[::-1][:num_neurons]
     axes = bottom.subplots(1, len(chosen), squeeze=False)[0]
     for axis, neuron in zip(axes, chosen, strict=True):
+        if not is_counts:
+            axis.plot(time, observed[:, neuron], color="0.6", lw=0.8, label="observed")
         if true is not None:
-            axis.plot(time, true[:, neuron], color="black", lw=1.2, label="true rate")
+            axis.plot(time, true[:, neuron], color="black", lw=1.2, label=f"true {quantity}")
         axis.plot(time, inferred[:, neuron], color="C3", lw=1.4, label="posterior mean")
         low, high = (inferred[:, neuron] + sign * 2 * sd[:, neuron] for sign in (-1, 1))
         axis.fill_between(time, low, high, color="C3", alpha=0.25, lw=0, label="± 2 sd")
-        if observed_name(recording) == "counts":
+        if is_counts:
             for spike in time[observed[:, neuron] > 0]:
                 axis.axvline(spike, ymax=0.06, color="0.4", lw=0.8)
-        label = recording[unit].values[neuron]
-        axis.set(title=f"{unit} {label}", xlabel="time (s)", ylim=(min(0.0, low.min()), None))
-    axes[0].set_ylabel("per bin")
-    axes[0].legend(frameon=False, fontsize=8)
+            axis.set_ylim(min(0.0, low.min()), None)
+        _shade(axis, time, ~where[:, neuron], recording.attrs["bin_width"])
+        axis.set(title=f"{unit} {recording[unit].values[neuron]}", xlabel="time (s)")
+    axes[0].set_ylabel(amount)
+    handles, labels = axes[0].get_legend_handles_labels()
+    bottom.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+def _limits(values: NDArray, from_zero: bool) -> tuple[float, float]:
+    """Colour limits, without the most extreme values."""
+    low, high = np.nanquantile(values, [0.005, 0.995])
+    return (min(0.0, float(low)) if from_zero else float(low)), float(high)
+
+
+def _shade(axis: Axes, time: NDArray, missing: NDArray[np.bool_], width: float) -> None:
+    """Shade the bins in which nothing was measured."""
+    edges = np.flatnonzero(np.diff(missing.astype(int), prepend=0, append=0))
+    for first, last in edges.reshape(-1, 2):
+        axis.axvspan(time[first], time[last - 1] + width, color="0.9", lw=0, zorder=0)
 
 
 def plot_factors(predicted: xr.Dataset, *, trials: int = 5) -> Figure:
