@@ -57,8 +57,8 @@ def _check(value: Any, name: str) -> None:
             raise ValueError(f"{name} has dtype {value.dtype}, which JSON cannot represent")
     elif value is not None and type(value) not in (bool, int, float, str):
         raise ValueError(
-            f"{name} is {value!r} (a {type(value).__name__}), which JSON cannot represent;"
-            " attributes may be texts, numbers, lists and dicts"
+            f"{name} is {value!r}, which JSON cannot represent; attributes may be texts, numbers,"
+            " lists and dicts"
         )
 
 
