@@ -329,6 +329,34 @@ def posterior(
     typer.echo(f"wrote {out} in {time.monotonic() - started:.0f} s: {groups}")
 
 
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
+    recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; without it the summary is printed.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="guide, importance, smoother or pool, as for posterior.")
+    ] = None,
+    bin_width: Annotated[
+        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Report what a fitted model misses on trials that the fit has not seen, if there are any."""
+    from pyrodyn.posterior import check as check_fit
+
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out {out} must end in .html")
+    fitted = _fitted(folder)
+    _require_own_guide(fitted, folder, "check it in Python: pyrodyn.posterior.check")
+    report = check_fit(fitted, _recording(recording, bin_width), method=method, seed=seed)
+    typer.echo(report)
+    if out is not None:
+        typer.echo(f"\nwrote {report.save(out)}")
+
+
 @app.command("fixed-points")
 def fixed_points(
     folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],

@@ -63,6 +63,15 @@ def test_simulate_fit_posterior(command, tmp_path):
     assert code == 0
     tree = xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False)
     assert tree["posterior/rates"].shape == (1, 3, 12, 20, 6)
+    page = tmp_path / "report.html"
+    code, out, _ = command("check", tmp_path / "run", simulated, "--out", page)
+    assert code == 0
+    # The fit drew a fifth of the trials for validation and trained on the others.
+    assert out.startswith("By these trials the fit chose its weights")
+    assert "2 of 12 trials x 20 bins" in out and f"wrote {page}" in out
+    assert page.read_text().startswith("<!doctype html>")
+    code, _, err = command("check", tmp_path / "run", simulated, "--out", tmp_path / "a.pdf")
+    assert code == 2 and err.endswith("a.pdf must end in .html\n")
 
 
 def test_posterior_refuses_a_fit_whose_guide_it_cannot_build(command, counts_file, tmp_path):

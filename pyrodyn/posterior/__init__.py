@@ -2,6 +2,7 @@
 
 =====================  =============================================================================
 `to_datatree`          draws for every trial as a `DataTree`; the groups: `pyrodyn.posterior.tree`
+`check`                a report of what a model misses, in the terminal or as one HTML page
 `predict`              posterior means and standard deviations alone
 `for_ppc`              a view of a tree for ArviZ's predictive checks
 `statistics`           statistics of neural data, for such checks
@@ -28,10 +29,12 @@ from pyrodyn.posterior.predictive_checks import (
     randomised_pit,
     summarise_p_values,
 )
+from pyrodyn.posterior.report import check
 from pyrodyn.posterior.tree import to_datatree
 
 __all__ = [
     "calibrate",
+    "check",
     "coverage",
     "elpd",
     "for_ppc",

@@ -12,7 +12,7 @@ from the prior pass; Tesso & Vehtari 2026 (arXiv 2603.02928) for the test of uni
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +185,7 @@ def coverage(tree: xr.DataTree, levels: Sequence[float] = LEVELS, seed: int = 0)
     wrong = [level for level in levels if not 0 < level < 1]
     if wrong or not len(levels):
         raise ValueError(f"levels must lie between 0 and 1, unlike {wrong or 'an empty list'}")
-    level = xr.DataArray(np.asarray(levels, float), dims="level", name="level")
-    found = {}
-    for name, ranks in _ranks_of_truth(tree, np.random.default_rng(seed)).items():
-        inside = (abs(ranks - 0.5) <= level / 2).where(ranks.notnull())
-        per_trial = inside.mean([dim for dim in inside.dims if dim not in ("trial", "level")])
-        found[name] = inside.mean([dim for dim in inside.dims if dim != "level"])
-        num = per_trial.notnull().sum("trial")
-        error = per_trial.std("trial", ddof=1) if int(num.max()) > 1 else per_trial.mean("trial")
-        found[f"{name}_error"] = (error / num**0.5).where(num > 1)
-    return xr.Dataset(found).assign_coords(level=level.values)
+    return covered(_ranks_of_truth(tree, np.random.default_rng(seed)), levels)
 
 
 def summarise_calibration(tree: xr.DataTree, levels: Sequence[float] = (0.5, 0.9)) -> pd.DataFrame:
@@ -227,6 +218,25 @@ def summarise_calibration(tree: xr.DataTree, levels: Sequence[float] = (0.5, 0.9
             row[f"coverage_{100 * level:g}_error"] = float(at[f"{name}_error"])
         rows[str(name)] = row
     return pd.DataFrame.from_dict(rows, orient="index").astype({"num_entries": int})
+
+
+def covered(ranks: Mapping[str, xr.DataArray], levels: Sequence[float]) -> xr.Dataset:
+    """Fractions of ranks inside central intervals and their standard errors, see `coverage`.
+
+    Args:
+        ranks: fractional ranks with a dim ``trial``, NaN where nothing is known.
+        levels: probabilities of the intervals.
+    """
+    level = xr.DataArray(np.asarray(levels, float), dims="level", name="level")
+    found = {}
+    for name, values in ranks.items():
+        inside = (abs(values - 0.5) <= level / 2).where(values.notnull())
+        per_trial = inside.mean([dim for dim in inside.dims if dim not in ("trial", "level")])
+        found[name] = inside.mean([dim for dim in inside.dims if dim != "level"])
+        num = per_trial.notnull().sum("trial")
+        error = per_trial.std("trial", ddof=1) if int(num.max()) > 1 else per_trial.mean("trial")
+        found[f"{name}_error"] = (error / num**0.5).where(num > 1)
+    return xr.Dataset(found).assign_coords(level=level.values)
 
 
 def _latents(model: LatentDynamics, batch: Batch) -> list[str]:

@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
-from pyrodyn.data.schema import blocks, measured
+from pyrodyn.data.schema import Block, blocks, measured
 from pyrodyn.posterior import statistics
 from pyrodyn.posterior.ppc_view import PREDICTIVE, Statistic, recorded_data, takes_rates
 from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
@@ -20,9 +21,14 @@ OF_COUNTS: Mapping[str, Statistic] = {
 }
 """Statistics that are looked at by default."""
 
+TAIL = 0.025
+"""Probability of either side outside the central 95 %."""
+
 
 def predictive_p_values(
-    tree: xr.DataTree, checks: Mapping[str, Statistic] | None = None
+    tree: xr.DataTree,
+    checks: Mapping[str, Statistic] | None = None,
+    variable: str | None = None,
 ) -> xr.Dataset:
     """Posterior predictive p-values of statistics, value by value::
 
@@ -38,23 +44,25 @@ def predictive_p_values(
     Source: Gelman, Meng & Stern, Statistica Sinica 6:733, 1996.
 
     Args:
-        tree: from `to_datatree`, of counts or of one signal.
+        tree: from `to_datatree`.
         checks: statistics by name, such as those of `pyrodyn.posterior.statistics`; by default
             mean rate, zero fraction, Fano factor and dispersion given the rates.
+        variable: of a tree of counts and a signal, ``"counts"`` or ``"signal"``.
 
     Returns:
-        Per statistic its p-values along the dims that it leaves, and as ``{name}_error`` their
-        Monte Carlo standard errors; NaN where the statistic is undefined. The attribute
-        ``num_draws`` is the number of draws behind each.
+        Per statistic its p-values along the dims that it leaves, as ``{name}_error`` their Monte
+        Carlo standard errors, and as ``{name}_observed`` and ``{name}_predicted`` its value for the
+        data and the mean over draws of its predicted value; NaN where the statistic is undefined.
+        The attribute ``num_draws`` is the number of draws behind each.
     """
     checks = OF_COUNTS if checks is None else checks
-    (observed, predicted), rates = _observed_and_predicted(tree), None
+    (observed, predicted), rates = _observed_and_predicted(tree, variable=variable), None
     found = {}
     for name, statistic in checks.items():
         if takes_rates(statistic):
             if rates is None:
-                (variable,) = (b.rates for b in blocks(recorded_data(tree)))
-                rates = tree["posterior"][variable].load()
+                block = _block(recorded_data(tree), variable)
+                rates = tree["posterior"][block.rates].load()
             of_data = statistic(observed, rates=rates)
             of_draws = statistic(predicted, rates=rates)
         else:
@@ -66,6 +74,8 @@ def predictive_p_values(
         # One success and one failure more, so that p = 0 does not look exact.
         padded = (p * num + 1) / (num + 2)
         found[name] = p
+        found[f"{name}_observed"] = of_data.mean([d for d in SAMPLE_DIMS if d in of_data.dims])
+        found[f"{name}_predicted"] = of_draws.mean(SAMPLE_DIMS)
         found[f"{name}_error"] = (padded * (1 - padded) / num.where(num > 0)) ** 0.5
     num_draws = predicted.sizes["chain"] * predicted.sizes["draw"]
     return xr.Dataset(found, attrs={"num_draws": num_draws})
@@ -81,15 +91,21 @@ def summarise_p_values(p_values: xr.Dataset, level: float = 0.05) -> pd.DataFram
 
     Returns:
         Columns ``num`` (defined values), ``median`` (of p), ``num_flagged`` and ``can_flag``,
-        whether the number of draws suffices to flag a single value.
+        whether the number of draws suffices to flag a single value; ``num_above`` and
+        ``num_below``, how many data values lie above and below the central 95 % of predictions,
+        and ``chance``, the probability that so many or more lie outside if the model is right and
+        values are independent; medians ``observed`` and ``predicted`` of the statistic.
     """
     num_draws = int(p_values.attrs["num_draws"])
     rows = {}
     for name in p_values.data_vars:
-        if str(name).endswith("_error"):
+        if str(name).endswith(("_error", "_observed", "_predicted")):
             continue
         p = p_values[name].values.ravel()
         p = p[np.isfinite(p)]
+        # As ranks among draws of data that are one more draw.
+        fraction = (num_draws * p + 0.5) / (num_draws + 1)
+        num_above, num_below = (int(tail.sum()) for tail in (fraction < TAIL, fraction > 1 - TAIL))
         # A p-value from draws is never below one over their number.
         two_sided = np.clip(2 * np.minimum(p, 1 - p), 1 / (num_draws + 1), 1)
         thresholds = level * np.arange(1, len(p) + 1) / max(len(p), 1)
@@ -99,6 +115,11 @@ def summarise_p_values(p_values: xr.Dataset, level: float = 0.05) -> pd.DataFram
             "median": float(np.median(p)) if len(p) else np.nan,
             "num_flagged": int(below[-1]) + 1 if len(below) else 0,
             "can_flag": bool(len(p) and 1 / (num_draws + 1) <= thresholds[0]),
+            "num_above": num_above,
+            "num_below": num_below,
+            "chance": float(stats.binom.sf(num_above + num_below - 1, len(p), 2 * TAIL)),
+            "observed": float(p_values[f"{name}_observed"].median()),
+            "predicted": float(p_values[f"{name}_predicted"].median()),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -107,6 +128,7 @@ def randomised_pit(
     tree: xr.DataTree,
     group: Literal["posterior_predictive", "prior_predictive"] = "posterior_predictive",
     seed: int = 0,
+    variable: str | None = None,
 ) -> xr.DataArray:
     """Randomised probability integral transform of each observation: its `fractional_rank` among
     predictions.
@@ -118,20 +140,21 @@ def randomised_pit(
     Source: Czado, Gneiting & Held, Biometrics 65:1254, 2009; ranks with ties broken at random.
 
     Args:
-        tree: from `to_datatree`, of counts or of one signal.
+        tree: from `to_datatree`.
         group: the predictions.
         seed: seeds u.
+        variable: of a tree of counts and a signal, ``"counts"`` or ``"signal"``.
 
     Returns:
         Values with the dims of the observations, NaN where nothing was measured.
     """
-    observed, predicted = _observed_and_predicted(tree, group)
+    observed, predicted = _observed_and_predicted(tree, group, variable)
     rank = fractional_rank(observed, predicted, np.random.default_rng(seed))
     return rank.where(observed.notnull())
 
 
 def _observed_and_predicted(
-    tree: xr.DataTree, group: str = PREDICTIVE[0]
+    tree: xr.DataTree, group: str = PREDICTIVE[0], variable: str | None = None
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Data and predictions, NaN where nothing was measured, with their conditions."""
     if group not in tree.children:
@@ -139,11 +162,7 @@ def _observed_and_predicted(
             f"the tree has no group {group}; its groups are {', '.join(tree.children)}"
         )
     recorded = recorded_data(tree)
-    if len(blocks(recorded)) > 1:
-        raise ValueError(
-            "this tree holds counts and a signal; take one of them, by for_ppc(tree, statistic=...)"
-        )
-    (block,) = blocks(recorded)
+    block = _block(recorded, variable)
     where = measured(recorded, block)
     observed = tree["observed_data"][block.x].load().where(where)
     predicted = tree[group][block.x].load().where(where)
@@ -151,3 +170,16 @@ def _observed_and_predicted(
         condition = {"condition": ("trial", recorded["condition"].values)}
         observed, predicted = observed.assign_coords(condition), predicted.assign_coords(condition)
     return observed, predicted
+
+
+def _block(recorded: xr.Dataset, variable: str | None) -> Block:
+    """The observed variable of that name, or the only one."""
+    observed = {block.x: block for block in blocks(recorded)}
+    if variable is None and len(observed) == 1:
+        return next(iter(observed.values()))
+    if variable not in observed:
+        raise ValueError(
+            f"variable={variable!r} must be one of {', '.join(observed)}, the observations of this"
+            " tree"
+        )
+    return observed[variable]

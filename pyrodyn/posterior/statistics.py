@@ -47,7 +47,7 @@ def _statistic(function: Callable[..., xr.DataArray]) -> Callable[..., Any]:
     return of
 
 
-FLAT = ("mean_rate", "fano_factor", "zero_fraction")
+FLAT = ("mean_rate", "standard_deviation", "fano_factor", "zero_fraction")
 """Statistics that have a meaning for observations without dims."""
 
 
@@ -55,6 +55,12 @@ FLAT = ("mean_rate", "fano_factor", "zero_fraction")
 def mean_rate(x: xr.DataArray) -> xr.DataArray:
     """Mean over trials and bins, per neuron."""
     return x.mean(_present(x, "trial", "time"))
+
+
+@_statistic
+def standard_deviation(x: xr.DataArray) -> xr.DataArray:
+    """Standard deviation over trials and bins, per neuron."""
+    return x.std(_present(x, "trial", "time"))
 
 
 @_statistic

@@ -49,6 +49,11 @@ def test_overdispersed_counts_are_flagged_and_poisson_counts_are_not(seed):
     assert right.loc["dispersion", "num_flagged"] == 0
     assert right["num_flagged"].max() <= 1  # at a false discovery rate of 5 %
     assert wrong["can_flag"].all()
+    assert wrong.loc["dispersion", "num_above"] == SHAPE[-1]
+    assert wrong.loc["dispersion", "num_below"] == 0
+    assert wrong.loc["dispersion", "chance"] == pytest.approx(0.05 ** SHAPE[-1])
+    assert wrong.loc["dispersion", "predicted"] == pytest.approx(1, abs=0.02)
+    assert (right["chance"] > 1e-3).all()
 
 
 def test_p_values_of_draws_of_the_model_are_uniform():
@@ -57,6 +62,11 @@ def test_p_values_of_draws_of_the_model_are_uniform():
     rates = np.ones((NUM_DRAWS, 60, 5, 200))
     tree = tree_of(rng.poisson(rates[0]), rates, rng.poisson(rates))
     p = predictive_p_values(tree, {"mean_rate": mean_rate})
+    np.testing.assert_allclose(p["mean_rate_observed"], tree["observed_data/x"].mean(DIMS[:2]))
+    np.testing.assert_allclose(p["mean_rate_predicted"], 1, atol=0.02)
+    table = summarise_p_values(p).loc["mean_rate"]
+    outside = table["num_above"] + table["num_below"]
+    assert stats.binomtest(int(outside), 200, 0.05).pvalue > 0.01
     assert stats.kstest(p["mean_rate"].values, "uniform").pvalue > 0.01
     error = p["mean_rate_error"].values
     assert (error >= np.sqrt(1 / (NUM_DRAWS + 2) / NUM_DRAWS) * 0.9).all()  # never 0, at p = 0

@@ -21,6 +21,7 @@ def poisson() -> xr.DataArray:
 
 REDUCING = [
     statistics.mean_rate,
+    statistics.standard_deviation,
     statistics.psth,
     statistics.fano_factor,
     statistics.zero_fraction,
@@ -77,6 +78,7 @@ def test_values_of_a_poisson_process(poisson):
     assert float(statistics.population_synchrony(poisson)) == pytest.approx(1, abs=0.15)
     spectrum = statistics.power_spectrum(poisson)
     assert np.allclose(spectrum.mean("frequency"), 0.7, atol=0.1)
+    np.testing.assert_allclose(statistics.standard_deviation(poisson) ** 2, 0.7, atol=0.1)
     assert spectrum.sizes["frequency"] == 40 and float(spectrum["frequency"][-1]) == 0.5
 
 
