@@ -138,8 +138,8 @@ def psth_r2(
     check_entries("rates", model, mask & ~np.isfinite(model), "finite")
     measured = entry_mask(reference).values
     spikes = smooth(counts_of(reference), reference.attrs["bin_width"], smoothing, measured)
-    modelled = _condition_means(model, mask, labels, shared)
-    observed = _condition_means(spikes, measured, known, shared)
+    modelled = condition_means(model, mask, labels, shared)
+    observed = condition_means(spikes, measured, known, shared)
     return rate_r2(modelled, observed, ~np.isnan(modelled) & ~np.isnan(observed))
 
 
@@ -150,7 +150,7 @@ def conditions_of(recording: xr.Dataset) -> NDArray:
     return recording["condition"].values
 
 
-def _condition_means(values: Array, mask: Mask, labels: NDArray, wanted: NDArray) -> Array:
+def condition_means(values: Array, mask: Mask, labels: NDArray, wanted: NDArray) -> Array:
     """Average over each condition's measured trials, (condition, time, neuron); NaN if none."""
     means = np.full((len(wanted), *values.shape[1:]), np.nan)
     for mean, label in zip(means, wanted, strict=True):
