@@ -337,7 +337,11 @@ def check(
         Path | None, typer.Option(help="HTML file to write; without it the summary is printed.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="guide, importance, smoother or pool, as for posterior.")
+        str | None,
+        typer.Option(
+            help="guide, importance, smoother or pool, as for posterior.",
+            autocompletion=_completion(*METHODS),
+        ),
     ] = None,
     bin_width: Annotated[
         float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
@@ -355,6 +359,49 @@ def check(
     typer.echo(report)
     if out is not None:
         typer.echo(f"\nwrote {report.save(out)}")
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
+    recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for the figures; FOLDER/figures by default.")
+    ] = None,
+    trial: Annotated[int, typer.Option(min=0, help="Position of the trial to show.")] = 0,
+    bin_width: Annotated[
+        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw one trial's rates, latent trajectories, and PSTHs by condition, if there are any."""
+    import pyrodyn
+    from pyrodyn import analysis
+
+    fitted, out = _fitted(folder), out or folder / "figures"
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another folder with --out, or remove it first")
+    _require_own_guide(fitted, folder, "draw in Python, with pyrodyn.load(folder, guide=...)")
+    data = _recording(recording, bin_width)
+    if trial >= data.sizes["trial"]:
+        raise ValueError(f"--trial {trial}: {recording} has {data.sizes['trial']} trials")
+    predicted = pyrodyn.predict(fitted, data, seed=seed)
+    latents = analysis.latents_of(predicted)
+    figures = {
+        "rates": analysis.plot_rates(data, predicted, trial=trial),
+        "latents": analysis.plot_factors(predicted),
+    }
+    if latents.sizes["latent"] >= 2:
+        num_dims = min(3, latents.sizes["latent"])
+        figures["trajectories"] = analysis.plot_latents(predicted, data, num_dims=num_dims)
+    if "condition" in data:
+        figures["psths"] = analysis.plot_psths(data, predicted)
+    if "u" in predicted and "inferred_input" in predicted["u"].dims:
+        figures["inferred_inputs"] = analysis.plot_inferred_inputs(data, predicted)
+    out.mkdir(parents=True)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=150)
+    typer.echo(f"wrote {out}: {', '.join(f'{name}.png' for name in figures)}")
 
 
 @app.command("fixed-points")

@@ -241,6 +241,25 @@ def test_every_model_of_the_zoo_is_fitted_by_name(
     assert tree[f"posterior/{site}"].shape[:3] == (1, 30, 10)
 
 
+def test_plot_draws_what_the_recording_has(command, tmp_path):
+    rng = np.random.default_rng(0)
+    file = tmp_path / "conditions.npz"
+    counts = rng.poisson(1.0, (10, 12, 4))
+    write(recording(counts=counts, bin_width=0.01, condition=[0, 1] * 5), file)
+    run = ("--model", "node-sae", "--max-epochs", 1)
+    assert command("fit", file, "--out", tmp_path / "run", *run)[0] == 0
+    code, out, err = command("plot", tmp_path / "run", file, "--trial", 3)
+    assert code == 0, err
+    figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {"rates.png", "latents.png", "trajectories.png", "psths.png"}
+    assert all(name in out for name in figures)
+    code, _, err = command("plot", tmp_path / "run", file)
+    assert code == 2 and "figures exists; choose another folder with --out" in err
+    arguments = ("plot", tmp_path / "run", file, "--out", tmp_path / "more", "--trial", 10)
+    code, _, err = command(*arguments)
+    assert code == 2 and "--trial 10" in err and not (tmp_path / "more").exists()
+
+
 def test_resume_goes_on(command, counts_file, tmp_path):
     assert command("fit", counts_file, "--out", tmp_path / "run", *FIT)[0] == 0
     more = [

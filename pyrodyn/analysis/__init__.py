@@ -28,6 +28,8 @@ An example, the fixed points of a known system::
 """
 
 from pyrodyn.analysis.dynamics import dynamics_of, known_dynamics, visited_states
+from pyrodyn.analysis.figures.conditions import plot_latents, plot_psths
+from pyrodyn.analysis.figures.histories import plot_losses
 from pyrodyn.analysis.figures.portraits import (
     Plane,
     phase_portrait,
@@ -36,6 +38,7 @@ from pyrodyn.analysis.figures.portraits import (
     plot_lyapunov,
     plot_spectra,
 )
+from pyrodyn.analysis.figures.predictions import latents_of
 from pyrodyn.analysis.figures.recordings import plot_factors, plot_inferred_inputs, plot_rates
 from pyrodyn.analysis.fixed_points.fixed_points import fixed_points
 from pyrodyn.analysis.free_run import free_run
@@ -69,6 +72,7 @@ __all__ = [
     "kaplan_yorke",
     "known_dynamics",
     "latent_r2",
+    "latents_of",
     "lyapunov_spectrum",
     "participation_ratio",
     "phase_portrait",
@@ -76,7 +80,10 @@ __all__ = [
     "plot_eigenvalues",
     "plot_factors",
     "plot_inferred_inputs",
+    "plot_latents",
+    "plot_losses",
     "plot_lyapunov",
+    "plot_psths",
     "plot_rates",
     "plot_spectra",
     "power_spectrum",

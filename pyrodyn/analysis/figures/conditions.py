@@ -13,8 +13,7 @@ from pyrodyn.analysis.scores.psth import condition_means, conditions_of, smooth
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import blocks, measured, observed_name, unit_dim
 
-COLOURS = "twilight"
-"""A cyclic colour map, since conditions are most often directions."""
+COLOURS = "turbo"
 
 
 def plot_psths(
@@ -116,12 +115,12 @@ def plot_latents(
     ):
         if set_label is not None:
             set_label(f"component {number} ({share:.0%})")
+    axis.locator_params(nbins=4)
     _legend(figure, axis, "average of" if len(labels) == 1 else "condition")
     return figure
 
 
 def _colours(number: int) -> list[tuple[float, ...]]:
-    # The ends of the map are light and equal; half a step keeps the first from the last.
     return [plt.get_cmap(COLOURS)((i + 0.5) / number) for i in range(number)]
 
 
@@ -132,7 +131,7 @@ def _legend(figure: Figure, axis: Axes, title: str) -> None:
         labels,
         title=title,
         loc="outside lower center",
-        ncols=min(9, len(labels)),
+        ncols=min(6, len(labels)),
         frameon=False,
         fontsize=8,
         title_fontsize=8,

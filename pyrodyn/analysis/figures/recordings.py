@@ -9,21 +9,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pyrodyn.analysis.figures.predictions import latents_of, moments
 from pyrodyn.data.schema import blocks, measured, observed_name, unit_dim
 
 
 def plot_rates(
-    recording: xr.Dataset, predicted: xr.Dataset, *, trial: int = 0, num_neurons: int = 4
+    recording: xr.Dataset,
+    predicted: xr.Dataset | xr.DataTree,
+    *,
+    trial: int = 0,
+    num_neurons: int = 4,
 ) -> Figure:
     """One trial: all observations, all inferred rates (beside the true ones, if known), and single
     neurons or channels. Unmeasured bins are grey.
 
     Args:
         recording: the recording.
-        predicted: from `pyrodyn.predict`; ``rates`` in expected observations per bin.
+        predicted: from `pyrodyn.predict` or `pyrodyn.to_datatree`; ``rates`` in expected
+            observations per bin.
         trial: position of the trial.
         num_neurons: number of single neurons, those of the largest inferred modulation.
     """
+    predicted = moments(predicted)
     name, unit = observed_name(recording), unit_dim(recording)
     is_counts = name == "counts"
     time = predicted["time"].values
@@ -100,15 +107,21 @@ def _shade(axis: Axes, time: NDArray, missing: NDArray[np.bool_], width: float) 
         axis.axvspan(time[first], time[last - 1] + width, color="0.9", lw=0, zorder=0)
 
 
-def plot_factors(predicted: xr.Dataset, *, trials: int = 5) -> Figure:
-    """Factors of the first trials over time, one panel per factor.
+def plot_factors(predicted: xr.Dataset | xr.DataTree, *, trials: int = 5) -> Figure:
+    """Factors, or the latent state z of a model without factors, of the first trials over time, one
+    panel per dimension.
 
     Args:
-        predicted: from `pyrodyn.predict`.
+        predicted: from `pyrodyn.predict` or `pyrodyn.to_datatree`.
         trials: number of trials.
+
+    Raises:
+        ValueError: for a prediction without latents over time.
     """
-    factors = predicted["factors"].isel(trial=slice(trials))
-    num_factors = factors.sizes["factor"]
+    drawn = moments(predicted)
+    name = "factor" if "factors" in drawn else "z"
+    factors = latents_of(drawn).isel(trial=slice(trials))
+    num_factors = factors.sizes["latent"]
     columns = min(4, num_factors)
     rows = -(-num_factors // columns)
     figure, axes = plt.subplots(
@@ -119,23 +132,27 @@ def plot_factors(predicted: xr.Dataset, *, trials: int = 5) -> Figure:
         if factor >= num_factors:
             axis.remove()
             continue
-        axis.plot(factors["time"], factors.isel(factor=factor).transpose("time", "trial"), lw=1)
-        axis.set_title(f"factor {factor}", fontsize=9)
-    for axis in axes[-1]:
-        axis.set_xlabel("time (s)")
+        lines = axis.plot(factors["time"], factors[:, :, factor].transpose("time", "trial"), lw=1)
+        axis.set_title(f"{name} {factor}", fontsize=9)
+        if factor + columns >= num_factors:  # the lowest panel of its column
+            axis.set_xlabel("time (s)")
+            axis.tick_params(labelbottom=True)
+    labels = [f"trial {label}" for label in factors["trial"].values]
+    figure.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 
-def plot_inferred_inputs(recording: xr.Dataset, predicted: xr.Dataset) -> Figure:
+def plot_inferred_inputs(recording: xr.Dataset, predicted: xr.Dataset | xr.DataTree) -> Figure:
     """Norm of the inferred input in every trial, with the true pulses of a simulation, if any.
 
     Args:
         recording: the recording; its coordinate ``pulse_bin`` marks simulated pulses.
-        predicted: from `pyrodyn.predict`, of a model with inferred inputs.
+        predicted: from `pyrodyn.predict` or `pyrodyn.to_datatree`, of a model with inferred inputs.
 
     Raises:
         ValueError: if the model infers no inputs.
     """
+    predicted = moments(predicted)
     if "u" not in predicted:
         raise ValueError("this model infers no inputs; fit one with inferred_input_dim >= 1")
     size = np.linalg.norm(predicted["u"].transpose(..., "inferred_input").values, axis=-1)
