@@ -3,7 +3,8 @@
 Contents, and when to use which:
 
 - `scores`: agreement of inferred rates, latents and decoded behaviour with data or truth, and of
-  two attractors with each other. Start here to judge a fit.
+  two attractors with each other; and, without a truth, signs of dynamics that are not there
+  (`scores.extraneous`). Start here to judge a fit.
 - `fixed_points`: where the dynamics of a model vanish. `fixed_points.fixed_points` enumerates all
   fixed points of piecewise-linear low-rank networks with a certificate and searches those of all
   other dynamics.
@@ -47,6 +48,13 @@ from pyrodyn.analysis.scores.alignment import Alignment, align, latent_r2, subsp
 from pyrodyn.analysis.scores.attractors import attractor_baselines, d_h, d_stsp
 from pyrodyn.analysis.scores.baselines import baselines
 from pyrodyn.analysis.scores.decoding import decode
+from pyrodyn.analysis.scores.extraneous import (
+    cycle_consistency,
+    few_shot_co_smoothing,
+    input_leakage,
+    readout_null_fraction,
+    steering_gap,
+)
 from pyrodyn.analysis.scores.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores.rates import (
     bits_per_spike,
@@ -63,12 +71,15 @@ __all__ = [
     "baselines",
     "bits_per_spike",
     "condition_psth",
+    "cycle_consistency",
     "d_h",
     "d_stsp",
     "decode",
     "dynamics_of",
+    "few_shot_co_smoothing",
     "fixed_points",
     "free_run",
+    "input_leakage",
     "kaplan_yorke",
     "known_dynamics",
     "latent_r2",
@@ -89,8 +100,10 @@ __all__ = [
     "power_spectrum",
     "psth_r2",
     "rate_r2",
+    "readout_null_fraction",
     "recording_bits_per_spike",
     "smooth",
+    "steering_gap",
     "subspace_angles",
     "timescales",
     "visited_states",
