@@ -15,6 +15,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyrodyn
 from pyrodyn import cli
+from pyrodyn.analysis import fixed_points
+from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
 from pyrodyn.cli import main
 from pyrodyn.data import read, recording, write
 from pyrodyn.posterior import draws
@@ -178,6 +180,12 @@ def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, mod
     assert "eigenvalues_imag" in points
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert ("the complete set" in printed) == bool(points.attrs["complete"])
+
+
+def test_a_fixed_point_on_a_kink_is_printed_without_eigenvalues():
+    kinked = PiecewiseLinear.relu(0.5, [[0.3]], [[1.0]], 0.0)
+    row = cli._table(fixed_points(kinked)).splitlines()[1]
+    assert row.split()[:4] == ["0", "stable", "-", "-"]
 
 
 @pytest.mark.parametrize("model", ["lfads", "rnn-sae"])

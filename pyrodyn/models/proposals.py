@@ -262,10 +262,13 @@ class OptimalFactor(FactorProposal):
         seen = batch.seen[:, bins, emission.columns]
         x = torch.where(visible, seen / batch.gain - emission.offset, 0.0)
         C, r = emission.matrix, emission.variance
+        # In double precision: with fewer entries than latents and little noise, rounding in single
+        # precision exceeds Q^-1, and Q^-1 + J is not positive definite.
+        C_, r_ = C.double(), r.double()
         if visible.all():
-            J = C.mT @ (C / r[:, None])
+            J = C_.mT @ (C_ / r_[:, None])
         else:
-            J = torch.einsum("btn,nd,ne->btde", visible / r, C, C)
+            J = torch.einsum("btn,nd,ne->btde", visible / r_, C_, C_)
         centre = likelihood_mode((x / r) @ C, regularised_inverse(J))
         residual = torch.where(visible, x - centre @ C.mT, 0.0)
         constants = torch.where(visible, (LOG_2PI + r.log()), 0.0)

@@ -16,7 +16,9 @@ Each start has its own mu, which rises faster than it falls: saturating networks
 valleys of q, in which too long a step is rejected. Since the damping is proportional to the norm of
 g, convergence to a regular fixed point is quadratic nevertheless; where J is singular, d stays
 finite.
-Starts that have converged leave the batch. Starts that converge to the same point are merged. A
+Starts that have converged leave the batch. Newton's steps then reduce their residuals to rounding,
+as within the tolerance a nearly neutral point is surrounded by others that are none. Starts that
+converge to the same point are merged. A
 search may miss fixed points: its list is never complete, unlike that of `certified`.
 
 Sources: Sussillo & Barak (2013, Neural Computation 25) for the question and for slow points;
@@ -120,6 +122,7 @@ def search_fixed_points(
     g = residual_of(dynamics, inputs)
     with torch.no_grad():
         minima = levenberg_marquardt(g, starts, tolerance, deadline)
+        minima.state[minima.is_fixed] = polished(minima.state[minima.is_fixed], g)
         is_inside = ((minima.state >= lower) & (minima.state <= upper)).all(-1)
         fixed, fixed_starts = merged(minima.state[minima.is_fixed & is_inside], g, MERGED)
         slow_states = minima.state[minima.is_stationary & is_inside]
@@ -241,6 +244,24 @@ def _damped_step(
     return torch.where((failed == 0)[:, None], step, torch.zeros_like(step))
 
 
+def polished(states: Float[Tensor, "row state"], g: Residual) -> Float[Tensor, "row state"]:
+    """States after Newton's steps, each taken if it halves the size of g."""
+    if not len(states):
+        return states
+    value = g.value(states)
+    for _ in range(MAX_ITERATIONS):
+        # A singular J has no step.
+        step, failed = torch.linalg.solve_ex(g.jacobian(states), value)
+        tried = states - step
+        new_value = g.value(tried)
+        better = (failed == 0) & (_length(new_value) < _length(value) / 2)
+        if not better.any():
+            break
+        states = torch.where(better[:, None], tried, states)
+        value = torch.where(better[:, None], new_value, value)
+    return states
+
+
 def merged(
     states: Float[Tensor, "row state"], g: Residual, radius: float
 ) -> tuple[Float[Tensor, "point state"], Int[Tensor, " point"]]:
@@ -273,8 +294,9 @@ def _described(
     jacobian, value = torch.zeros(0, dim, dim, dtype=points.dtype), torch.zeros_like(points)
     on_kink = np.zeros(len(points), bool)
     if len(points):
-        jacobian, value = g.jacobian(points), g.value(points)
-        on_kink = jumps(g, points).numpy()
+        value = g.value(points)
+        jacobian, jumps = jacobian_at(g, points)
+        on_kink = jumps.numpy()
     is_map = dynamics.vector_field is None
     if is_map:
         jacobian = jacobian + torch.eye(dim, dtype=points.dtype)
@@ -304,18 +326,24 @@ def _described(
     return described
 
 
-def jumps(g: Residual, points: Float[Tensor, "point state"]) -> Bool[Tensor, " point"]:
-    """Whether the Jacobian is discontinuous at points: the range of its entries there and on both
-    sides, along a generic direction, does not shrink with the distance.
+def jacobian_at(
+    g: Residual, points: Float[Tensor, "point state"]
+) -> tuple[Float[Tensor, "point state state"], Bool[Tensor, " point"]]:
+    """The Jacobian at points, and whether each is on a kink: along a generic direction, the
+    difference between both sides does not shrink with the distance. Where it is only the value at
+    the point itself that differs, as where kinks of several units cancel, the sides' is taken.
     """
     direction = torch.from_numpy(np.random.default_rng(0).standard_normal(points.shape[1]))
     shift = NEAR_KINK * (1 + points.abs().amax(-1, keepdim=True)) * direction
-    ranges = []
+    here, across, aside = g.jacobian(points), [], []
     for part in (shift, shift / 10):
-        around = torch.stack([g.jacobian(points + side * part) for side in (-1, 0, 1)])
-        ranges.append((around.amax(0) - around.amin(0)).amax((-2, -1)))
-    rounding = 1e-9 * (1 + around.abs().amax((0, -2, -1)))
-    return (ranges[1] > ranges[0] / 2) & (ranges[1] > rounding)
+        one, other = g.jacobian(points + part), g.jacobian(points - part)
+        sides = (one + other) / 2
+        across.append((one - other).abs().amax((-2, -1)))
+        aside.append((here - sides).abs().amax((-2, -1)))
+    rounding = 1e-9 * (1 + here.abs().amax((-2, -1)))
+    on_kink, is_alone = ((near > far / 2) & (near > rounding) for far, near in (across, aside))
+    return torch.where((is_alone & ~on_kink)[:, None, None], sides, here), on_kink
 
 
 def _length(vectors: Float[Tensor, "row entry"]) -> Float[Tensor, " row"]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 
 from pyrodyn.analysis import fixed_points
 from pyrodyn.analysis.dynamics import known_dynamics
@@ -68,6 +69,17 @@ def test_a_linear_map_under_a_constant_input(moduli, stability):
         found["eigenvalues"].values[0], sorted(moduli, key=abs)[::-1], atol=1e-12
     )
     assert found.attrs["kind"] == "map"
+
+
+@pytest.mark.parametrize("excess", [1e-2, 1e-6])
+def test_a_nearly_neutral_network_has_no_more_fixed_points_than_it_has(excess):
+    """z' = tanh((1 + excess) z): 0 and two others, near which the residual is tiny everywhere."""
+    network = Dynamics(lambda z, i: torch.tanh((1 + excess) * z), 1)
+    found = fixed_points(network, region=([-2.0], [2.0]))
+    outer = brentq(lambda z: np.tanh((1 + excess) * z) - z, excess**0.5, 2.0, xtol=1e-14)
+    np.testing.assert_allclose(found["point"].values[:, 0], [-outer, 0, outer], atol=1e-8)
+    assert list(found["stability"].values) == ["stable", "unstable", "stable"]
+    assert found["residual"].max() < 1e-14
 
 
 @pytest.mark.parametrize(

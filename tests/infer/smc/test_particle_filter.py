@@ -16,6 +16,7 @@ from linear_gaussian import (
     linear_network,
     posterior_paths,
 )
+from pyro import poutine
 from pyro.distributions import Normal
 
 from pyrodyn.data import teacher
@@ -274,6 +275,24 @@ def test_an_encoder_of_another_model_is_refused(num_neurons, latent_dim, message
     model.proposal = EncoderFactor(num_neurons, latent_dim).double()
     with pytest.raises(ValueError, match=message):
         particle_filter(model, batch, 4)
+
+
+def test_few_measurements_with_little_noise_are_filtered_in_single_precision():
+    """Where samples were lost, fewer channels than latents are left, of noise exp(-12)."""
+    recorded = data(missing=True)
+    model, batch = linear_network(recorded, proposal="optimal"), batch_of(recorded)
+    assert ((batch.scored.sum(-1) < model.config["latent_dim"]) & batch.scored.any(-1)).any()
+    with torch.no_grad():
+        model.observation.log_scale.fill_(-12.0)
+        shown = poutine.trace(model.model).get_trace(batch.unobserved()).nodes["x"]["value"]
+    x = shown * batch.scored
+    batch = batch.replace(x=x, seen=x)
+    exact = exact_of(model, batch)
+    expected = [by_recursion(exact, trial).log_evidence for trial in range(NUM_TRIALS)]
+    torch.manual_seed(0)
+    single = batch.replace(x=x.float(), seen=x.float(), inputs=batch.inputs.float())
+    found = particle_filter(model.float(), single, 4000)
+    np.testing.assert_allclose(found.log_evidence.sum(0), expected, atol=0.1)
 
 
 @pytest.mark.parametrize("proposal", ["optimal", "bootstrap"])
