@@ -82,7 +82,7 @@ def from_stored(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     plain = {
         str(name): value.tolist() if isinstance(value, np.generic | np.ndarray) else value
         for name, value in attrs.items()
-        if name != JSON
+        if name not in (JSON, "_FillValue")
     }
     others = json.loads(attrs.get(JSON, "{}"))
     if not isinstance(others, dict):

@@ -28,14 +28,17 @@ Sources: the public descriptions of LFADS (Pandarinath et al., Nat Methods 2018)
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from pyrodyn.data.recording import held_out, recording
-from pyrodyn.data.schema import is_number
+from pyrodyn.data.recording import assembled, held_out
+from pyrodyn.data.schema import is_number, slices
+
+type Array = NDArray[Any] | h5py.Dataset
 
 PARTS = ("train", "valid")
 """Parts of a file, in the order in which their trials are joined."""
@@ -55,7 +58,7 @@ TRUTH_UNITS = {
 
 
 def lfads_recording(
-    arrays: Mapping[str, NDArray],
+    arrays: Mapping[str, Array],
     *,
     bin_width: float | None = None,
     truth_unit: str | None = None,
@@ -91,29 +94,30 @@ def lfads_recording(
             f" the keys are {', '.join(sorted(arrays)) or 'none'}"
         )
     width = _bin_width(arrays, bin_width)
-    encod = _joined(arrays, parts, "_encod_data")
-    recon = _joined(arrays, parts, "_recon_data")
-    values = recon if recon is not None else encod
-    if values is None:
-        values = _joined(arrays, parts, "_data")
-    assert values is not None  # `parts` has at least one of the three
-    measured = ~np.isnan(values)
-    kind = _observed(values[measured], observed)
+    role = next(key for key in _DATA if any(f"{part}{key}" in arrays for part in parts))
+    found = _look_through(arrays, parts, role)
+    kind = _observed(found, observed)
+    values = _joined(arrays, parts, role, found.dtype(kind))
+    assert values is not None  # `role` is that of a key
+    measured = ~np.isnan(values) if found.has_nan else None
+    both = role == "_recon_data"
+    encod = _joined(arrays, parts, "_encod_data", values.dtype) if both else None
     truth = _joined(arrays, parts, "_truth")
     if truth is not None and kind == "counts":
         factor = arrays.get("conversion_factor")
+        factor = None if factor is None else np.asarray(factor[()])
         truth = _per_bin(truth, values, width, truth_unit, units or {}, factor)
     latents = _joined(arrays, parts, "_latents")
     _warn_of_unread(arrays, parts)
-    data = recording(
-        values if kind == "counts" else None,
+    data = assembled(
+        counts=values if kind == "counts" else None,
         signal=values if kind == "signal" else None,
         bin_width=width,
         inputs=_joined(arrays, parts, "_ext_input"),
         behavior=_joined(arrays, parts, "_behavior"),
         rates=truth,
         latents=latents if latents is not None else _joined(arrays, parts, "_lowd"),
-        valid=None if measured.all() else measured,
+        valid=measured,
     )
     part_of_trial = np.concatenate([[part] * _num_trials(arrays, part) for part in parts])
     data = data.assign_coords(split=("trial", part_of_trial))
@@ -122,13 +126,13 @@ def lfads_recording(
         if inds.shape != part_of_trial.shape or len(set(inds.tolist())) != inds.size:
             raise ValueError("train_inds and valid_inds must number every trial once")
         data = data.assign_coords(trial=inds)
-    if encod is None or recon is None or encod.shape == recon.shape:
+    if encod is None or encod.shape == values.shape:
         return data
-    _check_leading_block(encod, recon)
+    _check_leading_block(encod, values)
     return held_out(
         data,
-        neurons=np.arange(encod.shape[2], recon.shape[2]),
-        forecast_bins=recon.shape[1] - encod.shape[1],
+        neurons=np.arange(encod.shape[2], values.shape[2]),
+        forecast_bins=values.shape[1] - encod.shape[1],
     )
 
 
@@ -137,13 +141,45 @@ _DATA = ("_recon_data", "_encod_data", "_data")
 _ROLES = (*_DATA, "_truth", "_latents", "_lowd", "_ext_input", "_behavior", "_inds")
 
 
-def _observed(values: NDArray, given: str | None) -> str:
-    """Whether measured values are ``"counts"`` or a ``"signal"``."""
+class _Contents(NamedTuple):
+    """What the observations hold, so that they can be read in the type of the recording."""
+
+    has_nan: bool
+    are_counts: bool
+    """Whether all but NaN are integers >= 0."""
+    largest: float
+    """Largest absolute value."""
+
+    def dtype(self, kind: str) -> type | None:
+        """The type to read ``"counts"`` or a ``"signal"`` in; None for that of the file, if it is
+        needed to say what is wrong with the values.
+        """
+        if kind == "counts":
+            fits = self.are_counts and self.largest <= np.iinfo(np.int32).max
+            return np.int32 if fits and not self.has_nan else None
+        return np.float32 if self.largest <= np.finfo(np.float32).max else None
+
+
+def _look_through(arrays: Mapping[str, Array], parts: list[str], role: str) -> _Contents:
+    """Look at all observations, some at a time."""
+    has_nan, are_counts, largest = False, True, 0.0
+    for key in (f"{part}{role}" for part in parts):
+        _check_array(arrays, key, parts, role)
+        for place in slices(arrays[key].shape):
+            part = np.asarray(arrays[key][place])
+            has_nan |= bool(np.isnan(part).any())
+            are_counts &= bool((((part >= 0) & (part % 1 == 0)) | np.isnan(part)).all())
+            largest = max(largest, float(np.nanmax(np.abs(part), initial=0.0)))
+    return _Contents(has_nan, are_counts, largest)
+
+
+def _observed(found: _Contents, given: str | None) -> str:
+    """Whether the observations are ``"counts"`` or a ``"signal"``."""
     if given is not None:
         if given not in ("counts", "signal"):
             raise ValueError(f"observed={given!r} must be 'counts' or 'signal'")
         return given
-    if ((values >= 0) & (values % 1 == 0)).all():
+    if found.are_counts:
         return "counts"
     warnings.warn(
         "the data are not spike counts (negative or fractional values) and are read as a signal;"
@@ -154,7 +190,7 @@ def _observed(values: NDArray, given: str | None) -> str:
     return "signal"
 
 
-def _warn_of_unread(arrays: Mapping[str, NDArray], parts: list[str]) -> None:
+def _warn_of_unread(arrays: Mapping[str, Array], parts: list[str]) -> None:
     known = {f"{part}{role}" for part in parts for role in _ROLES}
     known |= {*WIDTHS, "conversion_factor"}
     unread = sorted(set(arrays) - known)
@@ -171,7 +207,7 @@ def _per_bin(
     factor: NDArray | None,
 ) -> NDArray:
     """True rates as expected counts per bin; a warning if their mean is far from that of counts."""
-    converted = truth if factor is None else truth / float(np.asarray(factor).item())
+    converted = truth if factor is None else truth / float(factor.item())
     found = float(np.nanmean(counts))
     if given is None and factor is not None and _agree(float(np.nanmean(converted)), found):
         return converted
@@ -193,33 +229,51 @@ def _agree(expected: float, found: float) -> bool:
     return found > 0 and 1 / 1.5 < expected / found < 1.5
 
 
-def _num_trials(arrays: Mapping[str, NDArray], part: str) -> int:
+def _num_trials(arrays: Mapping[str, Array], part: str) -> int:
     return len(next(arrays[f"{part}{key}"] for key in _DATA if f"{part}{key}" in arrays))
 
 
-def _joined(arrays: Mapping[str, NDArray], parts: list[str], role: str) -> NDArray | None:
+def _check_array(arrays: Mapping[str, Array], key: str, parts: list[str], role: str) -> None:
+    """Refuse an array of a role that some part lacks or that does not fit those of the others."""
+    present = [f"{part}{role}" for part in parts if f"{part}{role}" in arrays]
+    if key not in arrays:
+        raise ValueError(f"{key} is missing but {present[0]} is given; give both or neither")
+    if arrays[key].dtype.kind not in "biuf":
+        raise ValueError(f"{key} has dtype {arrays[key].dtype}; it must hold real numbers")
+    ndim = 1 if role == "_inds" else 3
+    if arrays[key].ndim != ndim:
+        raise ValueError(f"{key} has {arrays[key].ndim} dims; it must have {ndim}")
+    if arrays[key].shape[1:] != arrays[present[0]].shape[1:]:
+        raise ValueError(
+            f"{key} has bins and columns {arrays[key].shape[1:]} where {present[0]} has"
+            f" {arrays[present[0]].shape[1:]}"
+        )
+
+
+def _joined(
+    arrays: Mapping[str, Array], parts: list[str], role: str, dtype: DTypeLike | None = None
+) -> NDArray | None:
     """The arrays of one role, joined over parts along trials; None if no part has it."""
     keys = [f"{part}{role}" for part in parts]
-    present = [key for key in keys if key in arrays]
-    if not present:
+    if not any(key in arrays for key in keys):
         return None
     for key in keys:
-        if key not in arrays:
-            raise ValueError(f"{key} is missing but {present[0]} is given; give both or neither")
-        if arrays[key].dtype.kind not in "biuf":
-            raise ValueError(f"{key} has dtype {arrays[key].dtype}; it must hold real numbers")
-        ndim = 1 if role == "_inds" else 3
-        if arrays[key].ndim != ndim:
-            raise ValueError(f"{key} has {arrays[key].ndim} dims; it must have {ndim}")
-        if arrays[key].shape[1:] != arrays[keys[0]].shape[1:]:
-            raise ValueError(
-                f"{key} has bins and columns {arrays[key].shape[1:]} where {keys[0]} has"
-                f" {arrays[keys[0]].shape[1:]}"
-            )
-    return np.concatenate([arrays[key] for key in keys])
+        _check_array(arrays, key, parts, role)
+    lengths = [len(arrays[key]) for key in keys]
+    if dtype is None:
+        dtype = np.result_type(*(arrays[key].dtype for key in keys))
+    joined = np.empty((sum(lengths), *arrays[keys[0]].shape[1:]), dtype)
+    for key, end, length in zip(keys, np.cumsum(lengths), lengths, strict=True):
+        own = joined[end - length : end]
+        source = arrays[key]
+        if isinstance(source, h5py.Dataset) and source.dtype.kind != "b" and own.size:
+            source.read_direct(own)  # without an array of its own
+        else:
+            own[...] = source[()]
+    return joined
 
 
-def _bin_width(arrays: Mapping[str, NDArray], given: float | None) -> float:
+def _bin_width(arrays: Mapping[str, Array], given: float | None) -> float:
     """Seconds per bin from the file and the argument, which must agree if both are given."""
     stated = [(key, arrays[key]) for key in WIDTHS if key in arrays]
     if not stated:
@@ -229,6 +283,7 @@ def _bin_width(arrays: Mapping[str, NDArray], given: float | None) -> float:
             )
         return given
     key, value = stated[0]
+    value = np.asarray(value[()])
     number: Any = value.item() if value.size == 1 else value
     if not is_number(number):
         raise ValueError(f"{key} is {number!r}; it must be one number")

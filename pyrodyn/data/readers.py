@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from pyrodyn.data.attributes import DIGEST, attributes_json, digest, from_stored, to_stored
 from pyrodyn.data.lfads_hdf5 import lfads_recording
 from pyrodyn.data.nwb import read_nwb
-from pyrodyn.data.recording import recording
+from pyrodyn.data.recording import assembled
 from pyrodyn.data.schema import OPTIONAL, is_number, validate
 
 WRITABLE = (".npz", ".nc", ".nc4", ".zarr")
@@ -115,8 +115,9 @@ def read(
             return _recording_from_npz(arrays)
     if kind in (".h5", ".hdf5"):
         with _reading(path):
-            arrays, units = _hdf5_arrays(path)
-        with _naming(path):
+            file = h5py.File(path, "r")
+        with file, _naming(path):
+            arrays, units = _hdf5_arrays(file)
             return lfads_recording(
                 arrays, bin_width=bin_width, truth_unit=truth_unit, units=units, observed=observed
             )
@@ -126,7 +127,10 @@ def read(
         engine: dict[str, Any] = (
             {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "h5netcdf"}
         )
-        with xr.open_dataset(path, decode_times=False, **engine) as stored:
+        # Values of other programs may be packed or masked.
+        with xr.open_dataset(path, decode_times=False, mask_and_scale=False, **engine) as stored:
+            packed = DIGEST not in stored.attrs
+        with xr.open_dataset(path, decode_times=False, mask_and_scale=packed, **engine) as stored:
             data = _with_attrs(stored.load(), lambda attrs, _: from_stored(attrs))
     with _naming(path):
         written = data.attrs.pop(DIGEST, None)
@@ -169,10 +173,11 @@ def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
     for name in [*data.variables, *data.dims]:
         if not str(name) or "/" in str(name):
             raise ValueError(f"the name {name!r} cannot be stored in a file; rename it without '/'")
-    for name in (name for name in data.coords if data[name].dtype.kind in "cOmM"):
+    for name in (name for name in data.variables if data[name].dtype.kind in "cOmM"):
         if data[name].dtype.kind != "M" or kind != ".npz":
+            what = "coordinate" if name in data.coords else "variable"
             raise ValueError(
-                f"coordinate {name!r} has dtype {data[name].dtype}, which {kind} files cannot"
+                f"{what} {name!r} has dtype {data[name].dtype}, which {kind} files cannot"
                 " represent; store numbers or text"
             )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
@@ -280,6 +285,12 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except Warning:
+        raise  # where warnings are errors
+    except (RuntimeError, OSError, KeyError, TypeError, MemoryError) as error:
+        # Libraries read some parts of a broken file only when they are asked for.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is broken: {reason}") from None
 
 
 def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
@@ -309,7 +320,7 @@ def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
             others[name] = (tuple(dims), values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `validate` below repeats them
-        data = recording(**arguments, names=names)
+        data = assembled(**arguments, names=names)
     for name, (coord_dims, values) in others.items():
         sizes = tuple(data.sizes.get(dim) for dim in coord_dims)
         if len(sizes) != values.ndim or any(
@@ -371,13 +382,12 @@ def _with_attrs(
     return data
 
 
-def _hdf5_arrays(path: Path) -> tuple[dict[str, NDArray], dict[str, str]]:
-    """All top-level arrays of a file, and the ``units`` attributes of those that have one."""
+def _hdf5_arrays(file: h5py.File) -> tuple[dict[str, h5py.Dataset], dict[str, str]]:
+    """The top-level arrays of an open file, and the ``units`` attributes of those that have one."""
     arrays, units = {}, {}
-    with h5py.File(path, "r") as file:
-        for key, dataset in file.items():
-            if isinstance(dataset, h5py.Dataset):
-                arrays[key] = dataset[()]
-                if "units" in dataset.attrs:
-                    units[key] = str(dataset.attrs["units"])
-    return {key: np.asarray(array) for key, array in arrays.items()}, units
+    for key, dataset in file.items():
+        if isinstance(dataset, h5py.Dataset):
+            arrays[key] = dataset
+            if "units" in dataset.attrs:
+                units[key] = str(dataset.attrs["units"])
+    return arrays, units

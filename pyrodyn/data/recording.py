@@ -22,6 +22,7 @@ from pyrodyn.data.schema import (
     is_number,
     measured,
     observed_name,
+    slices,
     unit_dim,
     validate,
     wrong_dims,
@@ -87,9 +88,33 @@ def recording(
         UserWarning: for what is valid but probably a mistake: bins longer than seconds, mean counts
             that no neurons reach, silent neurons, constant channels, repeated trial labels, NaN.
     """
+    arguments = locals()
+    data = assembled(**arguments)
+    # A recording does not change with the arrays that it was made of.
+    given = [value for value in arguments.values() if isinstance(value, np.ndarray | xr.DataArray)]
+    for name, variable in data.variables.items():
+        if any(np.may_share_memory(variable.values, np.asarray(array)) for array in given):
+            data[name] = data[name].copy(deep=True)
+    return data
+
+
+def assembled(
+    *,
+    counts: ArrayLike | Sequence[ArrayLike] | None = None,
+    signal: ArrayLike | Sequence[ArrayLike] | None = None,
+    bin_width: float,
+    start: float = 0.0,
+    condition: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    signal_valid: ArrayLike | None = None,
+    names: Mapping[str, Sequence[Any] | NDArray] | None = None,
+    **others: ArrayLike | Sequence[ArrayLike] | None,
+) -> xr.Dataset:
+    """The recording of `recording`'s arguments, which may share its memory."""
     if counts is None and signal is None:
         raise ValueError("give counts= (spikes per bin), signal= (real values) or both")
     both = counts is not None and signal is not None
+    signal_mean = others.pop("signal_mean", None)
     for name, array in {"signal_valid": signal_valid, "signal_mean": signal_mean}.items():
         if array is not None and not both:
             raise ValueError(
@@ -114,7 +139,7 @@ def recording(
     dims_of = {**OPTIONAL, "rates": dims}
     dims_of |= dict.fromkeys(("signal", "signal_mean"), (*PER_BIN, "channel"))
     optional = {"signal": signal, "signal_mean": signal_mean} if both else {}
-    optional |= {"inputs": inputs, "behavior": behavior, "latents": latents, "rates": rates}
+    optional |= others
     for name, array in optional.items():
         if array is None:
             continue
@@ -209,8 +234,11 @@ def _times(num_bins: int, bin_width: float, start: float, coords: Coords) -> NDA
 
 def _not_nan(name: str, values: NDArray) -> NDArray[np.bool_] | None:
     """Where observations are not NaN, with a warning; None if none is."""
-    if values.dtype.kind != "f" or not (missing := np.isnan(values)).any():
+    if values.dtype.kind != "f":
         return None
+    if not any(np.isnan(values[part]).any() for part in slices(values.shape)):
+        return None
+    missing = np.isnan(values)
     warnings.warn(
         f"{name} is NaN in {missing.mean():.2%} of its entries, which are taken as unmeasured; say"
         " so by valid=~np.isnan(...)",

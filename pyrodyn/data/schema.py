@@ -33,8 +33,9 @@ the signal; `blocks` gives the columns of each.
 `validate` checks a dataset once; all other code relies on the schema and checks nothing again.
 """
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -116,7 +117,9 @@ def blocks_of(sizes: Mapping[str, int]) -> tuple[Block, ...]:
 
 def measured(data: xr.Dataset, block: Block) -> xr.DataArray:
     """Where a block was measured, bool ``(trial, time, neuron | channel)``."""
-    everywhere = xr.ones_like(data[block.observed], dtype=bool)
+    observed = data[block.observed]
+    # One entry that stands for all: recordings may be as large as half the memory.
+    everywhere = observed.copy(data=np.broadcast_to(np.True_, observed.shape))
     for name in {"valid", block.valid}:
         if name in data and set(data[name].dims) <= set(block.dims):
             everywhere = everywhere & data[name]
@@ -148,8 +151,8 @@ def validate(data: xr.Dataset) -> xr.Dataset:
         if data[label].dtype.kind in "OTS":
             data[label] = data[label].copy(data=_labels(data[label].values, str(label)))
     if "condition" in data and data["condition"].dtype.kind == "f":
-        missing = data["condition"].isnull()
-        _refuse(data["condition"], missing, "is missing", "drop that trial or give it a label")
+        remedy = "drop that trial or give it a label"
+        _refuse(data["condition"], np.isnan, "is missing", remedy)
     for unit in units:
         if data.indexes[unit].has_duplicates:
             raise ValueError(
@@ -179,7 +182,7 @@ def validate(data: xr.Dataset) -> xr.Dataset:
     if "behavior" in data:
         _check_numeric(data["behavior"])
         remedy = "use NaN where it was not measured"
-        _refuse(data["behavior"], np.isinf(data["behavior"]), "is infinite", remedy)
+        _refuse(data["behavior"], np.isinf, "is infinite", remedy)
         data["behavior"] = _as_float32(data["behavior"])
     for message in _suspects(data, where):
         warnings.warn(message, UserWarning, stacklevel=3)
@@ -198,22 +201,23 @@ def _suspects(data: xr.Dataset, where: list[xr.DataArray]) -> Iterator[str]:
     if data.indexes["trial"].has_duplicates:
         yield f"trial label {_first_duplicate(data, 'trial')} occurs more than once"
     for block, mask in zip(blocks(data), where, strict=True):
-        values = data[block.observed]
+        values, seen = data[block.observed].values, mask.values
         if block.observed == "counts":
-            silent = data["neuron"].values[(values == 0).all(("trial", "time")).values]
+            silent = data["neuron"].values[~values.any((0, 1))]
             if silent.size:
                 yield f"{silent.size} neuron(s) never fire: {shortened(silent)}"
-            mean = float(values.where(mask).mean())
+            # Unmeasured entries are 0.
+            mean = float(values.sum(dtype=float)) / int(np.count_nonzero(seen))
             if mean > HIGHEST_COUNT or mean > HIGHEST_RATE * width:
                 yield (
                     f"the mean count is {mean:.4g} per bin of {width:g} s ({mean / width:.4g}"
                     " spikes per second); check bin_width, and give real values as signal="
                 )
         else:
-            low, high = values.where(mask, np.inf), values.where(mask, -np.inf)
-            constant = (low.min(("trial", "time")) == high.max(("trial", "time"))).values
-            if constant.any() and int(mask.sum()) > block.size:
-                labels = data["channel"].values[constant]
+            low = values.min((0, 1), where=seen, initial=np.inf)
+            high = values.max((0, 1), where=seen, initial=-np.inf)
+            if (low == high).any() and int(np.count_nonzero(seen)) > block.size:
+                labels = data["channel"].values[low == high]
                 yield f"{labels.size} channel(s) are constant: {shortened(labels)}"
 
 
@@ -334,21 +338,45 @@ def _observed(values: xr.DataArray, where: xr.DataArray, block: Block) -> xr.Dat
     """A block's observations or their expected values, checked and in canonical form."""
     values = _known(values, where)
     if block.observed == "counts":
-        _refuse(values, values < 0, "is negative", "counts and their expectations are >= 0")
+        remedy = "counts and their expectations are >= 0"
+        _refuse(values, lambda part: part < 0, "is negative", remedy)
     if values.name != "counts":
         return _as_float32(values)
     remedy = "give integer spike counts, or real values as signal="
-    _refuse(values, values.astype(np.float64) % 1 != 0, "is fractional", remedy)
-    _refuse(values, values > np.iinfo(np.int32).max, "is beyond 2**31 - 1", remedy)
-    return values.astype(np.int32)
+    if values.dtype.kind == "f":
+        _refuse(values, lambda part: part % 1 != 0, "is fractional", remedy)
+    if values.dtype != np.int32:
+        largest = np.iinfo(np.int32).max
+        _refuse(values, lambda part: part > largest, "is beyond 2**31 - 1", remedy)
+    return values.astype(np.int32, copy=False)
 
 
 def _known(values: xr.DataArray, where: xr.DataArray) -> xr.DataArray:
     """Finite numbers, 0 where nothing was measured."""
     _check_numeric(values)
-    values = values.where(where, 0)
-    _refuse(values, ~np.isfinite(values), "is not finite", "mark unmeasured bins in valid=")
+    given, mask = values.values, where.broadcast_like(values).transpose(*values.dims).values
+    if any(((given[part] != 0) & ~mask[part]).any() for part in slices(values.shape)):
+        values = values.where(where, 0)
+    remedy = "mark unmeasured bins in valid="
+    _refuse(values, lambda part: ~np.isfinite(part), "is not finite", remedy)
     return values
+
+
+PART = 2**22
+"""Entries that are checked at once: the checks must not need as much memory as the data."""
+
+
+def slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Slices that cover an array in the order of its entries, of at most `PART` entries each."""
+    if not shape:
+        yield ()
+        return
+    rows = PART // max(1, math.prod(shape[1:]))
+    if rows:
+        yield from ((slice(start, start + rows),) for start in range(0, shape[0], rows))
+        return
+    for row in range(shape[0]):
+        yield from ((slice(row, row + 1), *rest) for rest in slices(shape[1:]))
 
 
 def _bin_width(data: xr.Dataset) -> float:
@@ -379,16 +407,30 @@ def _check_numeric(values: xr.DataArray) -> None:
 
 
 def _as_float32(values: xr.DataArray) -> xr.DataArray:
+    if values.dtype == np.float32:
+        return values
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
-    _refuse(values, np.isinf(single), "is beyond single precision", "rescale it")
+
+    def beyond(part: NDArray) -> NDArray[np.bool_]:
+        with np.errstate(over="ignore"):
+            return np.isinf(part.astype(np.float32))
+
+    _refuse(values, beyond, "is beyond single precision", "rescale it")
     return single
 
 
-def _refuse(values: xr.DataArray, wrong: xr.DataArray | NDArray, fault: str, remedy: str) -> None:
-    """Raise an error that names the first entry at which ``wrong`` is true."""
-    if not bool(wrong.any()):
-        return
-    index = tuple(int(i) for i in np.argwhere(np.asarray(wrong))[0])
-    place = ", ".join(f"{dim} {i}" for dim, i in zip(values.dims, index, strict=True))
-    raise ValueError(f"{values.name} {fault} ({values.values[index]:g}) at {place}; {remedy}")
+def _refuse(
+    values: xr.DataArray, wrong: Callable[[NDArray], NDArray], fault: str, remedy: str
+) -> None:
+    """Raise an error that names the first entry for which ``wrong`` is true."""
+    given = values.values
+    for part in slices(given.shape):
+        found = wrong(given[part])
+        if not found.any():
+            continue
+        starts = [piece.start for piece in part] + [0] * (given.ndim - len(part))
+        first = np.argwhere(found)[0]
+        index = tuple(int(i + start) for i, start in zip(first, starts, strict=True))
+        place = ", ".join(f"{dim} {i}" for dim, i in zip(values.dims, index, strict=True))
+        raise ValueError(f"{values.name} {fault} ({given[index]:g}) at {place}; {remedy}")
