@@ -32,7 +32,7 @@ SECTIONS = sections() if PAGE.exists() else {}
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What the page has defined before its first section, one epoch standing for twenty."""
+    """What the page has defined before its first section, one epoch in place of thirty."""
     for package in ("pynwb", "pynapple", "neo", "spikeinterface"):
         pytest.importorskip(package)
     found: dict[str, object] = {}
@@ -40,7 +40,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     os.chdir(folder)
     try:
         for cell in SECTIONS[""]:
-            exec(cell.replace(HIDDEN, "").replace('"max_epochs": 20', '"max_epochs": 1'), found)
+            exec(cell.replace(HIDDEN, "").replace('"max_epochs": 30', '"max_epochs": 1'), found)
     finally:
         os.chdir(back)
     return found | {"folder": folder}
@@ -50,7 +50,18 @@ def test_the_page_has_every_kind_of_data() -> None:
     assert len(SECTIONS) == 9
 
 
-@pytest.mark.parametrize("title", [title for title in SECTIONS if title])
+SLOW = ("EEG without trials", "A continuous session of spikes")
+"""Sections whose particle methods take long; the others cover what they have in common."""
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param(title, marks=pytest.mark.slow) if title in SLOW else title
+        for title in SECTIONS
+        if title
+    ],
+)
 def test_a_section_leads_to_rates(
     title: str, names: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
