@@ -329,6 +329,22 @@ SECTIONS = (
         ),
     ),
     Section(
+        "guide_check",
+        "Speed: the check of a guide",
+        "What `fit` checks once before training, beside one LFADS training step; recordings of ten"
+        " batches.",
+        (
+            text("size"),
+            text("guide"),
+            value("ours_ms", "check, ms", 0),
+            value("theirs_ms", "step, ms", 0),
+            value("share", "% of a one-minute fit", 2, 100),
+        ),
+        lambda rows: (
+            f"The check takes {span(rows, 'share', 2, 100)} % of a fit that lasts one minute."
+        ),
+    ),
+    Section(
         "low_rank_step",
         "Speed: one VSMC step of a low-rank RNN",
         "The fused bound beside the same bound recorded by autograd (`SequentialMonteCarlo`).",

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import results
 import torch
+import xarray as xr
 from timing import compare, print_row
 
 from pyrodyn import data, models
@@ -49,14 +50,19 @@ SIZES = {
 }
 
 
-def training_step(size: Size, device: str) -> Callable[[], None]:
-    counts = np.random.default_rng(0).poisson(0.5, (size.batch, size.bins, size.neurons))
+def recording_and_model(size: Size, num_trials: int) -> tuple[xr.Dataset, models.LFADS]:
+    counts = np.random.default_rng(0).poisson(0.5, (num_trials, size.bins, size.neurons))
     recording = data.held_out(
         data.recording(counts=counts, bin_width=0.01),
         neurons=list(range(size.neurons - size.held_out, size.neurons)) or None,
         forecast_bins=size.forecast,
     )
-    model = models.LFADS.for_recording(recording, **size.sizes).to(device)
+    return recording, models.LFADS.for_recording(recording, **size.sizes)
+
+
+def training_step(size: Size, device: str) -> Callable[[], None]:
+    recording, model = recording_and_model(size, size.batch)
+    model.to(device)
     loss = ELBO()(model, model.guide)
     optimizer = torch.optim.Adam(loss.parameters(), fused=True)
     dropout = data.CoordinatedDropout(0.3)

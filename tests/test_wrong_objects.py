@@ -11,16 +11,17 @@ import tempfile
 import numpy as np
 import torch
 
-from pyrodyn import analysis, fit
+from pyrodyn import analysis, fit, predict
 from pyrodyn.data import recording
 from pyrodyn.infer import (
-    ELBO, SequentialMonteCarlo, check_guide, filter_bin, importance_sample, particle_filter
+    ELBO, Fit, SequentialMonteCarlo, check_guide, filter_bin, importance_sample, particle_filter
 )
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, load, save
 
 recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
 model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
 batch = model.trials_of(recorded).batch()
+fitted = Fit(model, model.guide, None, 0, 0)
 
 
 def made_for_more():
@@ -40,6 +41,9 @@ for name, call in {
     "schedule": lambda: fit(model, recorded, schedule=None),
     "guide": lambda: fit(model, recorded, guide=5),
     "check": lambda: check_guide(model, None, batch).require(),
+    "fitted": lambda: fit(model, recorded, guide=fitted),
+    "drawn by": lambda: predict(model, recorded, guide=fitted),
+    "weights": lambda: importance_sample(fitted, model.guide, batch),
     "transforms": lambda: fit(model, recorded, transforms=abs),
     "beta": lambda: ELBO(beta=-1),
     "filter": lambda: particle_filter(model, recorded),
@@ -63,11 +67,19 @@ NO_BATCH = (
     "expected a Batch, not a Dataset; make one from a recording by"
     " model.trials_of(recording).batch()"
 )
+OF_FIT = (
+    "guide is a Fit, which cannot be called; a guide is a Pyro program that takes a batch (that"
+    " of a Fit is its .guide)"
+)
 SENTENCES = (
     "objective: objective='elbo'; give an objective such as ELBO() or VSMC(64)",
     "schedule: schedule=None; give a Schedule(...), or leave it out",
     "guide: guide=5 cannot be called; a guide is a Pyro program that takes a batch",
     "check: guide=None cannot be called; a guide is a Pyro program that takes a batch",
+    f"fitted: {OF_FIT}",
+    f"drawn by: {OF_FIT}",
+    "weights: model is a Fit, which cannot be called; a model is a Pyro program that takes a"
+    " batch (that of a Fit is its .model)",
     "transforms: transforms=<built-in function abs>; give a list, such as [SpikeJitter(1)]",
     "beta: beta=-1; give weights by site, such as {'z0': 0.5}",
     f"filter: {NO_BATCH}",

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
+from pyro.distributions import Delta
 from pyro.infer.autoguide import AutoCallable, AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from torch import nn
@@ -23,6 +24,9 @@ Program = Callable[[Batch], Any]
 
 TRIALS = "trials"
 """Name of the plate over trials, at dim -1 of every model and guide."""
+
+PARTICLES = "particles"
+"""Name of the plate over draws at dim -2, in which programs are run for several draws at once."""
 
 
 def module_of(program: Program) -> nn.Module | None:
@@ -68,13 +72,17 @@ def paired_traces(
     model: Program, guide: Program, batch: Batch, num_particles: int
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Traces of the guide and of the model replayed on its draws; particles are plate dim -2."""
-    guide = guide_program(guide)
-    if num_particles > 1:
-        particles = pyro.plate("particles", num_particles, dim=-2)
-        model, guide = particles(model), particles(guide)
-    guide_trace = traced(guide, batch)
-    model_trace = traced(poutine.replay(model, trace=guide_trace), batch)
-    return guide_trace, model_trace
+    guide_trace = traced(with_particles(guide_program(guide), num_particles), batch)
+    model = with_particles(model, num_particles)
+    return guide_trace, traced(poutine.replay(model, trace=guide_trace), batch)
+
+
+def with_particles(program: Program, num_particles: int) -> Program:
+    """A program that draws each local site so many times at once, by a plate at dim -2."""
+    if num_particles == 1:
+        return program
+    several: Program = pyro.plate(PARTICLES, num_particles, dim=-2)(program)
+    return several
 
 
 def latent_sites(guide_trace: poutine.Trace) -> list[str]:
@@ -116,52 +124,6 @@ def observed_sites(trace: poutine.Trace) -> list[str]:
     ]
 
 
-def check_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
-    """Refuse a guide whose latent sites do not fit the model's.
-
-    Args:
-        guide_trace: a run of the guide.
-        model_trace: the model, replayed on it.
-
-    Raises:
-        ValueError: naming the first such site.
-    """
-    for trace in (model_trace, guide_trace):
-        for name in [*drawn_sites(trace), *observed_sites(trace)]:
-            for frame in trace.nodes[name]["cond_indep_stack"]:
-                if frame.name == TRIALS and frame.dim != -1:
-                    raise ValueError(
-                        f"the plate {TRIALS!r} lies at dim {frame.dim} of site {name!r}; it must"
-                        " lie at dim=-1"
-                    )
-    for name in latent_sites(guide_trace):
-        if name not in model_trace:
-            known = ", ".join(latent_sites(model_trace))
-            raise ValueError(
-                f"the guide draws {name!r}, which is no site of this model; its latent sites are"
-                f" {known}"
-            )
-        q, p = guide_trace.nodes[name], model_trace.nodes[name]
-        shapes = [tuple(site["fn"].event_shape) for site in (q, p)]
-        plates = [frame.name for frame in q["cond_indep_stack"] if frame.dim == -1]
-        if is_local(p) and not is_local(q) and plates:
-            raise ValueError(
-                f"the guide draws {name!r} in the plate {plates[0]!r}, the model in {TRIALS!r}, and"
-                " the plate over trials is known by its name: take"
-                f" pyro.plate({TRIALS!r}, batch.num_trials, dim=-1) in the guide"
-            )
-        if is_local(q) and not is_local(p):
-            raise ValueError(
-                f"the guide draws {name!r} inside the plate {TRIALS!r}, but the model has one value"
-                " for all trials: draw it outside the plate"
-            )
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"the guide draws {name!r} with event shape {shapes[0]}, the model with"
-                f" {shapes[1]}: draw every trial by itself with the model's event shape"
-            )
-
-
 def joint_sites(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> list[str]:
     """Names of the guide's sites that draw several trials at once, so that no trial has a density
     of its own: latent sites outside the plate over trials in which the model draws them, and
@@ -196,17 +158,18 @@ def not_reparameterised(guide_trace: poutine.Trace) -> list[str]:
     ]
 
 
-def check_reparameterised(guide_trace: poutine.Trace, objective: str) -> None:
-    """Refuse draws that would need the score of q; under ``no_grad`` none does.
-
-    Raises:
-        ValueError: naming the site.
+def point_sites(guide_trace: poutine.Trace) -> list[str]:
+    """Names of the drawn sites that a guide puts on one point, by a Delta without any auxiliary
+    draw behind it (`AutoDelta` does): such a guide is a point estimate and its objective no bound.
     """
-    names = not_reparameterised(guide_trace)
-    if names:
-        family = type(guide_trace.nodes[names[0]]["fn"]).__name__
-        raise ValueError(
-            f"the guide's draws of {names[0]!r} ({family}) are not reparameterised (has_rsample is"
-            f" False), so that {objective} has no gradient through them: take RWS, which needs"
-            " none, or a distribution with rsample"
-        )
+    sites = {name: guide_trace.nodes[name] for name in drawn_sites(guide_trace)}
+    points = [name for name, site in sites.items() if _is_point(site["fn"])]
+    latent = latent_sites(guide_trace)
+    has_density = any(name not in latent and name not in points for name in sites)
+    return [] if has_density else points
+
+
+def _is_point(distribution: Any) -> bool:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta)

@@ -18,6 +18,7 @@ from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import (
+    PARTICLES,
     Program,
     drawn_sites,
     is_local,
@@ -25,6 +26,7 @@ from pyrodyn.infer.traces import (
     observed_sites,
     paired_traces,
     traced,
+    with_particles,
 )
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint
@@ -251,7 +253,7 @@ def replayed(
     """
     num_draws = len(next(iter(sites.values())))
     shape = (num_draws, batch.num_trials)
-    draws = pyro.plate("particles", num_draws, dim=-2)
+    draws = pyro.plate(PARTICLES, num_draws, dim=-2)
     trace = traced(poutine.condition(draws(model), data=sites), batch)
     _refuse(latent_sites(trace))
     return _draws_of(model, batch, trace, list(sites), shape, None, diagnostics)
@@ -270,7 +272,7 @@ def prior_draws(
         shared: values of the sites that all trials share, as of the first batch: read, and filled
             when empty.
     """
-    program = model if num_draws == 1 else pyro.plate("particles", num_draws, dim=-2)(model)
+    program = with_particles(model, num_draws)
     trace = traced(poutine.condition(program, data=shared), batch.unobserved())
     given = list(shared)
     for name in latent_sites(trace):

@@ -67,8 +67,7 @@ def predict(
     # A guide's draws, a few at a time, bound memory by trials alone; particles are run once.
     chunks = _chunks(num_draws) if of.method == "guide" else [num_draws]
     samplers = [sampler(of.method, of.model, of.guide, num_particles) for _ in chunks]
-    with of.evaluating():
-        of.check(of.model.trials_of(recording).batch(slice(0, batch_size)))
+    of.check(recording, batch_size)
     reliability = Reliability()
     parts: list[dict[str, Tensor]] = []
     reported: list[dict[str, Tensor]] = []

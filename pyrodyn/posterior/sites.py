@@ -11,11 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrodyn.data.schema import Block
-from pyrodyn.infer.traces import drawn_sites, is_local, observed_sites
+from pyrodyn.infer.traces import (
+    drawn_sites,
+    is_local,
+    joint_sites,
+    observed_sites,
+    point_sites,
+)
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 
@@ -107,14 +112,9 @@ def guide_log_density(
     draws the local sites of all trials jointly, which has none per trial.
     """
     names = drawn_sites(guide_trace)
-    stochastic = [name for name in names if not _is_point(guide_trace.nodes[name]["fn"])]
-    if not stochastic:
+    if point_sites(guide_trace) == names:
         return None
-    shared = {name for name in names if not is_local(guide_trace.nodes[name])}
-    of_model = {name for name in drawn_sites(model_trace) if not is_local(model_trace.nodes[name])}
-    auxiliary = {n for n in shared if guide_trace.nodes[n]["infer"].get("is_auxiliary", False)}
-    has_local_density = bool(set(stochastic) - shared)
-    if shared - of_model - auxiliary or (auxiliary and not (of_model and has_local_density)):
+    if joint_sites(guide_trace, model_trace):
         return LogDensity(torch.full(shape, torch.nan), None)
     return _log_density(guide_trace, [*names, *observed_sites(guide_trace)], shape)
 
@@ -172,9 +172,3 @@ def by_block[Array: (Tensor, NDArray[Any])](
 
 def _is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool(site["infer"].get("_deterministic", False))
-
-
-def _is_point(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)

@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pyrodyn.data.batch import Batch
+import xarray as xr
+
+from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide
@@ -39,17 +41,28 @@ class Source(NamedTuple):
             "method": self.method,
         }
 
-    def check(self, batch: Batch) -> None:
+    def check(self, recording: xr.Dataset, batch_size: int) -> None:
         """Refuse a guide that does not fit the model.
 
         Args:
-            batch: the first trials that it will draw for.
+            recording: the trials that it will draw for.
+            batch_size: trials at once.
 
         Raises:
             GuideError: naming every problem.
         """
-        if self.method in BY_GUIDE and guide_name(self.model, self.guide) is not None:
-            check_guide(self.model, self.guide, batch, training=False).require()
+        if self.method not in BY_GUIDE or guide_name(self.model, self.guide) is None:
+            return
+        hashes = trial_hashes(recording)
+        trained = self.model.record.get("training", {}).get("trials", {}).get("train", hashes)
+        with self.evaluating():
+            check_guide(
+                self.model,
+                self.guide,
+                self.model.trials_of(recording).batch(slice(0, batch_size)),
+                sees_other_trials=hashes != trained[: len(hashes)],
+                training=False,
+            ).require()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

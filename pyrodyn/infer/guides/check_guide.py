@@ -20,20 +20,38 @@ from pyro import poutine
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.parameter_checks import (
-    gradient_problems,
     idle_parameters,
     memory_problems,
+    modules_around,
+    parameters,
+    plain_tensors,
+    point_problems,
+    renewed_parameters,
     untrained_parameters,
 )
 from pyrodyn.infer.guides.site_checks import (
     PLATE,
     Site,
+    density_problems,
+    gradient_problems,
     joint_problems,
     matching_problems,
-    site_problems,
+    shape_problems,
+    weight_problems,
 )
+from pyrodyn.infer.objectives.elbo import ELBO
+from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import Program, guide_program, latent_sites, module_of, traced
+from pyrodyn.infer.traces import (
+    Program,
+    guide_program,
+    joint_sites,
+    latent_sites,
+    module_of,
+    runs_the_model,
+    traced,
+    with_particles,
+)
 from pyrodyn.nn.solvers import DivergenceError
 
 
@@ -79,8 +97,8 @@ def check_guide(
 ) -> GuideReport:
     """Whether a guide fits a model.
 
-    The guide runs once, or twice for minibatches, in evaluation mode, and the model once on two
-    trials; the state of torch's random number generator is kept.
+    The guide runs twice, or three times for minibatches, in evaluation mode and on a copy of the
+    batch, and the model once on two trials; the state of torch's random number generator is kept.
 
     Args:
         model: a model of the zoo, or any Pyro program.
@@ -88,68 +106,138 @@ def check_guide(
         batch: trials, as many as the guide will be given at once.
         objective: with which the guide will be trained; None leaves out what depends on it.
         num_trials: of the recording that batches are cut from; by default the batch is all of it.
-        sees_other_trials: whether the guide will be given other trials than those of the
-            recording, as for validation.
+        sees_other_trials: whether the guide will be given other trials than those that it is, or
+            was, fitted to.
         training: whether parameters will be trained; without it only sites and shapes are checked.
 
     Returns:
         Problems and warnings. A guide that cannot be run at all is a problem.
     """
-    if isinstance(guide, type):
-        name = guide.__name__
-        return GuideReport((f"the guide is the class {name}; pass an instance of it, {name}(...)",))
-    if not callable(guide):
-        return GuideReport(
-            (f"guide={guide!r} cannot be called; a guide is a Pyro program that takes a batch",)
-        )
+    problem = unusable(model, guide)
+    if problem:
+        return GuideReport((problem,))
+    warned = plain_tensors(model, guide)  # before a run, which may cache some
     with torch.random.fork_rng(), _evaluating(guide):
-        latent = _latent_sites(model, guide, batch)
+        model_trace = _model_trace(model, guide, batch)
+        latent = {
+            name: model_trace.nodes[name] for name in latent_sites(model_trace) if name != "x"
+        }
         watched, reads = _watched(batch)
+        versions = _versions(watched)
         try:
             trace = _traced(guide, watched, training)
+            own = parameters(guide)
             if num_trials is not None and num_trials > batch.num_trials > 1:
                 _traced(guide, watched.take(slice(0, batch.num_trials // 2)), False)
         except ArithmeticError:  # about the data: no trajectory explains them
             raise
         except Exception as error:  # whatever a user's program ends with
-            return GuideReport((_failure(error, latent, reads, batch, num_trials),))
-    problems = matching_problems(latent, trace)
-    problems += [
-        sentence
-        for name in latent_sites(trace)
-        if name in latent
-        for sentence in site_problems(name, latent[name], trace.nodes[name], batch)
-    ]
-    problems += joint_problems(guide, trace, objective, batch, num_trials)
+            ended = _wrapped(guide) or _failure(error, latent, reads, batch, num_trials)
+            return GuideReport((ended,))
+        if "x" in trace and _wrapped(guide):
+            return GuideReport((_wrapped(guide),))
+        problems = matching_problems(latent, trace)
+        for name in latent_sites(trace):
+            if name in latent:
+                both = latent[name], trace.nodes[name]
+                problems += shape_problems(name, *both, batch.num_trials) or density_problems(
+                    name, *both, batch.num_trials
+                )
+        if not problems:
+            problems += _joint_problems(guide, trace, model_trace, objective, batch, num_trials)
+            problems += weight_problems(latent, trace, batch.weight)
+            problems += _vectorisation_problems(guide, watched)
+    changed = [name for name, version in _versions(watched).items() if versions[name] != version]
+    if changed:
+        problems.append(
+            f"the guide changes batch.{changed[0]} in place, and so the recording itself; compute"
+            " a new tensor, for example x = batch.seen / scale in place of x /= scale"
+        )
     if sees_other_trials and "trial" in reads:
         problems.append(
-            "the guide reads batch.trial, so it has parameters per trial and none for the trials"
-            " of another recording; leave valid= out"
+            "the guide reads batch.trial, so it has parameters per trial, of the recording that it"
+            " is fitted to, and none for other trials; give it that recording in the same order,"
+            " and leave valid= out"
         )
     problems = list(dict.fromkeys(problems))  # sites that share a plate share its problem
     if not training:
         return GuideReport(tuple(problems))
-    problems += gradient_problems(guide, trace, objective)
-    problems += untrained_parameters(model, guide, trace)
+    if isinstance(objective, RWS):
+        problems += point_problems(guide, trace)
+    elif isinstance(objective, ELBO | IWELBO):
+        problems += gradient_problems(trace, type(objective).__name__)
+    problems += renewed_parameters(own, guide) or untrained_parameters(model, guide, trace)
     problems += memory_problems(model, guide)
-    return GuideReport(tuple(problems), tuple(idle_parameters(model, guide, trace)))
+    return GuideReport(tuple(problems), (*warned, *idle_parameters(model, guide, trace)))
 
 
-def _latent_sites(model: Program, guide: Program, batch: Batch) -> dict[str, Site]:
-    """The model's latent sites, from a run on two trials."""
+def unusable(model: Program, guide: Program) -> str | None:
+    """What makes a guide no program at all."""
+    if isinstance(guide, type):
+        name = guide.__name__
+        return f"the guide is the class {name}; pass an instance of it, {name}(...)"
+    for role, program in {"model": model, "guide": guide}.items():
+        if not callable(program):
+            is_short = len(repr(program)) < 50
+            what = f"={program!r}" if is_short else f" is a {type(program).__name__}, which"
+            sentence = (
+                f"{role}{what} cannot be called; a {role} is a Pyro program that takes a batch"
+            )
+            of_fit = hasattr(program, "model") and hasattr(program, "guide")
+            return f"{sentence} (that of a Fit is its .{role})" if of_fit else sentence
+    if guide is model:
+        return "the guide is the model itself; pass model.guide, or leave guide= out"
+    return None
+
+
+def _joint_problems(
+    guide: Program,
+    trace: poutine.Trace,
+    model_trace: poutine.Trace,
+    objective: Objective | None,
+    batch: Batch,
+    num_trials: int | None,
+) -> list[str]:
+    """Draws that all trials share, where trials must be independent."""
+    joint = joint_sites(trace, model_trace)
+    if joint and num_trials is not None and num_trials > batch.num_trials:
+        return [
+            f"{type(guide).__name__} draws all trials jointly (site {joint[0]!r}) and so cannot be"
+            f" trained on minibatches; set batch_size={num_trials}, all trials"
+        ]
+    return joint_problems(trace, model_trace) if isinstance(objective, IWELBO | RWS) else []
+
+
+def _vectorisation_problems(guide: Program, batch: Batch) -> list[str]:
+    """What ends a run that makes several draws per trial at once."""
+    try:
+        _traced(guide, batch, False, num_draws=2)
+    except ArithmeticError:
+        raise
+    except Exception as error:
+        return [
+            f"{_ended(error)} when it makes several draws per trial at once; draws and what is"
+            " computed from them then have the shape (draw, trial, ...), so write it for any"
+            " number of left dims, for example h.expand(*z.shape[:-1], -1) before"
+            " torch.cat([h, z], -1)"
+        ]
+    return []
+
+
+def _model_trace(model: Program, guide: Program, batch: Batch) -> poutine.Trace:
+    """A run of the model on two trials."""
     few = batch.take(slice(0, 2))
     with torch.no_grad():
         try:
-            trace = traced(model, few)
+            return traced(model, few)
         except DivergenceError:  # a trajectory that diverges from a draw of the prior
             drawn = traced(guide_program(guide), few)
-            trace = traced(poutine.replay(model, trace=drawn), few)
-    return {name: trace.nodes[name] for name in latent_sites(trace) if name != "x"}
+            return traced(poutine.replay(model, trace=drawn), few)
 
 
-def _traced(guide: Program, batch: Batch, with_gradient: bool) -> poutine.Trace:
+def _traced(guide: Program, batch: Batch, with_gradient: bool, num_draws: int = 1) -> poutine.Trace:
     with torch.set_grad_enabled(with_gradient):
-        return traced(guide_program(guide), batch)
+        return traced(with_particles(guide_program(guide), num_draws), batch)
 
 
 @contextlib.contextmanager
@@ -167,7 +255,7 @@ def _evaluating(guide: Program) -> Iterator[None]:
 
 
 def _watched(batch: Batch) -> tuple[Batch, set[str]]:
-    """The batch, and which of its fields the guide has read so far."""
+    """A copy of the batch, and which of its fields the guide has read so far."""
     reads: set[str] = set()
 
     class Watched(Batch):
@@ -187,8 +275,34 @@ def _watched(batch: Batch) -> tuple[Batch, set[str]]:
             reads.intersection_update(before)
             return taken
 
-    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return Watched(**fields), reads
+    Watched.__name__ = Batch.__name__
+    fields: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    copied: dict[str, Any] = {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in fields.items()
+    }
+    return Watched(**copied), reads
+
+
+def _versions(batch: Batch) -> dict[str, int]:
+    """How often each tensor of a batch has been changed in place."""
+    return {
+        name: value._version
+        for name, value in vars(batch).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _wrapped(guide: Program) -> str:
+    """Why a function that runs an automatic guide cannot do so; empty for other guides."""
+    for name, module in modules_around(guide):
+        if runs_the_model(module):
+            kind = type(module).__name__
+            return (
+                f"the guide wraps the automatic guide {name}, which runs the model and so needs"
+                f" the observations, which guides are not given; pass the {kind} itself"
+            )
+    return ""
 
 
 def _failure(
@@ -201,12 +315,21 @@ def _failure(
     """What ended a run of the guide."""
     if isinstance(error, GuideError):
         return str(error)
-    reason = " ".join(str(error).split())[:300] or "no message"
-    ended = f"the guide ends in {type(error).__name__} ({reason})"
+    ended, reason = _ended(error), str(error)
     if isinstance(error, AttributeError | TypeError) and "NoneType" in reason and "x" in reads:
         return (
             f"{ended}: it reads batch.x, which guides are not given because it holds what the"
             " encoder must not see (held-out neurons, forecast bins); read batch.seen"
+        )
+    if isinstance(error, NotImplementedError) and "pyro.param" in reason:
+        return (
+            f"{ended}: pyro.param keeps parameters in Pyro's global store, where fit does not train"
+            " them; give the PyroModule an nn.Parameter or a PyroParam for each"
+        )
+    if "Multiple sample sites named" in reason:
+        return (
+            f"{ended}: a name stands for one site, or plate, of a run; make a plate once, as"
+            " plate = pyro.plate(...), and enter it as often as needed"
         )
     shapes = ", ".join(f"{name} {tuple(site['fn'].event_shape)}" for name, site in latent.items())
     sentence = (
@@ -219,3 +342,8 @@ def _failure(
             f" trials in one batch (batch_size={num_trials})"
         )
     return sentence
+
+
+def _ended(error: Exception) -> str:
+    reason = " ".join(str(error).partition("Trace Shapes:")[0].split())[:300] or "no message"
+    return f"the guide ends in {type(error).__name__} ({reason})"

@@ -6,25 +6,16 @@ writes one number per entry of a parameter, past the end of memory that is small
 (an expanded tensor). Each function returns sentences that name the parameters and the remedy.
 """
 
+import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pyro import poutine
 from torch import Tensor, nn
 
 from pyrodyn.infer.frozen import parameters_behind
-from pyrodyn.infer.guides.site_checks import kind_of
-from pyrodyn.infer.objectives.elbo import ELBO
-from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
-from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import (
-    Program,
-    drawn_sites,
-    module_of,
-    not_reparameterised,
-    runs_the_model,
-)
+from pyrodyn.infer.traces import Program, drawn_sites, module_of, runs_the_model
 
 
 def _leaves(trace: poutine.Trace) -> set[Tensor]:
@@ -54,13 +45,12 @@ def untrained_parameters(model: Program, guide: Program, trace: poutine.Trace) -
             " the guide a torch.nn.Module with an nn.Parameter (or a PyroModule with a PyroParam)"
             " for each"
         )
-    for name, module in _modules_around(guide):
+    for name, module in modules_around(guide) if left else ():
         its = left & set(module.parameters())
         if its and not its & stored.keys():
             sentences.append(
                 f"the guide draws by {name}, a {type(module).__name__} that fit does not train,"
-                " because it is no part of the guide; pass the module itself as the guide, or one"
-                " of its methods"
+                f" because it is no part of the guide; {_remedy(guide)}"
             )
             left = left - its
     left = left - stored.keys()
@@ -74,16 +64,53 @@ def untrained_parameters(model: Program, guide: Program, trace: poutine.Trace) -
     return sentences
 
 
-def _modules_around(guide: Program) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that a function uses without owning them, by the names it has for them."""
+def _remedy(guide: Program) -> str:
+    """How to make a module that a guide uses part of it."""
+    if module_of(guide) is not None:
+        return "keep it as an attribute, in an nn.ModuleList or in an nn.ModuleDict"
+    if inspect.isfunction(guide) or isinstance(guide, functools.partial):
+        return "pass the module itself as the guide, or one of its methods"
+    return "make the guide's class a torch.nn.Module"
+
+
+def modules_around(guide: Program) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that a guide uses without owning them, by the names it has for them."""
     function = getattr(guide, "__func__", guide)
-    if not inspect.isfunction(function):
-        return
-    around = inspect.getclosurevars(function)
-    for name, value in {**around.globals, **around.nonlocals}.items():
-        owner: Any = getattr(value, "__self__", value)
-        if isinstance(owner, nn.Module):
-            yield name, owner
+    around: dict[str, Any] = {}
+    if isinstance(guide, functools.partial):
+        around = {"its function": guide.func, "its arguments": guide.args, **guide.keywords}
+    elif inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        around = {**variables.globals, **variables.nonlocals}
+    owner = getattr(guide, "__self__", guide)
+    parts = owner.named_modules() if isinstance(owner, nn.Module) else [("", owner)]
+    for path, part in parts:
+        prefix = f"self.{path}." if path else "self."
+        around |= {f"{prefix}{name}": value for name, value in _attributes(part).items()}
+    for name, value in around.items():
+        yield from _modules_in(name, value)
+
+
+def _attributes(owner: Any) -> dict[str, Any]:
+    """Of an object, without those by which torch holds submodules and parameters."""
+    if inspect.isfunction(owner):
+        return {}
+    return {
+        name: value
+        for name, value in getattr(owner, "__dict__", {}).items()
+        if name not in ("_modules", "_parameters", "_buffers")
+    }
+
+
+def _modules_in(name: str, value: Any, depth: int = 2) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that a variable holds: itself, the owner of a method, entries of lists and dicts."""
+    owner: Any = getattr(value, "__self__", value)
+    if isinstance(owner, nn.Module):
+        yield name, owner
+    elif depth and isinstance(value, list | tuple | dict):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            yield from _modules_in(f"{name}[{key!r}]", entry, depth - 1)
 
 
 def _overlapping(named: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -107,26 +134,32 @@ def _overlapping(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     return found
 
 
-def gradient_problems(
-    guide: Program, trace: poutine.Trace, objective: Objective | None
-) -> list[str]:
-    """Draws, or densities, without the gradient by which an objective trains a guide."""
-    if isinstance(objective, RWS):
-        sites = (trace.nodes[name] for name in drawn_sites(trace))
-        has_gradient = any(s["fn"].log_prob(s["value"].detach()).requires_grad for s in sites)
-        if has_gradient or not any(p.requires_grad for p in parameters(guide).values()):
-            return []
-        return [
-            f"RWS trains a guide by the density of its draws, and that of {type(guide).__name__}"
-            " does not depend on its parameters (a point estimate); fit it by ELBO"
-        ]
-    if not isinstance(objective, ELBO | IWELBO):
+def point_problems(guide: Program, trace: poutine.Trace) -> list[str]:
+    """Parameters that the density of a guide's draws, which RWS trains by, does not depend on."""
+    sites = (trace.nodes[name] for name in drawn_sites(trace))
+    has_gradient = any(s["fn"].log_prob(s["value"].detach()).requires_grad for s in sites)
+    if has_gradient or not any(p.requires_grad for p in parameters(guide).values()):
         return []
     return [
-        f"site {name!r} is drawn from {kind_of(trace.nodes[name]['fn'])}, which has no"
-        f" reparameterised draws (has_rsample is False), so that {type(objective).__name__} cannot"
-        " train it; fit by RWS, or choose a distribution that has them"
-        for name in not_reparameterised(trace)
+        f"RWS trains a guide by the density of its draws, and that of {type(guide).__name__} does"
+        " not depend on its parameters (a point estimate); fit it by ELBO"
+    ]
+
+
+def renewed_parameters(before: Mapping[str, Tensor], guide: Program) -> list[str]:
+    """Parameters that runs of the guide replace by new ones.
+
+    Args:
+        before: the guide's parameters after its first run.
+        guide: the guide after further runs.
+    """
+    after = parameters(guide)
+    renewed = [name for name, p in before.items() if after.get(name) is not p]
+    if not renewed:
+        return []
+    return [
+        f"every run of the guide makes its parameters {', '.join(renewed)} anew, so that none is"
+        " trained; make them once, in __init__"
     ]
 
 
@@ -173,3 +206,25 @@ def idle_parameters(model: Program, guide: Program, trace: poutine.Trace) -> lis
         return []
     names = ", ".join(idle)
     return [f"no draw of the guide depends on its parameters {names}; they stay as they are"]
+
+
+def plain_tensors(model: Program, guide: Program) -> list[str]:
+    """Tensors that a guide keeps as plain attributes, which are neither trained nor saved."""
+    owner, of_model = module_of(guide), module_of(model)
+    if owner is None or runs_the_model(guide):
+        return []
+    known = set() if of_model is None else set(of_model.modules())
+    names = [
+        f"{path}.{name}" if path else name
+        for path, part in owner.named_modules()
+        if part not in known
+        for name, value in _attributes(part).items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
+        if not name.startswith("_")
+    ]
+    if not names:
+        return []
+    return [
+        f"the guide keeps {', '.join(names)} as plain tensors, which are neither trained nor saved;"
+        " make each an nn.Parameter, or for a constant call register_buffer"
+    ]

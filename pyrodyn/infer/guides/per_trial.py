@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.check_guide import GuideError
-from pyrodyn.infer.traces import Program
+from pyrodyn.infer.traces import Program, drawn_sites
 from pyrodyn.models.parameters import local_parameters
 
 JOINT = (AutoContinuous, AutoGaussian, AutoStructured)
@@ -177,9 +177,26 @@ def prepare_guide(guide: Program, recording: Batch, batch_size: int, sees_others
             f" ({type(error).__name__}: {reason}); it must be a new guide of this model, with"
             " parameters for no other trials"
         ) from error
+    _check_initial_values(guide)
     for parameter in guide.parameters():
         # Some initial values are expanded views of the model's own parameters.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _check_initial_values(guide: AutoGuide | AutoMessenger) -> None:
+    """Refuse initial values of another shape than their site's, which trials would share."""
+    for part in guide.modules():
+        prototype = getattr(part, "prototype_trace", None)
+        if prototype is None or isinstance(part, AutoStructured):  # which sets its own
+            continue
+        for name in drawn_sites(prototype):
+            site = prototype.nodes[name]
+            wanted, found = tuple(site["fn"].shape()), tuple(site["value"].shape)
+            if wanted != found:
+                raise GuideError(
+                    f"the initial value of site {name!r} has the shape {found}; give it the shape"
+                    f" {wanted}, one value per trial"
+                )
 
 
 def set_trials(guide: AutoGuide | AutoMessenger, trials: RecordedTrials) -> None:

@@ -19,13 +19,21 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
+from pyrodyn.infer.guides.check_guide import GuideError, check_guide, unusable
 from pyrodyn.infer.objectives.importance_weighted import (
     local_draws,
     log_densities,
     weighted_draws,
 )
 from pyrodyn.infer.smc.resampling import effective_sample_size
-from pyrodyn.infer.traces import Program, guide_program, is_local, latent_sites
+from pyrodyn.infer.traces import (
+    Program,
+    guide_program,
+    is_local,
+    latent_sites,
+    point_sites,
+)
+from pyrodyn.infer.training.fitted import guide_name
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 LEAST_TAILS = 5
@@ -180,13 +188,25 @@ def importance_sample(
 
     Raises:
         ValueError: for too few particles, a batch of another kind of recording, or a guide that
-            draws trials jointly or has sites that all trials share.
+            is a point estimate, draws trials jointly or has sites that all trials share.
+        GuideError: for a guide of a model of the zoo that does not pass `check_guide`.
         ArithmeticError: if a trial's weights are all 0, or one is infinite or NaN.
     """
     _check_enough(num_particles)
+    problem = unusable(model, guide)
+    if problem:
+        raise GuideError(problem)
     if isinstance(model, LatentDynamics):
         model.check_batch(batch)
+        if guide_name(model, guide) is not None:
+            check_guide(model, guide, batch, training=False).require()
     drawn = local_draws(guide_program(guide), batch, num_particles)
+    points = point_sites(drawn)
+    if points:
+        raise ValueError(
+            f"the guide puts all mass of {points[-1]!r} on one point (a point estimate), so that"
+            " its draws have no importance weights; take a guide with a density"
+        )
     weighted = weighted_draws(model, drawn, log_densities(drawn), batch, num_particles)
     shape = weighted.log_weights.shape
     _check_weights(weighted.log_weights, batch.trial)

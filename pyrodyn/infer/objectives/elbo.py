@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.infer.guides.site_checks import check_reparameterised, check_sites
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, Ramp
 from pyrodyn.infer.traces import (
     Program,
-    check_reparameterised,
-    check_sites,
     drawn_sites,
     is_local,
     joint_sites,

@@ -23,32 +23,36 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import Delta, TransformedDistribution
+from pyro.distributions import TransformedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.fixed_dropout import FixedDropout
 from pyrodyn.infer.frozen import frozen
+from pyrodyn.infer.guides.site_checks import (
+    check_reparameterised,
+    check_sites,
+    joint_problems,
+)
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective
 from pyrodyn.infer.traces import (
     TRIALS,
     Program,
-    check_reparameterised,
-    check_sites,
     drawn_sites,
     guide_program,
     is_local,
     is_plate,
-    joint_sites,
     latent_sites,
+    module_of,
     observed_sites,
+    point_sites,
     traced,
+    with_particles,
 )
 
 GRADIENTS = ("iwae", "stl", "dreg")
@@ -159,7 +163,7 @@ class IWELBOLoss(Loss):
         _check_has_density(drawn, gradient)
         copies = _CopiedDraws(drawn)
         with _without_gradient(self.guide):
-            program = _with_particles(guide, num_particles)
+            program = with_particles(guide, num_particles)
             log_q = log_densities(traced(poutine.replay(program, trace=copies.trace), batch))
         weighted = weighted_draws(self.model, copies.trace, log_q, batch, num_particles)
         weights = torch.softmax(weighted.log_weights, 0).detach()
@@ -209,7 +213,7 @@ def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Tra
     """A trace of K draws per trial of the sites inside the plate over trials, and one draw of the
     sites outside it.
     """
-    program = _with_particles(guide, num_particles)
+    program = with_particles(guide, num_particles)
     drawn = traced(program, batch)
     outside = [name for name in drawn_sites(drawn) if not is_local(drawn.nodes[name])]
     if not outside or num_particles == 1:
@@ -218,13 +222,6 @@ def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Tra
     for name in outside:
         kept.nodes[name] = once.nodes[name]
     return traced(poutine.replay(program, trace=kept), batch)
-
-
-def _with_particles(program: Program, num_particles: int) -> Program:
-    if num_particles == 1:
-        return program
-    with_plate: Program = pyro.plate("particles", num_particles, dim=-2)(program)
-    return with_plate
 
 
 def log_densities(drawn: poutine.Trace) -> dict[str, Tensor]:
@@ -269,7 +266,7 @@ def weighted_draws(
         ValueError: for sites that do not fit the model's, and a guide that draws several trials at
             once, so that no trial has weights of its own.
     """
-    program = _with_particles(model, num_particles)
+    program = with_particles(model, num_particles)
     model_trace = traced(poutine.replay(program, trace=drawn), batch)
     check_sites(drawn, model_trace)
     _check_per_trial(drawn, model_trace)
@@ -312,19 +309,14 @@ def _check_per_trial(drawn: poutine.Trace, model_trace: poutine.Trace) -> None:
             f"the model observes 'x' outside a plate named {TRIALS!r}, by which the trials are"
             f" known: take pyro.plate({TRIALS!r}, batch.num_trials, dim=-1) in model and guide"
         )
-    joint = joint_sites(drawn, model_trace)
-    if joint:
-        raise ValueError(
-            f"the guide draws all trials jointly, in {joint[0]!r} outside the plate {TRIALS!r}, so"
-            " that no trial has importance weights of its own: draw every trial inside the plate"
-            " (AutoNormal does), or train by ELBO"
-        )
+    for problem in joint_problems(drawn, model_trace):
+        raise ValueError(problem)
 
 
 def _check_has_density(drawn: poutine.Trace, gradient: str) -> None:
     """Refuse a guide of point masses, for gradients that differ by the score of q alone."""
     names = drawn_sites(drawn)
-    if all(isinstance(drawn.nodes[name]["fn"], Delta) for name in names):
+    if point_sites(drawn) == names:
         raise ValueError(
             f"the guide puts all mass of {names[0]!r} on one point (AutoDelta does), so that there"
             f" is no density for gradient={gradient!r} to treat otherwise: take 'iwae' or ELBO"
@@ -406,8 +398,8 @@ def _without_gradient(guide: Program) -> Iterator[None]:
     Raises:
         ValueError: for a guide that is no module's, whose parameters cannot be known.
     """
-    module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
-    if not isinstance(module, nn.Module):
+    module = module_of(guide)
+    if module is None:
         raise ValueError(
             "the gradients 'stl' and 'dreg' need the guide's parameters: make the guide a"
             " torch.nn.Module or a method of one"

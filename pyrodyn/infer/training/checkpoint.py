@@ -29,6 +29,7 @@ def identity(
     train: xr.Dataset,
     valid: xr.Dataset | None,
     *,
+    guide: str | None,
     objective: Objective,
     transforms: Sequence[Transform],
     valid_transforms: Sequence[Transform],
@@ -37,11 +38,12 @@ def identity(
     seed: int,
 ) -> dict[str, str]:
     """The arguments of `fit` and its schedule that must not change when a run is resumed, as text
-    by their names.
+    by their names; ``guide`` is `guide_name`'s.
     """
     return {
         "train": fingerprint(train),
         "valid": "None" if valid is None else fingerprint(valid),
+        "guide": "the model's own" if guide is None else guide,
         "objective": json.dumps(objective.describe(), default=repr),
         "transforms": _described(transforms),
         "valid_transforms": _described(valid_transforms),

@@ -17,7 +17,7 @@ from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.guides.per_trial import cut_from_recording, prepare_guide
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.objective import Objective
-from pyrodyn.infer.traces import Program, module_of
+from pyrodyn.infer.traces import Program, guide_program, module_of, point_sites, traced
 from pyrodyn.infer.training.allocator import keep_freed_memory
 from pyrodyn.infer.training.checkpoint import CHECKPOINT, check_resumable, identity
 from pyrodyn.infer.training.diagnostics import FitWarning, fit_diagnostics
@@ -77,7 +77,7 @@ def fit[Model: LatentDynamics](
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
             nothing.
         resume: continue from the checkpoint in ``out``, with the same recordings, seed, batch size,
-            objective, transforms and ``average_weights``.
+            guide, objective, transforms and ``average_weights``.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
         seed: seeds batches, masks and noise (initial weights are drawn when the model is made).
         accelerator: Lightning's name of the hardware; ``"auto"`` uses CUDA if it is available.
@@ -142,6 +142,7 @@ def fit[Model: LatentDynamics](
         ).require()
         with torch.no_grad():
             factors = loss.evaluate(first).factors
+            points = point_sites(traced(guide_program(guide), first))
         training = Training(
             loss,
             train,
@@ -157,6 +158,7 @@ def fit[Model: LatentDynamics](
             else identity(
                 train,
                 valid,
+                guide=guide_name(model, guide),
                 objective=objective,
                 transforms=transforms,
                 valid_transforms=valid_transforms,
@@ -187,7 +189,7 @@ def fit[Model: LatentDynamics](
                     "objective": objective.describe(),
                     "guide": guide_name(model, guide),
                     "transforms": [repr(transform) for transform in transforms],
-                    "is_bound": objective.is_bound and not transforms and not factors,
+                    "is_bound": objective.is_bound and not (transforms or factors or points),
                     "seed": seed,
                     "num_steps": trainer.global_step,
                     "best_epoch": best.kept_epoch,

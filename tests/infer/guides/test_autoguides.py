@@ -25,7 +25,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
     AutoNormalMessenger,
 )
-from pyro.infer.autoguide.initialization import init_to_mean
+from pyro.infer.autoguide.initialization import init_to_mean, init_to_value
 from torch import Tensor
 
 from pyrodyn import fit, predict, to_datatree
@@ -42,7 +42,7 @@ from pyrodyn.infer import (
     importance_sample,
 )
 from pyrodyn.infer.guides.per_trial import cut_from_recording, prepare_guide
-from pyrodyn.models import LowRankRNN
+from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, RnnSAE
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
@@ -267,6 +267,15 @@ def test_trials_that_a_guide_was_not_fitted_to_are_refused(model, data, kind):
         fit(model, data, other, guide=kind(model), max_epochs=1, **QUIET)
 
 
+@pytest.mark.parametrize(
+    ("kind", "is_bound"),
+    [("AutoDelta", False), ("AutoLaplaceApproximation", False), ("AutoNormal", True)],
+)
+def test_the_objective_of_a_point_estimate_is_recorded_as_no_bound(model, data, kind, is_bound):
+    fit(model, data, guide=KINDS[kind](model), max_epochs=1, **QUIET)
+    assert model.record["training"]["is_bound"] is is_bound
+
+
 def test_a_point_estimate_is_not_trained_by_its_density(model, data):
     with pytest.raises(GuideError, match=r"that of AutoDelta does not depend on its parameters"):
         fit(model, data, guide=AutoDelta(model), objective=RWS(4), max_epochs=1, **QUIET)
@@ -286,6 +295,32 @@ def test_initial_values_that_are_views_are_copied(make_recording, make_lfads):
     fit(model, train, guide=guide, max_epochs=3, batch_size=5, **QUIET)
     loc = guide.locs.g0.detach()
     assert loc.is_contiguous() and len(loc.unique(dim=0)) == 12
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (torch.zeros(6, 2), r"initial value of site 'z' has the shape \(6, 2\); give it the shape"),
+        (torch.zeros(3, 6, 2), "AutoNormal cannot be set up for the 5 trials"),
+    ],
+)
+def test_initial_values_that_are_not_one_per_trial_are_refused(model, data, value, sentence):
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"z": value.double()}))
+    with pytest.raises(GuideError, match=sentence):
+        fit(model, data, guide=guide, max_epochs=1, **QUIET)
+
+
+def test_an_automatic_guide_inside_a_function_is_refused(model, data):
+    guide = AutoNormal(model)
+    for wrapped in (lambda batch: guide(batch), poutine.block(guide, hide=[])):
+        with pytest.raises(GuideError, match=r"wraps the automatic guide .* pass the AutoNormal"):
+            fit(model, data, guide=wrapped, max_epochs=1, **QUIET)
+
+
+def test_a_point_estimate_has_no_importance_weights(model, whole):
+    guide = prepared("AutoDelta", model, whole)
+    with pytest.raises(ValueError, match="all mass of 'z' on one point"):
+        importance_sample(model, guide, whole, 40)
 
 
 # ------------------------------------------------------------------ the table
@@ -309,13 +344,18 @@ def outcome(ask: Callable[[], Any]) -> str:
     return "yes"
 
 
-def trains(model: LatentDynamics, kind: str, whole: Batch, objective: Objective) -> None:
+def trains(
+    model: LatentDynamics, kind: str, whole: Batch, objective: Objective, batch_size: int
+) -> None:
     """One step, after the checks that `fit` makes."""
-    guide = prepared(kind, model, whole)
-    check_guide(model, guide, whole, objective=objective).require()
-    with warnings.catch_warnings():
+    guide = prepared(kind, model, whole, batch_size)
+    batch = whole
+    if batch_size < NUM_TRIALS:
+        batch = whole.take(torch.tensor([3, 1])).replace(weight=NUM_TRIALS / 2)
+    check_guide(model, guide, batch, objective=objective, num_trials=NUM_TRIALS).require()
+    with warnings.catch_warnings(), cut_from_recording(guide):
         warnings.simplefilter("ignore")
-        loss = objective(model, guide)(whole)
+        loss = objective(model, guide)(batch)
     assert loss.isfinite()
     own = [p for p in getattr(guide, "parameters", list)() if p.requires_grad]
     if own:
@@ -323,39 +363,89 @@ def trains(model: LatentDynamics, kind: str, whole: Batch, objective: Objective)
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in own)
 
 
-def row(kind: str, data: xr.Dataset) -> list[str]:
-    """Outcomes of one guide on a linear-Gaussian network."""
-    model, other = linear_network(data).float(), linear_recording(1)
+def row(kind: str, model: LatentDynamics, data: xr.Dataset, other: xr.Dataset) -> list[str]:
+    """Outcomes of one guide; every objective on minibatches too."""
     whole = model.trials_of(data).batch()
-    cells = [
-        "yes"
-        if all(outcome(lambda o=o: trains(model, kind, whole, o)) == "yes" for o in objectives)
-        else "refused"
-        for objectives in OBJECTIVES.values()
-    ]
+    cells, of_minibatches = [], []
+    for objectives in OBJECTIVES.values():
+        for batch_size, found in ((NUM_TRIALS, cells), (2, of_minibatches)):
+            outcomes = {
+                outcome(lambda o=o, size=batch_size: trains(model, kind, whole, o, size))
+                for o in objectives
+            }
+            assert len(outcomes) == 1, (kind, objectives, outcomes)
+            found += outcomes
     guide = KINDS[kind](model)
     options = {"max_epochs": 1, **QUIET}
     if outcome(lambda: fit(model, data, guide=guide, **options)) == "refused":
         return [*cells, *["refused"] * 4]
+    minibatches = outcome(
+        lambda: fit(model, data, guide=KINDS[kind](model), batch_size=2, **options)
+    )
+    for on_whole, on_part in zip(cells, of_minibatches, strict=True):
+        assert on_part == ("yes" if on_whole == minibatches == "yes" else "refused")
     small = {"guide": guide, "num_draws": 2}
     return [
         *cells,
-        outcome(lambda: fit(model, data, guide=KINDS[kind](model), batch_size=2, **options)),
+        minibatches,
         outcome(lambda: (predict(model, data, **small), to_datatree(model, data, **small))),
         outcome(lambda: to_datatree(model, data, method="importance", num_particles=40, **small)),
-        outcome(lambda: predict(model, other, **small)),
+        outcome(lambda: (predict(model, other, **small), to_datatree(model, other, **small))),
     ]
 
 
 def table(data: xr.Dataset) -> str:
+    """Of a linear-Gaussian network."""
     columns = [
         "guide", *OBJECTIVES, "minibatches", "`predict`, `to_datatree`", "`method=\"importance\"`",
         "trials not fitted to",
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for kind in sorted(KINDS):
-        lines.append(f"| `{kind}` | {' | '.join(row(kind, data))} |")
+        cells = row(kind, linear_network(data).float(), data, linear_recording(1))
+        lines.append(f"| `{kind}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:importance weights", "ignore:the importance")
+def test_the_table_in_the_documentation_is_current(data):
+    assert TABLE.read_text() == table(data)
+
+
+SIZES: dict[str, Any] = {"latent_dim": 2, "encoder_dim": 4}
+LFADS_SIZES: dict[str, Any] = {
+    "factor_dim": 2, "generator_dim": 4, "encoder_dim": 4, "initial_condition_dim": 3,
+}  # fmt: skip
+INPUTS: dict[str, Any] = {
+    "inferred_input_dim": 2, "controller_dim": 4, "controller_encoder_dim": 4,
+}  # fmt: skip
+MODELS: dict[str, Callable[[xr.Dataset], LatentDynamics]] = {
+    "LFADS": lambda data: LFADS.for_recording(data, **LFADS_SIZES),
+    "LFADS with inputs": lambda data: LFADS.for_recording(data, **LFADS_SIZES, **INPUTS),
+    "NodeSAE": lambda data: NodeSAE.for_recording(data, **SIZES),
+    "NodeSAE with noise": lambda data: NodeSAE.for_recording(data, **SIZES, process_noise=True),
+    "RnnSAE": lambda data: RnnSAE.for_recording(data, **SIZES),
+    "LowRankRNN": lambda data: LowRankRNN.for_recording(data, latent_dim=2, num_units=8),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_does_with_every_guide_what_the_table_has(make_recording, name):
+    data = make_recording(NUM_TRIALS, 6)
+    torch.manual_seed(0)
+    model = MODELS[name](data)
+    documented = {
+        kind.strip("` "): [cell.strip() for cell in cells]
+        for _, kind, *cells, _ in (line.split("|") for line in TABLE.read_text().splitlines()[2:])
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are unreliable
+        found = {
+            kind: row(kind, model, data, make_recording(NUM_TRIALS, 6, seed=1)) for kind in KINDS
+        }
+    assert found == documented
 
 
 @pytest.mark.parametrize("kind", REFUSED)

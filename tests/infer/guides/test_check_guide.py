@@ -1,17 +1,29 @@
 """`check_guide`: each fault of a guide is named, and a guide without fault passes."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import xarray as xr
-from torch import Tensor, nn
-from torch.distributions import constraints
+from lfads_guides import (
+    DIM,
+    INPUT_DIM,
+    NUM_BINS,
+    NUM_TRIALS,
+    Amortised,
+    g0,
+    in_plate,
+    normal,
+    sample,
+    trials,
+    u,
+)
+from pyro import poutine
+from torch import nn
 
+from pyrodyn import predict, to_datatree
 from pyrodyn.data.batch import Batch, Trials
 from pyrodyn.infer import (
     ELBO,
@@ -19,85 +31,13 @@ from pyrodyn.infer import (
     RWS,
     GuideError,
     GuideReport,
-    Objective,
     check_guide,
     fit,
+    importance_sample,
 )
 from pyrodyn.models import LFADS
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
-NUM_TRIALS, NUM_BINS, DIM, INPUT_DIM = 6, 8, 4, 2
-
-
-@pytest.fixture
-def data(make_recording) -> xr.Dataset:
-    return make_recording(NUM_TRIALS)
-
-
-@pytest.fixture
-def model(data, make_lfads) -> LFADS:
-    """Its latent sites are g0, of event shape (4,), and u, of event shape (8, 2)."""
-    return make_lfads(data, inferred_input_dim=INPUT_DIM)
-
-
-@pytest.fixture
-def batch(data) -> Batch:
-    return Trials(data).batch()
-
-
-def normal(*shape: int) -> dist.Normal:
-    return dist.Normal(torch.zeros(shape), 1.0)
-
-
-def g0(batch: Batch) -> None:
-    pyro.sample("g0", normal(batch.num_trials, DIM).to_event(1))
-
-
-def u(batch: Batch, name: str = "u") -> None:
-    pyro.sample(name, normal(batch.num_trials, NUM_BINS, INPUT_DIM).to_event(2))
-
-
-def trials(batch: Batch, dim: int = -1, name: str = "trials") -> pyro.plate:
-    return pyro.plate(name, batch.num_trials, dim=dim)
-
-
-def in_plate(*parts: Callable[[Batch], None]) -> Callable[[Batch], None]:
-    """A guide of parts."""
-
-    def guide(batch: Batch) -> None:
-        with trials(batch):
-            for part in parts:
-                part(batch)
-
-    return guide
-
-
-def sample(name: str, distribution: Callable[[Batch], Any], **infer: Any) -> Callable[..., None]:
-    return lambda batch: pyro.sample(name, distribution(batch), infer=infer)
-
-
-class WithoutReparameterisation(dist.Normal):
-    has_rsample = False
-
-
-class Amortised(nn.Module):
-    """A guide without fault."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(5, 2 * DIM)
-
-    def forward(self, batch: Batch) -> None:
-        mean, log_scale = self.head(batch.seen.mean(1)).chunk(2, -1)
-        with trials(batch):
-            pyro.sample("g0", dist.Normal(mean, log_scale.exp()).to_event(1))
-            u(batch)
-
-    def by_method(self, batch: Batch) -> None:
-        self(batch)
-
-
-# ------------------------------------------------------------------ sites
 
 
 def joint(batch: Batch) -> None:
@@ -150,7 +90,89 @@ def of_one_size(batch: Batch) -> None:
         u(batch)
 
 
+def in_place(batch: Batch) -> None:
+    seen = batch.seen
+    seen /= 1 + seen.mean()
+    in_plate(g0, u)(batch)
+
+
+def one_draw_at_a_time(batch: Batch) -> None:
+    with trials(batch):
+        half = pyro.sample(
+            "half", normal(batch.num_trials, 2).to_event(1), infer={"is_auxiliary": True}
+        )
+        both = torch.cat([half, batch.seen.mean(1)[:, :2]], -1)
+        pyro.sample("g0", dist.Delta(both, event_dim=1))
+        u(batch)
+
+
+def weighted(handler: Any, is_auxiliary: bool = False) -> Any:
+    """A guide that draws g0, or what it is made from, inside a handler of Pyro's."""
+
+    def draw(batch: Batch) -> None:
+        distribution = normal(batch.num_trials, DIM).to_event(1)
+        if not is_auxiliary:
+            with handler:
+                pyro.sample("g0", distribution)
+            return
+        with handler:
+            made = pyro.sample("made", distribution, infer={"is_auxiliary": True})
+        pyro.sample("g0", dist.Delta(made, event_dim=1))
+
+    return in_plate(draw, u)
+
+
+def two_plates(batch: Batch) -> None:
+    with trials(batch):
+        g0(batch)
+    with trials(batch):
+        u(batch)
+
+
+FEW = torch.arange(NUM_TRIALS) < 2
+
+
 SITES = {
+    "observed": (
+        in_plate(
+            lambda b: pyro.sample("g0", normal(6, DIM).to_event(1), obs=torch.zeros(6, DIM)), u
+        ),
+        "the guide observes 'g0' (obs=), but a guide draws: leave obs= out",
+    ),
+    "observes x": (
+        in_plate(g0, u, lambda b: pyro.sample("x", normal(*b.seen.shape).to_event(2), obs=b.seen)),
+        "the guide has the site 'x', the model's observations",
+    ),
+    "draws x": (
+        in_plate(g0, u, sample("x", lambda b: normal(*b.seen.shape).to_event(2))),
+        "the guide has the site 'x', the model's observations",
+    ),
+    "scaled": (
+        weighted(poutine.scale(scale=0.5)),
+        "site 'g0' is scaled by 0.5 in the guide (by poutine.scale or the size of a plate), which",
+    ),
+    "scaled auxiliary": (
+        weighted(poutine.scale(scale=torch.tensor(2.0)), True),
+        "site 'made' is scaled by 2 in the guide",
+    ),
+    "masked": (
+        weighted(poutine.mask(mask=FEW)),
+        "site 'g0' is masked in the guide and not in the model",
+    ),
+    "masked auxiliary": (
+        weighted(poutine.mask(mask=FEW), True),
+        "site 'made' is masked in the guide and not in the model",
+    ),
+    "in place": (in_place, "the guide changes batch.seen in place, and so the recording itself"),
+    "one draw at a time": (
+        one_draw_at_a_time,
+        "when it makes several draws per trial at once; draws and what is computed from them then",
+    ),
+    "two plates": (two_plates, "make a plate once, as plate = pyro.plate(...), and enter it as"),
+    "a layer": (
+        nn.Sequential(nn.Linear(5, DIM)),
+        "the guide ends in TypeError (linear(): argument 'input' (position 1) must be Tensor, not",
+    ),
     "missing": (
         in_plate(g0),
         "does not draw 'u' (the model's latent sites are g0, u), which would come from the prior",
@@ -245,6 +267,54 @@ def test_a_guide_that_draws_otherwise_than_its_model(model, batch, data, kind):
     assert torch.equal(model.state_dict()["readout.bias"], before)
 
 
+def test_handlers_that_change_no_density_are_accepted(model, data):
+    part = Trials(data).batch(slice(0, 3))
+
+    def rows_of_recording(batch: Batch) -> None:
+        with pyro.plate("trials", NUM_TRIALS, subsample=batch.trial, dim=-1):  # scales by 2
+            g0(batch)
+            u(batch)
+
+    everything = poutine.mask(mask=torch.ones(3, dtype=torch.bool))
+    for guide in (rows_of_recording, weighted(everything), weighted(poutine.scale(scale=1.0))):
+        report = check_guide(model, guide, part, objective=ELBO())
+        assert report == GuideReport(), report
+
+
+def test_a_model_that_scales_or_masks_its_own_site_lets_the_guide_do_so(data):
+    class Weighted(LFADS):
+        def model(self, batch: Batch) -> None:
+            with poutine.scale(scale=0.5), poutine.mask(mask=batch.trial < 2):
+                super().model(batch)
+
+    torch.manual_seed(0)
+    sizes = {"factor_dim": 2, "generator_dim": 4, "encoder_dim": 4, "initial_condition_dim": DIM}
+    model, batch = Weighted.for_recording(data, **sizes), Trials(data).batch()
+    for handler in (poutine.scale(scale=0.5), poutine.mask(mask=FEW)):
+
+        def guide(batch: Batch, handler: Any = handler) -> None:
+            with trials(batch), handler:
+                g0(batch)
+
+        assert check_guide(model, guide, batch) == GuideReport()
+
+
+def test_the_check_leaves_the_batch_as_it_is(model, batch):
+    before = batch.seen.clone()
+    check_guide(model, in_place, batch)
+    assert torch.equal(batch.seen, before)
+
+
+def test_a_model_is_no_guide_of_itself(model, data, batch):
+    for ask in (
+        lambda: fit(model, data, guide=model, max_epochs=1, **QUIET),
+        lambda: predict(model, data, guide=model),
+        lambda: importance_sample(model, model, batch, 40),
+    ):
+        with pytest.raises(GuideError, match=r"the guide is the model itself; pass model.guide"):
+            ask()
+
+
 def test_all_problems_are_reported_together(model, batch):
     report = check_guide(model, in_plate(sample("v", lambda b: normal(b.num_trials))), batch)
     with pytest.raises(GuideError) as caught:
@@ -308,124 +378,6 @@ def test_a_program_with_another_support_and_a_shared_site():
     assert "site 'rate' is drawn from Normal, whose support is not" in wrong.problems[0]
 
 
-# ------------------------------------------------------------------ gradients and parameters
-
-
-@pytest.mark.parametrize(
-    ("objective", "is_refused"), [(ELBO(), True), (IWELBO(4), True), (RWS(4), False), (None, False)]
-)
-def test_draws_without_reparameterisation(
-    model, batch, objective: Objective | None, is_refused: bool
-):
-    holder = Holder(loc=torch.zeros(DIM), kind=WithoutReparameterisation)
-    report = check_guide(model, holder, batch, objective=objective)
-    assert bool(report.problems) == is_refused
-    if is_refused:
-        assert "site 'g0' is drawn from WithoutReparameterisation, which has no" in str(report)
-        assert "fit by RWS" in str(report)
-    # A distribution that has nothing to be trained needs no gradient.
-    fixed = in_plate(
-        sample("g0", lambda b: WithoutReparameterisation(0.0, 1.0).expand([6, DIM]).to_event(1)), u
-    )
-    assert check_guide(model, fixed, batch, objective=objective) == GuideReport()
-
-
-class Holder(nn.Module):
-    def __init__(self, kind: type[dist.Normal] = dist.Normal, **parameters: Tensor) -> None:
-        super().__init__()
-        self.kind = kind
-        for name, value in parameters.items():
-            setattr(self, name, nn.Parameter(value))
-
-    def forward(self, batch: Batch) -> None:
-        loc = sum(parameter.expand(1, DIM) for parameter in self.parameters())
-        with trials(batch):
-            pyro.sample("g0", self.kind(loc, 1.0).to_event(1))
-            u(batch)
-
-
-def by_store(batch: Batch) -> None:
-    loc = pyro.param("loc", torch.zeros(DIM))
-    scale = pyro.param("scale", torch.ones(DIM), constraint=constraints.positive)
-    with trials(batch):
-        pyro.sample("g0", dist.Normal(loc, scale).to_event(1))
-        u(batch)
-
-
-LOOSE = torch.zeros(DIM, requires_grad=True)
-
-
-def by_tensor(batch: Batch) -> None:
-    with trials(batch):
-        pyro.sample("g0", dist.Normal(0.0, LOOSE.exp()).to_event(1))
-        u(batch)
-
-
-def test_parameters_that_no_optimiser_would_hold(model, batch, data):
-    module = Amortised()
-    try:
-        for guide, sentence in {
-            by_store: "pyro.param keeps loc, scale in Pyro's global store",
-            by_tensor: "depend on tensors of shape (4,) that need a gradient",
-            lambda batch: module(batch): "draws by module, a Amortised that fit does not train",
-        }.items():
-            report = check_guide(model, guide, batch)
-            assert len(report.problems) == 1, report
-            assert sentence in report.problems[0]
-            assert check_guide(model, guide, batch, training=False) == GuideReport()
-            with pytest.raises(GuideError, match=re.escape(sentence)):
-                fit(model, data, guide=guide, objective=RWS(4), max_epochs=1, **QUIET)
-    finally:
-        pyro.clear_param_store()
-
-
-def test_parameters_that_share_memory(model, batch):
-    shared = torch.zeros(2 * DIM)
-    for guide, names in {
-        Holder(loc=torch.zeros(1).expand(DIM)): "loc",
-        Holder(one=shared[:DIM], other=shared[2 : 2 + DIM]): "one, other",
-    }.items():
-        assert f"parameters {names} share memory" in str(check_guide(model, guide, batch))
-    apart = Holder(one=shared[:DIM], other=shared[DIM:])
-    assert check_guide(model, apart, batch) == GuideReport()
-    of_model = Holder(loc=torch.zeros(DIM))
-    own = next(p for p in model.parameters() if p.numel() == DIM)
-    of_model.loc.data = own.data
-    assert "parameters loc share memory" in str(check_guide(model, of_model, batch))
-
-
-class Lazy(nn.Module):
-    def __init__(self, is_run: bool) -> None:
-        super().__init__()
-        self.head, self.is_run = nn.LazyLinear(DIM), is_run
-
-    def forward(self, batch: Batch) -> None:
-        loc = self.head(batch.seen.mean(1)) if self.is_run else torch.zeros(DIM)
-        with trials(batch):
-            pyro.sample("g0", dist.Normal(loc, 1.0).to_event(1))
-            u(batch)
-
-
-def test_parameters_that_the_first_run_does_not_build(model, batch):
-    assert check_guide(model, Lazy(True), batch) == GuideReport()
-    report = check_guide(model, Lazy(False), batch)
-    assert "first run has not built its parameters head.weight, head.bias" in str(report)
-
-
-class Idle(Amortised):
-    def __init__(self) -> None:
-        super().__init__()
-        self.forgotten = nn.Parameter(torch.zeros(3))
-
-
-def test_parameters_that_no_draw_depends_on_are_warned_of(model, batch, data):
-    report = check_guide(model, Idle(), batch)
-    assert report.problems == ()
-    assert "no draw of the guide depends on its parameters forgotten" in report.warnings[0]
-    with pytest.warns(UserWarning, match="parameters forgotten"):
-        fit(model, data, guide=Idle(), max_epochs=1, **QUIET)
-
-
 class RowsOf(nn.Module):
     """Parameters per trial, looked up by the trials' positions, or not."""
 
@@ -451,9 +403,17 @@ def test_parameters_per_trial(model, batch, data):
         assert "needs the rows of batch.trial, or all trials in one batch (batch_size=6)" in str(
             report
         )
-    with pytest.raises(GuideError, match=r"reads batch.trial, so it has parameters per trial"):
+    with pytest.raises(
+        GuideError, match=r"reads batch.trial, so it has parameters per trial.*valid="
+    ):
         fit(model, data, data, guide=by_position, max_epochs=1, **QUIET)
-    fit(model, data, guide=by_position, max_epochs=1, batch_size=4, **QUIET)
+    fitted = fit(model, data, guide=by_position, max_epochs=1, batch_size=4, **QUIET)
+    predict(fitted, data, num_draws=2)
+    predict(fitted, data.isel(trial=slice(0, 3)), num_draws=2)
+    for others in (data.isel(trial=[1, 0, 2, 3, 4, 5]), data.isel(trial=slice(3, 6))):
+        for read in (predict, to_datatree):
+            with pytest.raises(GuideError, match="none for other trials; give it that recording"):
+                read(fitted, others, num_draws=2)
 
 
 # ------------------------------------------------------------------ what guides are shown
@@ -485,4 +445,4 @@ def test_the_check_costs_few_runs(model, batch, data):
         model.model(batch)
 
     check_guide(counted, guide, batch.take(slice(0, 3)), num_trials=NUM_TRIALS)
-    assert runs == {"guide": 2, "model": 1}
+    assert runs == {"guide": 3, "model": 1}

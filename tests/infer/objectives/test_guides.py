@@ -174,12 +174,12 @@ def of_no_site(batch: Batch, mean: Tensor, scale: Tensor) -> None:
 @pytest.mark.parametrize(
     ("draw", "sentence", "objectives"),
     [
-        (in_plate("stimuli"), "draws 'z' in the plate 'stimuli', the model in 'trials'", MANY),
-        (of_no_site, "'z_0', which is no site of this model; its latent sites are z", MANY),
+        (in_plate("stimuli"), "site 'z' lies in the plate 'stimuli', so that trials have no", MANY),
+        (of_no_site, "'z_0', which is no site of this model", MANY),
         # With particles Pyro's own error comes first.
-        (in_plate("trials", dim=-2), "plate 'trials' lies at dim -2 of site 'z'", [ELBO()]),
-        (of_other_event_shape, r"shape \(1, 2\), the model with \(2,\)", [ELBO()]),
-        (jointly, r"'z' with event shape \(4, 2\), the model with \(2,\)", [ELBO(), IWELBO(1)]),
+        (in_plate("trials", dim=-2), "plate 'trials' is at dim -2", [ELBO()]),
+        (of_other_event_shape, r"shape \(1, 2\) in the guide and \(2,\) in the model", [ELBO()]),
+        (jointly, r"'z' is one joint distribution over all 4 trials", [ELBO(), IWELBO(1)]),
     ],
 )
 def test_sites_that_do_not_fit_are_named(draw, sentence, objectives):
@@ -204,7 +204,7 @@ def test_a_shared_site_drawn_for_every_trial_is_named():
                 pyro.sample("z", standard_normal(DIM))
 
     model = Linear("vector")
-    with pytest.raises(ValueError, match="'w' inside the plate 'trials', but the model has one"):
+    with pytest.raises(ValueError, match="'w' is drawn for every trial, but in the model all"):
         ELBO()(model, Local(model))(batch_of())
 
 
@@ -414,7 +414,7 @@ def test_draws_without_a_gradient_are_refused_but_by_rws(objective):
         found = value_and_gradients(objective, model, guide, batch_of())
         torch.testing.assert_close(found, expected)
         return
-    with pytest.raises(ValueError, match=r"draws of 'z' \(Independent\) are not .* take RWS"):
+    with pytest.raises(ValueError, match=r"'z' is drawn from Unreparameterised, .* fit by RWS"):
         objective(model, guide)(batch_of())
     with torch.no_grad():  # no gradient is wanted, and the value is right
         torch.manual_seed(0)

@@ -981,6 +981,7 @@ def test_with_a_prior_on_weights_the_loss_is_no_bound(train, make_lfads):
         ("transforms", "belongs to another run: transforms was .* and is .*CoordinatedDropout"),
         ("schedule", "belongs to another run: average_weights was False and is True now"),
         ("objective", "belongs to another run: objective was .*ELBO.* and is .*IWELBO"),
+        ("guide", r"belongs to another run: guide was the model's own and is .*<lambda> now"),
         ("train", "belongs to another run: train was trials x bins x neurons 12 x 8 x 5, checksum"),
         ("valid", "belongs to another run: valid was .* and is None now"),
     ],
@@ -1001,6 +1002,7 @@ def test_resuming_with_other_arguments_is_refused(
         "batch_size": {"batch_size": 6},
         "transforms": {"transforms": [CoordinatedDropout(0.3)]},
         "objective": {"objective": IWELBO(3)},
+        "guide": {"guide": lambda batch: model.guide(batch)},
         "schedule": {"schedule": Schedule(average_weights=True)},
     }
     with pytest.raises(ValueError, match=sentence):
