@@ -41,12 +41,13 @@ class Source(NamedTuple):
             "method": self.method,
         }
 
-    def check(self, recording: xr.Dataset, batch_size: int) -> None:
+    def check(self, recording: xr.Dataset, batch_size: int, *, is_simulated: bool = False) -> None:
         """Refuse a guide that does not fit the model.
 
         Args:
             recording: the trials that it will draw for.
             batch_size: trials at once.
+            is_simulated: whether it will draw for data that the model simulates in their place.
 
         Raises:
             GuideError: naming every problem.
@@ -60,7 +61,7 @@ class Source(NamedTuple):
                 self.model,
                 self.guide,
                 self.model.trials_of(recording).batch(slice(0, batch_size)),
-                sees_other_trials=hashes != trained[: len(hashes)],
+                sees_other_trials=is_simulated or hashes != trained[: len(hashes)],
                 training=False,
             ).require()
 
