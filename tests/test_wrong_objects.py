@@ -41,6 +41,7 @@ for name, call in {
     "schedule": lambda: fit(model, recorded, schedule=None),
     "guide": lambda: fit(model, recorded, guide=5),
     "check": lambda: check_guide(model, None, batch).require(),
+    "checked": lambda: check_guide(model, model.guide, recorded),
     "fitted": lambda: fit(model, recorded, guide=fitted),
     "drawn by": lambda: predict(model, recorded, guide=fitted),
     "weights": lambda: importance_sample(fitted, model.guide, batch),
@@ -76,6 +77,7 @@ SENTENCES = (
     "schedule: schedule=None; give a Schedule(...), or leave it out",
     "guide: guide=5 cannot be called; a guide is a Pyro program that takes a batch",
     "check: guide=None cannot be called; a guide is a Pyro program that takes a batch",
+    f"checked: {NO_BATCH}",
     f"fitted: {OF_FIT}",
     f"drawn by: {OF_FIT}",
     "weights: model is a Fit, which cannot be called; a model is a Pyro program that takes a"

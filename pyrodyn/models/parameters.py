@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 _SETTING = "module_local_params"
 
+_MARK = "unconstrained"
+"""Attribute by which Pyro's engines find the tensor to train behind the value of a parameter."""
+
 _is_local = False
 
 
@@ -119,7 +122,11 @@ def _as_registered(module: nn.Module) -> nn.Module:
     if not lifted:
         return module
     kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, {**kept, **lifted})
+    marks = [(p, getattr(p, _MARK)) for p in module.parameters() if hasattr(p, _MARK)]
+    copied = copy.deepcopy(module, {**kept, **lifted})
+    for parameter, mark in marks:  # which a copy removes and the running engine reads
+        setattr(parameter, _MARK, mark)
+    return copied
 
 
 def _register(

@@ -8,6 +8,7 @@ import xarray as xr
 
 from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.guides.check_guide import check_guide
+from pyrodyn.infer.guides.per_trial import tie_to_first_run
 from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -54,6 +55,7 @@ class Source(NamedTuple):
         """
         if self.method not in BY_GUIDE or guide_name(self.model, self.guide) is None:
             return
+        tie_to_first_run(self.guide)
         hashes = trial_hashes(recording)
         trained = self.model.record.get("training", {}).get("trials", {}).get("train", hashes)
         with self.evaluating():

@@ -275,6 +275,26 @@ def test_lifted_values_are_the_weights_of_draws_and_densities(program, batch, lf
         )
 
 
+def test_svi_trains_a_guide_of_weights_that_have_a_prior(batch, low_rank):
+    weight = low_rank.loading
+    prior = {"loading": dist.Normal(torch.zeros_like(weight), 1.0).to_event(weight.ndim)}
+    program = poutine.lift(low_rank.model, prior=prior)
+    guide, before = AutoNormal(program), weights(low_rank)
+    engine = SVI(program, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    engine.step(batch)
+    site = next(name for name in guide() if name.endswith("loading"))
+    first = getattr(guide.locs, site).detach().clone()
+    engine.step(batch)
+    assert first.shape == weight.shape and not torch.equal(getattr(guide.locs, site), first)
+    named = dict(low_rank.named_parameters())
+    still = {
+        name
+        for (name, p), is_moved in zip(named.items(), moved(low_rank, before), strict=True)
+        if p.numel() and not is_moved
+    }
+    assert still == {"loading"} | {name for name in named if name.startswith("proposal.")}
+
+
 def test_a_lifted_value_of_another_shape_is_refused(batch, lfads):
     lifted = poutine.lift(lfads.model, prior=dist.Normal(torch.zeros(7, 3), 1.0).to_event(2))
     with pytest.raises(ValueError, match=r"the value drawn for .* has the shape \(7, 3\)"):

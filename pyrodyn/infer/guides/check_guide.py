@@ -52,6 +52,7 @@ from pyrodyn.infer.traces import (
     traced,
     with_particles,
 )
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.nn.solvers import DivergenceError
 
 
@@ -112,10 +113,15 @@ def check_guide(
 
     Returns:
         Problems and warnings. A guide that cannot be run at all is a problem.
+
+    Raises:
+        ValueError: for what is no batch of this model.
     """
     problem = unusable(model, guide)
     if problem:
         return GuideReport((problem,))
+    if isinstance(model, LatentDynamics):
+        model.check_batch(batch)
     warned = plain_tensors(model, guide)  # before a run, which may cache some
     with torch.random.fork_rng(), _evaluating(guide):
         model_trace = _model_trace(model, guide, batch)

@@ -150,8 +150,7 @@ def prepare_guide(guide: Program, recording: Batch, batch_size: int, sees_others
         return
     assert isinstance(guide, AutoGuide | AutoMessenger)
     kind, num_trials = type(guide).__name__, recording.num_trials
-    parts = guide.modules() if isinstance(guide, AutoGuideList) else [guide]
-    is_joint = any(isinstance(part, JOINT) for part in parts)
+    is_joint = any(isinstance(part, JOINT) for part in guide.modules())
     if num_trials > batch_size and (is_joint or isinstance(guide, AutoMessenger)):
         why = "draws all trials jointly" if is_joint else "has one set of parameters per trial"
         raise GuideError(
@@ -215,6 +214,22 @@ def set_trials(guide: AutoGuide | AutoMessenger, trials: RecordedTrials) -> None
         guide.recorded_trials = trials
     elif guide.create_plates is None or before is not None:
         guide.create_plates = trials
+
+
+def tie_to_first_run(guide: Program) -> None:
+    """Tie an automatic guide that was set up outside `fit`, by Pyro's engines or by hand, to the
+    trials of its first run, so that it is read out for these alone.
+    """
+    if not isinstance(guide, AutoGuide) or not is_per_trial(guide):
+        return
+    prototype = guide.prototype_trace
+    if prototype is None or guide.create_plates is not None:
+        return
+    given = prototype.nodes.get("_INPUT", {}).get("args", ())
+    first = [value for value in given if isinstance(value, Batch)]
+    if first:
+        is_joint = any(isinstance(part, JOINT) for part in guide.modules())
+        set_trials(guide, RecordedTrials(trial_keys(first[0]), needs_all=is_joint))
 
 
 @contextlib.contextmanager

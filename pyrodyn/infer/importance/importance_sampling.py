@@ -20,6 +20,7 @@ from torch import Tensor
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.check_guide import GuideError, check_guide, unusable
+from pyrodyn.infer.guides.per_trial import tie_to_first_run
 from pyrodyn.infer.objectives.importance_weighted import (
     local_draws,
     log_densities,
@@ -199,6 +200,7 @@ def importance_sample(
     if isinstance(model, LatentDynamics):
         model.check_batch(batch)
         if guide_name(model, guide) is not None:
+            tie_to_first_run(guide)
             check_guide(model, guide, batch, training=False).require()
     drawn = local_draws(guide_program(guide), batch, num_particles)
     points = point_sites(drawn)

@@ -276,6 +276,28 @@ def test_the_objective_of_a_point_estimate_is_recorded_as_no_bound(model, data, 
     assert model.record["training"]["is_bound"] is is_bound
 
 
+def test_a_guide_set_up_outside_a_fit_is_read_out_for_its_own_trials(model, data):
+    batch = model.trials_of(data).batch()
+    by_hand, laplace = AutoNormal(model), prepared("AutoLaplaceApproximation", model, batch)
+    by_hand(batch)
+    for guide, backwards in (
+        (by_hand, "rows"),
+        (laplace.laplace_approximation(batch), "needs its 5 trials all at once"),
+    ):
+        found = predict(model, data, guide=guide, num_draws=50)
+        reverse = data.isel(trial=slice(None, None, -1))
+        if backwards == "rows":
+            again = predict(model, reverse, guide=guide, num_draws=50)["z"][::-1]
+            # By 6 standard errors of a difference of two means.
+            spread = np.sqrt(12 / 50) * 3 * found["z_sd"]
+            assert (abs(again - found["z"]) < spread + 1e-6).all()
+        else:
+            with pytest.raises(GuideError, match=backwards):
+                predict(model, reverse, guide=guide, num_draws=2)
+        with pytest.raises(GuideError, match="trial 0 is none of the 5 trials"):
+            predict(model, linear_recording(1), guide=guide, num_draws=2)
+
+
 def test_a_point_estimate_is_not_trained_by_its_density(model, data):
     with pytest.raises(GuideError, match=r"that of AutoDelta does not depend on its parameters"):
         fit(model, data, guide=AutoDelta(model), objective=RWS(4), max_epochs=1, **QUIET)
