@@ -189,7 +189,7 @@ def smoother_draws(
         raise ValueError(
             f"the particle smoother needs a StateSpaceModel; {type(model).__name__} is none"
         )
-    _refuse_shared(model, batch)
+    refuse_shared(model, batch)
     given = batch.as_seen()
     filtered = particle_filter(model, given, num_particles)
     method = "ffbsi" if model.path_is_markov else "ancestral"
@@ -217,7 +217,7 @@ def smoother_draws(
 @torch.no_grad()
 def pool_draws(model: LatentDynamics, batch: Batch, num_draws: int, num_particles: int) -> Draws:
     """Draws from a pool of the model's own trajectories given what the encoder may see."""
-    _refuse_shared(model, batch)
+    refuse_shared(model, batch)
     pooled = path_pool(model, batch.as_seen(), num_draws, num_particles=num_particles)
     return replayed(
         model,
@@ -308,7 +308,7 @@ def _draws_of(
     )
 
 
-def _refuse_shared(model: LatentDynamics, batch: Batch) -> None:
+def refuse_shared(model: LatentDynamics, batch: Batch) -> None:
     """Refuse sites that all trials share, for a method that draws trial by trial."""
     trace = traced(model, batch.take(slice(0, 1)).unobserved())
     _refuse([name for name in latent_sites(trace) if not is_local(trace.nodes[name])])

@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
 
-from pyrodyn.posterior import elpd, to_datatree
+from pyrodyn.data.trial_hashes import trial_hashes
+from pyrodyn.posterior import elpd, kfold, to_datatree
 
 
 def test_the_exact_evidence_is_within_its_error():
@@ -62,3 +63,45 @@ def test_a_tree_of_the_guide_has_no_evidence(make_recording, make_lfads):
     counts = make_recording(4)
     with pytest.raises(ValueError, match="no log_evidence: draw it by to_datatree"):
         elpd(to_datatree(make_lfads(counts), counts, num_draws=3))
+
+
+@pytest.mark.filterwarnings("ignore:draws by method")
+def test_folds_leave_each_trial_out_once_and_keep_the_order():
+    """Evidence of each trial under the model that was fitted without it."""
+    recorded = data()
+    five = xr.concat([recorded, recorded + 0.1], dim="trial").isel(trial=slice(5))
+    five = five.assign_coords(trial=list("abcde")).assign_attrs(recorded.attrs)
+    left_out = []
+
+    def fit(train):
+        assert train.attrs["bin_width"] == recorded.attrs["bin_width"]
+        left_out.append(sorted(set("abcde") - set(train["trial"].values.tolist())))
+        model = linear_network(five, seed=len(left_out) - 1)
+        model.record = {"training": {"trials": {"train": trial_hashes(train), "valid": []}}}
+        return model
+
+    found = kfold(fit, five, num_folds=2, method="smoother", num_particles=2000, seed=3)
+    assert sorted(map(len, left_out)) == [2, 3] and sorted(left_out[0] + left_out[1]) == list(
+        "abcde"
+    )
+    assert found.elpd_i["trial"].values.tolist() == list("abcde") and found.num_trained == 0
+    exact = [exact_of(linear_network(five, seed=seed), batch_of(five)) for seed in (0, 1)]
+    for position, label in enumerate("abcde"):
+        fold = int(label in left_out[1])
+        assert int(found.elpd_i["fold"][position]) == fold
+        truth = by_recursion(exact[fold], position).log_evidence
+        assert float(found.elpd_i[position]) == pytest.approx(truth, abs=0.3)
+    assert found.elpd == pytest.approx(float(found.elpd_i.sum()))
+    arviz_stats.compare({"one": found, "other": found})
+
+
+def test_folds_that_leak_are_refused(make_recording, make_lfads):
+    counts = make_recording(6)
+    lfads = make_lfads(counts)
+    lfads.record = {"training": {"trials": {"train": trial_hashes(counts), "valid": []}}}
+    with pytest.raises(ValueError, match="fit of fold 0 has used 3 of the 3 trials that it was to"):
+        kfold(lambda train: lfads, counts, num_folds=2, num_particles=10)
+    with pytest.raises(ValueError, match="num_folds=7 exceeds the 6 trials"):
+        kfold(lambda train: lfads, counts, num_folds=7)
+    with pytest.raises(ValueError, match="method='guide' gives no evidence"):
+        kfold(lambda train: lfads, counts, method="guide")
