@@ -34,7 +34,8 @@ def run(seed: int, minutes: float) -> dict[str, float]:
         transforms=[data.CoordinatedDropout(0.3)],
         max_epochs=10_000,
         max_minutes=minutes,
-        schedule=Schedule(learning_rate=1e-2, patience=10),
+        batch_size=64,
+        schedule=Schedule(learning_rate=1e-2, patience=100, stop_patience=600),
         seed=seed,
         progress=False,
     )

@@ -81,7 +81,7 @@ def run(name: str, fold: int, minutes: float) -> dict[str, float]:
         max_epochs=10_000,
         max_minutes=minutes,
         batch_size=32,
-        schedule=Schedule(learning_rate=recipe.learning_rate, patience=15),
+        schedule=Schedule(learning_rate=recipe.learning_rate, patience=45, stop_patience=180),
         seed=fold,
         progress=False,
     )

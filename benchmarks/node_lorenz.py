@@ -141,6 +141,7 @@ def trained(
         model,
         train,
         objective=objective,
+        transforms=[],
         max_epochs=steps * BATCH_SIZE // train.sizes["trial"],
         batch_size=BATCH_SIZE,
         schedule=schedule,

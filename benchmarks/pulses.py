@@ -49,7 +49,8 @@ def run(seed: int, epochs: int, pulsed: bool, pulse_size: float, prior: str) -> 
         objective=objective,
         transforms=[data.CoordinatedDropout(0.3)],
         max_epochs=epochs,
-        schedule=Schedule(learning_rate=1e-2, patience=3),
+        batch_size=64,
+        schedule=Schedule(learning_rate=1e-2, patience=87, stop_patience=1740),
         seed=seed,
         progress=False,
     )

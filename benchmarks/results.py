@@ -26,6 +26,12 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores{gpu}"
 
 
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of ``results/NAME.json``; none if there is no such file."""
+    path = FOLDER / f"{name}.json"
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
 def save(name: str, rows: list[dict[str, Any]], num_threads: int = 1) -> None:
     """Write ``results/NAME.json``: command, date, machine, versions and the table's rows.
 

@@ -36,7 +36,7 @@ import torch
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, predict, save
-from pyrodyn.infer import LaplaceStart, NoiseAnnealing, Schedule
+from pyrodyn.infer import ELBO, LaplaceStart, NoiseAnnealing, Schedule
 from pyrodyn.models import NodeSAE, RnnSAE
 from pyrodyn.nn.cells import CELLS
 
@@ -96,6 +96,8 @@ def run(system: str, dynamics: str, dim: int, seed: int, out: Path) -> dict[str,
         model,
         train,
         valid,
+        objective=ELBO(),
+        transforms=[],
         max_epochs=recipe.steps * BATCH_SIZE // NUM_TRAIN,
         batch_size=BATCH_SIZE,
         schedule=Schedule(

@@ -83,7 +83,9 @@ def by_vsmc(proposal: str, num_particles: int, first_rate: float = 1e-2) -> Stud
 
     The number of small operations limits the speed: many trials cost little more than ten.
     """
-    first, second = (Schedule(rate, patience=8, stop_patience=50) for rate in (first_rate, 2e-3))
+    # Eight epochs of 8 steps, and of 16.
+    first = Schedule(first_rate, patience=64, stop_patience=400)
+    second = Schedule(2e-3, patience=128, stop_patience=800)
     return Student(
         proposal,
         [
@@ -139,6 +141,7 @@ def fitted(
             train,
             valid,
             objective=stage.objective,
+            transforms=[],
             max_epochs=stage.epochs,
             max_minutes=stage.fraction * minutes or None,
             batch_size=stage.batch_size,

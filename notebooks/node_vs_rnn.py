@@ -24,7 +24,7 @@ import torch
 
 import pyrodyn
 from pyrodyn import analysis, data
-from pyrodyn.infer import NoiseAnnealing, Schedule
+from pyrodyn.infer import ELBO, NoiseAnnealing, Schedule
 
 torch.set_num_threads(1)  # such small matrix products are fastest on one thread
 np.set_printoptions(precision=2, suppress=True)
@@ -89,14 +89,16 @@ for name, family, options, factor in (
     )
     schedule = Schedule(
         learning_rate=1e-2,
-        patience=10,
-        stop_patience=250,
+        patience=40,
+        stop_patience=1000,
         noise=NoiseAnnealing(first_step=250, num_steps=500, factor=factor),
     )
     fitted = pyrodyn.fit(
         model,
         train,
         valid,
+        objective=ELBO(),
+        transforms=[],
         max_epochs=250,
         batch_size=48,
         schedule=schedule,

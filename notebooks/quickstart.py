@@ -14,8 +14,7 @@ from scipy.special import logsumexp
 
 import pyrodyn
 from pyrodyn import analysis
-from pyrodyn.data import CoordinatedDropout, held_out, simulate, split
-from pyrodyn.infer import Schedule
+from pyrodyn.data import held_out, simulate, split
 from pyrodyn.posterior import elpd, for_ppc, predictive_p_values, summarise_p_values
 
 # %% [markdown]
@@ -39,22 +38,15 @@ recording
 # ## A model, and a fit
 #
 # `for_recording` takes numbers of neurons and inputs from the recording and starts the readout at
-# each neuron's mean count. Coordinated dropout hides a random fifth of the entries from the
-# encoder and scores only those, so that a spike cannot explain itself. Torch's seed sets the
-# first weights; `fit` seeds everything else by itself.
+# each neuron's mean count. `fit` uses the settings that `pyrodyn.recommended` gives for this model
+# and recording, here with fewer steps. One of them is coordinated dropout, which hides random
+# entries from the encoder and scores only those, so that a spike cannot explain itself. Torch's
+# seed sets the first weights; `fit` seeds everything else by itself.
 
 # %%
 torch.manual_seed(0)
 model = pyrodyn.models.LFADS.for_recording(train, factor_dim=3, generator_dim=64)
-fitted = pyrodyn.fit(
-    model,
-    train,
-    valid,
-    transforms=[CoordinatedDropout(0.2)],
-    schedule=Schedule(learning_rate=1e-2),
-    max_epochs=120,
-    progress=False,
-)
+fitted = pyrodyn.fit(model, train, valid, max_steps=800, progress=False)
 print(f"{fitted.num_steps} steps; the weights kept are those of epoch {fitted.best_epoch}")
 
 # %% [markdown]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyrodyn import analysis, data, infer, models, posterior
-    from pyrodyn.infer import fit
+    from pyrodyn.infer import fit, recommended
     from pyrodyn.infer.training.saving import load, save
     from pyrodyn.posterior import predict, to_datatree
 
@@ -22,6 +22,7 @@ __all__ = [
     "models",
     "posterior",
     "predict",
+    "recommended",
     "save",
     "to_datatree",
 ]
@@ -29,6 +30,7 @@ __all__ = [
 ROOMS = ("analysis", "data", "infer", "models", "posterior")
 MODULE_OF = {
     "fit": "pyrodyn.infer",
+    "recommended": "pyrodyn.infer",
     "load": "pyrodyn.infer.training.saving",
     "save": "pyrodyn.infer.training.saving",
     "predict": "pyrodyn.posterior",

@@ -26,9 +26,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Named recordings.")
 app.add_typer(data_app, name="data")
 
-LEARNING_RATES = {"low-rank-rnn": 2e-3}
-"""Models for which 0.01 is too large: the weights of many units change a few latents at once."""
-
 GENERATED = (64, 200)
 """Trials and bins that a model generates to start a search from, if no recording is given."""
 
@@ -146,15 +143,25 @@ def fit(
             help="lfads, node-sae, rnn-sae or low-rank-rnn.", autocompletion=_completion(*MODELS)
         ),
     ] = "lfads",
-    latents: Annotated[int, typer.Option(help="Latent dimensions of the other three.")] = 3,
+    latents: Annotated[
+        int | None,
+        typer.Option(
+            help="Latent dimensions of the other three.", show_default="3, low-rank-rnn 5"
+        ),
+    ] = None,
     process_noise: Annotated[
         bool, typer.Option("--process-noise", help="Noise in the dynamics of node- and rnn-sae.")
     ] = False,
-    factors: Annotated[int, typer.Option(help="Factors of lfads.")] = 8,
+    factors: Annotated[
+        int | None, typer.Option(help="Factors of lfads.", show_default="20")
+    ] = None,
     inferred_inputs: Annotated[
-        int, typer.Option(help="Dimension of lfads' inferred input; 0 for none.")
-    ] = 0,
-    generator: Annotated[int, typer.Option(help="Generator units of lfads.")] = 64,
+        int | None,
+        typer.Option(help="Dimension of lfads' inferred input; 0 for none.", show_default="0"),
+    ] = None,
+    generator: Annotated[
+        int | None, typer.Option(help="Generator units of lfads.", show_default="100")
+    ] = None,
     observation: Annotated[
         str | None,
         typer.Option(
@@ -165,7 +172,7 @@ def fit(
     dropout: Annotated[
         float | None,
         typer.Option(
-            help="Fraction hidden by coordinated dropout; by default 0.3 for lfads, otherwise 0."
+            help="Fraction hidden by coordinated dropout, 0 for none; by default as recommended."
         ),
     ] = None,
     valid_fraction: Annotated[
@@ -191,47 +198,54 @@ def fit(
     behavior: Annotated[
         list[str] | None, typer.Option(help="NWB: a time series to keep; may be repeated.")
     ] = None,
-    max_epochs: int = 1000,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Training steps; by default as recommended.")
+    ] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training trials, in place of steps.")
+    ] = None,
     max_minutes: float | None = None,
-    batch_size: int = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Trials per step; by default as recommended.")
+    ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(
-            help="Initial learning rate of Adam; by default 0.01, for low-rank-rnn 0.002."
-        ),
+        typer.Option(help="Initial learning rate of Adam; by default as recommended."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")
     ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Fit a model to a recording."""
+    """Fit a model to a recording.
+
+    Objective, dropout, schedule, batch size and length are those that pyrodyn.recommended gives for
+    the model and the recording, unless given here.
+    """
     import torch
 
     import pyrodyn
     from pyrodyn.data import CoordinatedDropout, split
-    from pyrodyn.infer import ELBO, VSMC, Objective, Schedule
     from pyrodyn.infer.training.checkpoint import CHECKPOINT
 
-    if learning_rate is None:
-        learning_rate = LEARNING_RATES.get(model, 1e-2)
     autoencoder = {"latent_dim": latents, "process_noise": process_noise}
     generator_sizes = {
         "factor_dim": factors,
         "inferred_input_dim": inferred_inputs,
         "generator_dim": generator,
     }
-    zoo: dict[str, tuple[type[pyrodyn.models.LatentDynamics], dict[str, Any], Objective]] = {
-        "lfads": (pyrodyn.models.LFADS, generator_sizes, ELBO()),
-        "node-sae": (pyrodyn.models.NodeSAE, autoencoder, ELBO()),
-        "rnn-sae": (pyrodyn.models.RnnSAE, autoencoder, ELBO()),
-        "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}, VSMC(16)),
+    zoo: dict[str, tuple[type[pyrodyn.models.LatentDynamics], dict[str, Any]]] = {
+        "lfads": (pyrodyn.models.LFADS, generator_sizes),
+        "node-sae": (pyrodyn.models.NodeSAE, autoencoder),
+        "rnn-sae": (pyrodyn.models.RnnSAE, autoencoder),
+        "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}),
     }
     if valid_fraction is not None and not 0 < valid_fraction < 1:
         raise ValueError(f"--valid-fraction {valid_fraction:g} must lie between 0 and 1")
     if model.lower() not in zoo:
         raise ValueError(f"--model {model} is unknown; the models are {', '.join(zoo)}")
-    kind, sizes, objective = zoo[model.lower()]
+    kind, given = zoo[model.lower()]
+    sizes = {name: size for name, size in given.items() if size is not None}
     if observation:
         names = observation.split(",")
         is_pair = len(names) == 2
@@ -247,7 +261,9 @@ def fit(
     else:
         fraction = 0.2 if valid_fraction is None else valid_fraction
         train, valid = split(data, (1 - fraction, fraction), seed=seed)
-    dropout_rate = (0.3 if kind is pyrodyn.models.LFADS else 0.0) if dropout is None else dropout
+    transforms = None
+    if dropout is not None:
+        transforms = [CoordinatedDropout(dropout)] if dropout else []
     torch.manual_seed(seed)
     sized = kind.for_recording(train, **sizes)
     try:
@@ -255,12 +271,12 @@ def fit(
             sized,
             train,
             valid,
-            objective=objective,
-            transforms=[CoordinatedDropout(dropout_rate)] if dropout_rate else [],
+            transforms=transforms,
+            max_steps=max_steps,
             max_epochs=max_epochs,
             max_minutes=max_minutes,
             batch_size=batch_size,
-            schedule=Schedule(learning_rate=learning_rate),
+            learning_rate=learning_rate,
             out=out,
             resume=resume,
             seed=seed,

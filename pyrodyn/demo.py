@@ -12,7 +12,6 @@ import typer
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, models, predict, to_datatree
-from pyrodyn.infer import ELBO, Ramp, Schedule
 
 
 def run(out: Path, minutes: float, seed: int) -> None:
@@ -36,10 +35,7 @@ def run(out: Path, minutes: float, seed: int) -> None:
         model,
         train,
         valid,
-        objective=ELBO(beta={"g0": Ramp(200), "u": Ramp(200)}),
-        transforms=[data.CoordinatedDropout(0.3)],
         max_minutes=minutes,
-        schedule=Schedule(learning_rate=1e-2),
         out=out / "fit",
         seed=seed,
     )

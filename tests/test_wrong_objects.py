@@ -38,7 +38,7 @@ def saved_and_loaded_as(model_class):
 
 for name, call in {
     "objective": lambda: fit(model, recorded, objective="elbo"),
-    "schedule": lambda: fit(model, recorded, schedule=None),
+    "schedule": lambda: fit(model, recorded, schedule=1e-2),
     "guide": lambda: fit(model, recorded, guide=5),
     "check": lambda: check_guide(model, None, batch).require(),
     "checked": lambda: check_guide(model, model.guide, recorded),
@@ -74,7 +74,7 @@ OF_FIT = (
 )
 SENTENCES = (
     "objective: objective='elbo'; give an objective such as ELBO() or VSMC(64)",
-    "schedule: schedule=None; give a Schedule(...), or leave it out",
+    "schedule: schedule=0.01; give a Schedule(...), or leave it out",
     "guide: guide=5 cannot be called; a guide is a Pyro program that takes a batch",
     "check: guide=None cannot be called; a guide is a Pyro program that takes a batch",
     f"checked: {NO_BATCH}",

@@ -18,6 +18,7 @@ from pyrodyn.infer.smc.resampling import RESAMPLING
 from pyrodyn.infer.training.diagnostics import FitWarning
 from pyrodyn.infer.training.fit import fit
 from pyrodyn.infer.training.fitted import Fit
+from pyrodyn.infer.training.recommended import Recipe, recommended
 from pyrodyn.infer.training.schedule import (
     GrowingHorizon,
     NoiseAnnealing,
@@ -45,6 +46,7 @@ __all__ = [
     "Objective",
     "PathPool",
     "Ramp",
+    "Recipe",
     "Schedule",
     "ScoringStep",
     "SequentialMonteCarlo",
@@ -58,4 +60,5 @@ __all__ = [
     "particle_filter",
     "particle_smoother",
     "path_pool",
+    "recommended",
 ]

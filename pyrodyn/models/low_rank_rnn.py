@@ -89,6 +89,9 @@ EMISSION = ("initial_state", "advance", "emission")
 MAX_EXPLAINED = 0.99
 """Largest fraction of a channel's variance that the initial loading assigns to the latents."""
 
+ENCODER_SECONDS = 0.3
+FEWEST_ENCODER_BINS, MOST_ENCODER_BINS = 21, 61
+
 NOISE_FLOOR = 1e-4
 """Smallest standard deviation of process noise, so that a density exists."""
 
@@ -130,6 +133,8 @@ class LowRankRNN(StateSpaceModel):
         link: ``"canonical"``, or ``"softplus"`` for observations parametrised by their log mean,
             whose mean is then softplus of the readout; of two observations it applies to those.
         proposal: ``"optimal"``, ``"encoder"``, ``"causal_encoder"`` or ``"bootstrap"``.
+        encoder_bins: bins that the first layer of an encoder reads. `for_recording` chooses those
+            of 0.3 s, at least 21 and at most 61.
     """
 
     site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -143,7 +148,7 @@ class LowRankRNN(StateSpaceModel):
         num_neurons: int,
         *,
         input_dim: int = 0,
-        latent_dim: int = 3,
+        latent_dim: int = 5,
         num_units: int = 128,
         activation: str = "relu",
         noise: str = "diagonal",
@@ -155,6 +160,7 @@ class LowRankRNN(StateSpaceModel):
         observation: ObservationSpec = "poisson",
         link: str = "canonical",
         proposal: str = "encoder",
+        encoder_bins: int = FEWEST_ENCODER_BINS,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -210,11 +216,13 @@ class LowRankRNN(StateSpaceModel):
         self.bias = nn.Parameter(torch.zeros(num_predictors))
 
         # Guide
-        self.proposal = self._proposal(proposal, num_neurons, dim)
+        self.proposal = self._proposal(proposal, num_neurons, dim, encoder_bins)
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
-        """The best proposal for the observations; one unit per neuron for unit-wise readouts."""
+        """The best proposal for the observations; one unit per neuron for unit-wise readouts; an
+        encoder's reach in seconds.
+        """
         sizes = {**sizes}
         observed = observation_model(sizes["observation"], num_units(recording))
         if "proposal" not in sizes and _is_all(observed.gaussian_part(), observed):
@@ -226,6 +234,8 @@ class LowRankRNN(StateSpaceModel):
             sizes["proposal"] = "optimal" if is_linear else "encoder"
         if sizes.get("readout") in ("currents", "rates"):
             sizes.setdefault("num_units", num_units(recording))
+        num_bins = round(ENCODER_SECONDS / recording.attrs["bin_width"]) | 1
+        sizes.setdefault("encoder_bins", min(max(num_bins, FEWEST_ENCODER_BINS), MOST_ENCODER_BINS))
         return sizes
 
     def start_from(self, batch: Batch) -> None:
@@ -604,14 +614,15 @@ class LowRankRNN(StateSpaceModel):
         return torch.where(self.is_log_mean, log_softplus(read), read)
 
     @staticmethod
-    def _proposal(kind: str, num_neurons: int, dim: int) -> Proposal:
+    def _proposal(kind: str, num_neurons: int, dim: int, encoder_bins: int) -> Proposal:
         match kind:
             case "optimal":
                 return OptimalFactor()
             case "bootstrap":
                 return Bootstrap()
             case _:
-                return EncoderFactor(num_neurons, dim, is_causal=kind == "causal_encoder")
+                kernels = (encoder_bins, (encoder_bins + 1) // 2 | 1, 1)
+                return EncoderFactor(num_neurons, dim, kernels, is_causal=kind == "causal_encoder")
 
     # ------------------------------------------------------------------ analysis
 

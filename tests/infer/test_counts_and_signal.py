@@ -323,6 +323,8 @@ def fitted(train: xr.Dataset) -> RnnSAE:
     return fit(
         model,
         train,
+        objective=ELBO(),
+        transforms=[],
         max_epochs=20,
         batch_size=15,
         schedule=Schedule(learning_rate=2e-2),

@@ -8,7 +8,7 @@ import torch
 
 import pyrodyn
 from pyrodyn.data.recording import recording
-from pyrodyn.infer.training.schedule import Schedule
+from pyrodyn.infer import ELBO, Schedule
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE
 
 pytestmark = pytest.mark.filterwarnings("ignore:the path of")  # short fits of NodeSAE
@@ -38,6 +38,8 @@ def fitted_rates(kind: type, signal: np.ndarray, **options: Any) -> tuple[np.nda
     fit = pyrodyn.fit(
         model,
         data,
+        objective=ELBO(),
+        transforms=[],
         max_epochs=8,
         batch_size=8,
         schedule=Schedule(learning_rate=1e-2),

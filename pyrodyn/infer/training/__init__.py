@@ -1,6 +1,7 @@
 """Training: `fit`, and the parts that it gives to a Lightning Trainer.
 
 * ``fit``: arguments are checked, the Trainer runs, a `Fit` comes back (``fitted``).
+* ``recommended``: the settings of a fit where none are given.
 * ``schedule``: learning rates, stopping, growing horizon and noise annealing.
 * ``module``, ``batches``, ``callbacks``, ``trainer``: the training step, the order of trials, the
   best weights and checkpoints, the Trainer itself.

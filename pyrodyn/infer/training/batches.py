@@ -59,3 +59,8 @@ class OrderedBatches:
 def mixed_seed(seed: int, counter: int) -> int:
     """A different seed for each pair of seed and counter."""
     return (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+def epochs_of(num_steps: int, num_trials: int, batch_size: int) -> int:
+    """The smallest number of epochs with at least so many steps."""
+    return math.ceil(num_steps / math.ceil(num_trials / batch_size))

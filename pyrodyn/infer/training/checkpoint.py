@@ -30,7 +30,7 @@ def identity(
     valid: xr.Dataset | None,
     *,
     guide: str | None,
-    objective: Objective,
+    objective: Objective | None,
     transforms: Sequence[Transform],
     valid_transforms: Sequence[Transform],
     batch_size: int,
@@ -38,13 +38,16 @@ def identity(
     seed: int,
 ) -> dict[str, str]:
     """The arguments of `fit` and its schedule that must not change when a run is resumed, as text
-    by their names; ``guide`` is `guide_name`'s.
+    by their names; ``guide`` is `guide_name`'s, and ``objective`` None for the recommended one,
+    whose ramps follow the length of the fit.
     """
     return {
         "train": fingerprint(train),
         "valid": "None" if valid is None else fingerprint(valid),
         "guide": "the model's own" if guide is None else guide,
-        "objective": json.dumps(objective.describe(), default=repr),
+        "objective": "as recommended"
+        if objective is None
+        else json.dumps(objective.describe(), default=repr),
         "transforms": _described(transforms),
         "valid_transforms": _described(valid_transforms),
         "batch_size": str(batch_size),

@@ -21,7 +21,11 @@ class FitWarning(UserWarning):
 
 
 def fit_diagnostics(
-    history: xr.Dataset, best_epoch: int, first_epoch: int, sites: Sequence[str]
+    history: xr.Dataset,
+    best_epoch: int,
+    first_epoch: int,
+    sites: Sequence[str],
+    steps_missing: int = 0,
 ) -> list[str]:
     """What a user should be warned of, in a sentence each.
 
@@ -31,11 +35,19 @@ def fit_diagnostics(
         first_epoch: the first epoch whose validation loss could be the best: the one in which
             ramps, horizon and noise became final.
         sites: latent sites whose KL may be expected to be positive.
+        steps_missing: training steps by which the fit ended before ramps, horizon and noise were
+            final.
     """
     num_epochs = history.sizes["epoch"]
     found: list[str] = []
     if num_epochs < FEWEST_EPOCHS:
         return found
+    if steps_missing > 0:
+        found.append(
+            f"this fit ended {steps_missing} steps before its ramps, growing horizon or noise"
+            " annealing: it optimised another objective than the final one, and keeps its last"
+            " weights; raise max_steps or max_minutes, or let these end earlier"
+        )
     if "valid_loss" in history and first_epoch >= 0:
         losses = history["valid_loss"].values[first_epoch:]
         last = num_epochs - 1
@@ -45,15 +57,16 @@ def fit_diagnostics(
                 f" counted: the {last - best_epoch} epochs after it only raised that loss; lower"
                 " the learning_rate, or let ramps, horizon and process noise become final later"
             )
-        if len(losses) >= FEWEST_EPOCHS and best_epoch == last:
-            before = losses[int((1 - LAST_PART) * len(losses)) - 1]
-            gained = before - losses[-1]
-            if gained > LEAST_GAIN * (losses[0] - losses[-1]):
+        start = first_epoch + int((1 - LAST_PART) * len(losses))
+        if len(losses) >= FEWEST_EPOCHS and best_epoch >= start:
+            best = losses[best_epoch - first_epoch]
+            gained = losses[: start - first_epoch].min() - best
+            if gained > LEAST_GAIN * (losses[0] - best):
                 found.append(
-                    f"this fit has not converged: its last epoch, {last}, is the best, and the"
-                    f" last {LAST_PART:.0%} of the epochs lowered the validation loss by"
-                    f" {gained:.3g} nats per trial; raise max_epochs, or fit again with the model"
-                    " that it returned"
+                    f"this fit has not converged: its best epoch, {best_epoch} of {num_epochs}, is"
+                    f" one of the last, and the last {LAST_PART:.0%} of the epochs lowered the"
+                    f" validation loss by {gained:.3g} nats per trial; raise max_steps, or fit"
+                    " again with the model that it returned"
                 )
     for site in sites:
         name = f"kl_{site}"

@@ -1,6 +1,7 @@
 """Fitting: a Lightning Trainer maximises an objective on a recording."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,14 @@ from pyrodyn.data.schema import blocks, validate
 from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.guides.per_trial import cut_from_recording, prepare_guide
-from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import Program, guide_program, module_of, point_sites, traced
 from pyrodyn.infer.training.allocator import keep_freed_memory
+from pyrodyn.infer.training.batches import epochs_of
 from pyrodyn.infer.training.checkpoint import CHECKPOINT, check_resumable, identity
 from pyrodyn.infer.training.diagnostics import FitWarning, fit_diagnostics
 from pyrodyn.infer.training.fitted import Fit, guide_name
+from pyrodyn.infer.training.recommended import Recipe, recommended
 from pyrodyn.infer.training.saving import save
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -34,12 +36,14 @@ def fit[Model: LatentDynamics](
     *,
     objective: Objective | None = None,
     guide: Program | None = None,
-    transforms: Sequence[Transform] = (),
+    transforms: Sequence[Transform] | None = None,
     valid_transforms: Sequence[Transform] = (),
-    max_epochs: int = 1000,
+    max_steps: int | None = None,
+    max_epochs: int | None = None,
     max_minutes: float | None = None,
-    batch_size: int = 64,
-    schedule: Schedule = Schedule(),
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    schedule: Schedule | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
@@ -49,7 +53,9 @@ def fit[Model: LatentDynamics](
 ) -> Fit[Model]:
     """Fit a model to a recording.
 
-    The model is trained in place. On the CPU two runs with the same seed and arguments give
+    Objective, transforms, schedule, batch size and length are those that `recommended` gives for
+    the model and the recording, unless given here; ``fitted.record["training"]`` holds what was
+    used. The model is trained in place. On the CPU two runs with the same seed and arguments give
     identical results, bit by bit. Signs that the fit did not end well, and what the fitted model
     diagnoses (`LatentDynamics.diagnose`, such as the solver of a NODE that was too coarse), are
     warned of and kept in `Fit.diagnostics`. The guide must pass `check_guide` before anything is
@@ -59,19 +65,24 @@ def fit[Model: LatentDynamics](
         model: the model to fit.
         train: recording to fit.
         valid: recording whose loss determines the learning rate, the kept weights and early
-            stopping. Without it the last weights are kept after ``max_epochs``.
-        objective: the bound to maximise; `ELBO` by default.
+            stopping. Without it the last weights are kept.
+        objective: the bound to maximise.
         guide: a Pyro program with the model's latent sites, in place of the model's own guide: a
             module or one of its methods, whose parameters are trained too, or a function without
             parameters of its own. An automatic guide of Pyro gets parameters for each trial of
             ``train``, see `pyrodyn.infer.guides.per_trial`.
         transforms: transforms of training batches from `pyrodyn.data`, such as
-            `CoordinatedDropout`, in order.
+            `CoordinatedDropout`, in order; an empty list for none.
         valid_transforms: the same for validation batches, such as
             ``SampleValidation(...).complement()``.
-        max_epochs: largest number of passes over the training trials.
-        max_minutes: largest duration of training in minutes, including the time before a resume.
+        max_steps: number of training steps; the epoch in which it is reached is completed.
+        max_epochs: largest number of passes over the training trials, in place of the recommended
+            number of steps.
+        max_minutes: largest duration of training in minutes, including the time before a resume; a
+            limit in addition to that of steps or epochs.
         batch_size: trials per step.
+        learning_rate: the initial learning rate of the recommended schedule, whose final one
+            changes in proportion. With a schedule of your own it is an argument of `Schedule`.
         schedule: learning rates and patience, averaged weights, the growing horizon and the
             annealing of process noise.
         out: folder for checkpoint, logs (CSV and TensorBoard) and the fitted model; None writes
@@ -80,7 +91,8 @@ def fit[Model: LatentDynamics](
             guide, objective, transforms and ``average_weights``.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
         seed: seeds batches, masks and noise (initial weights are drawn when the model is made).
-        accelerator: Lightning's name of the hardware; ``"auto"`` uses CUDA if it is available.
+        accelerator: Lightning's name of the hardware; ``"auto"`` uses CUDA if it is available and
+            otherwise the CPU.
         progress: show one line with steps, time used and left, and losses.
 
     Returns:
@@ -94,10 +106,28 @@ def fit[Model: LatentDynamics](
         KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is the last that was written
             at the end of an epoch.
     """
-    objective = ELBO() if objective is None else objective
     _check_kinds(objective, schedule, transforms, valid_transforms)
+    check_integer(1, **_given(max_steps=max_steps, max_epochs=max_epochs, batch_size=batch_size))
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes={max_minutes} must be positive")
     train, valid = _validated(train), None if valid is None else _validated(valid)
-    _check(model, train, valid, max_epochs, max_minutes, batch_size)
+    model.check(train)
+    if valid is not None:
+        model.check(valid)
+    recipe, max_epochs = _recipe(
+        model,
+        train,
+        guide,
+        max_steps,
+        max_epochs,
+        learning_rate,
+        **_given(
+            objective=objective, transforms=transforms, schedule=schedule, batch_size=batch_size
+        ),
+    )
+    is_recommended = objective is None
+    objective, transforms, batch_size = recipe.objective, recipe.transforms, recipe.batch_size
+    schedule = recipe.schedule
     if schedule.noise is not None:
         schedule.noise.check(model)
     folder = None if out is None else Path(out)
@@ -119,7 +149,7 @@ def fit[Model: LatentDynamics](
         validates=valid is not None,
         stop_patience=None
         if valid is None or schedule.final_learning_rate is not None
-        else schedule.stop_patience,
+        else epochs_of(schedule.stop_patience, train.sizes["trial"], batch_size),
         max_epochs=max_epochs,
         max_minutes=max_minutes,
         checkpoint=None if folder is None else folder / CHECKPOINT,
@@ -159,7 +189,7 @@ def fit[Model: LatentDynamics](
                 train,
                 valid,
                 guide=guide_name(model, guide),
-                objective=objective,
+                objective=None if is_recommended else objective,
                 transforms=transforms,
                 valid_transforms=valid_transforms,
                 batch_size=batch_size,
@@ -189,6 +219,9 @@ def fit[Model: LatentDynamics](
                     "objective": objective.describe(),
                     "guide": guide_name(model, guide),
                     "transforms": [repr(transform) for transform in transforms],
+                    "schedule": dataclasses.asdict(schedule),
+                    "batch_size": batch_size,
+                    "max_epochs": max_epochs,
                     "is_bound": objective.is_bound and not (transforms or factors or points),
                     "seed": seed,
                     "num_steps": trainer.global_step,
@@ -200,7 +233,13 @@ def fit[Model: LatentDynamics](
                 },
             }
             history = _history(best.history)
-            of_fit = fit_diagnostics(history, best.kept_epoch, best.first_epoch, [*model.site_dims])
+            of_fit = fit_diagnostics(
+                history,
+                best.kept_epoch,
+                best.first_epoch,
+                [*model.site_dims],
+                max(objective.final_step, schedule.final_step) - trainer.global_step,
+            )
             fitted = Fit(model, guide, history, best.kept_epoch, trainer.global_step, tuple(of_fit))
             if folder is not None:
                 save(fitted, folder / "model")
@@ -224,29 +263,49 @@ def _validated(recording: xr.Dataset) -> xr.Dataset:
 def _check_kinds(
     objective: object, schedule: object, transforms: object, valid_transforms: object
 ) -> None:
-    if not isinstance(objective, Objective):
+    if not isinstance(objective, Objective | None):
         raise ValueError(f"objective={objective!r}; give an objective such as ELBO() or VSMC(64)")
-    if not isinstance(schedule, Schedule):
+    if not isinstance(schedule, Schedule | None):
         raise ValueError(f"schedule={schedule!r}; give a Schedule(...), or leave it out")
-    for name, value in {"transforms": transforms, "valid_transforms": valid_transforms}.items():
+    for name, value in _given(transforms=transforms, valid_transforms=valid_transforms).items():
         if not isinstance(value, Sequence) or not all(callable(each) for each in value):
             raise ValueError(f"{name}={value!r}; give a list, such as [SpikeJitter(1)]")
 
 
-def _check(
+def _given(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _recipe(
     model: LatentDynamics,
     train: xr.Dataset,
-    valid: xr.Dataset | None,
-    max_epochs: int,
-    max_minutes: float | None,
-    batch_size: int,
-) -> None:
-    check_integer(1, max_epochs=max_epochs, batch_size=batch_size)
-    if max_minutes is not None and max_minutes <= 0:
-        raise ValueError(f"max_minutes={max_minutes} must be positive")
-    model.check(train)
-    if valid is not None:
-        model.check(valid)
+    guide: Program | None,
+    max_steps: int | None,
+    max_epochs: int | None,
+    learning_rate: float | None,
+    **given: Any,
+) -> tuple[Recipe, int]:
+    """The recommended settings, with those that were given in their place, and the largest number
+    of epochs.
+    """
+    default = recommended(model, train, guide=guide)
+    sizes = train.sizes["trial"], given.get("batch_size", default.batch_size)
+    if max_steps is None and max_epochs is None:
+        max_steps = default.max_steps
+    limits = [] if max_epochs is None else [max_epochs]
+    limits += [] if max_steps is None else [epochs_of(max_steps, *sizes)]
+    num_epochs = min(limits)
+    num_steps = num_epochs * math.ceil(sizes[0] / sizes[1])
+    recipe = recommended(model, train, max_steps=num_steps, guide=guide)
+    if learning_rate is not None:
+        if "schedule" in given:
+            raise ValueError(
+                f"learning_rate={learning_rate} and a schedule are both given; pass"
+                f" schedule=Schedule(learning_rate={learning_rate}, ...)"
+            )
+        recipe = dataclasses.replace(recipe, schedule=recipe.schedule.scaled_to(learning_rate))
+    return dataclasses.replace(recipe, **given), num_epochs
 
 
 def _resumed(folder: Path | None, resume: bool) -> Path | None:

@@ -1,6 +1,7 @@
 """What a fit yields: a model together with the guide that was trained with it."""
 
 import dataclasses
+from typing import Any
 
 import xarray as xr
 from torch import nn
@@ -32,6 +33,13 @@ class Fit[Model: LatentDynamics]:
     best_epoch: int
     num_steps: int
     diagnostics: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The data that the model was fitted to and the settings that were used, see
+        `LatentDynamics.record`.
+        """
+        return self.model.record
 
     def __repr__(self) -> str:
         return as_text(self._summary())

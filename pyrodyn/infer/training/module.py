@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.objectives.objective import Loss
 from pyrodyn.infer.traces import latent_sites, paired_traces
-from pyrodyn.infer.training.batches import OrderedBatches, ShuffledBatches, mixed_seed
+from pyrodyn.infer.training.batches import (
+    OrderedBatches,
+    ShuffledBatches,
+    epochs_of,
+    mixed_seed,
+)
 from pyrodyn.infer.training.checkpoint import IDENTITY
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.training.weight_average import WeightAverage
@@ -112,7 +117,12 @@ class Training(lightning.LightningModule):
         if self._valid is None or self._schedule.final_learning_rate is not None:
             return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=self._schedule.factor, patience=self._schedule.patience, min_lr=1e-5
+            optimizer,
+            factor=self._schedule.factor,
+            patience=epochs_of(
+                self._schedule.patience, self._train.sizes["trial"], self._batch_size
+            ),
+            min_lr=1e-5,
         )
         return {
             "optimizer": optimizer,

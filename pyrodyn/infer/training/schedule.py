@@ -117,12 +117,14 @@ class Schedule:
 
     Attributes:
         learning_rate: Adam's initial step size.
-        final_learning_rate: the learning rate at the end of ``max_epochs``, to which it falls
+        final_learning_rate: the learning rate at the last of the planned steps, to which it falls
             geometrically; there is then no early stopping. With None the learning rate falls on
             plateaus of the validation loss.
         factor: the learning rate is multiplied by this on a plateau of the validation loss.
-        patience: epochs without improvement after which the learning rate falls.
-        stop_patience: epochs without improvement after which training ends.
+        patience: training steps without improvement after which the learning rate falls; rounded up
+            to full epochs, since the validation loss is computed once per epoch.
+        stop_patience: training steps without improvement after which training ends; rounded up to
+            full epochs.
         average_weights: whether a running average of the weights over training steps (see
             `AVERAGING`) is validated and returned in place of the weights themselves. It averages
             out noise and oscillations of the steps.
@@ -134,8 +136,8 @@ class Schedule:
     learning_rate: float = 4e-3
     final_learning_rate: float | None = None
     factor: float = 0.5
-    patience: int = 15
-    stop_patience: int = 60
+    patience: int = 100
+    stop_patience: int = 400
     average_weights: bool = False
     gradient_clip: float = 10.0
     horizon: GrowingHorizon | None = None
@@ -154,6 +156,14 @@ class Schedule:
             )
         if not isinstance(self.average_weights, bool):
             raise ValueError(f"average_weights={self.average_weights!r} must be True or False")
+        check_integer(0, patience=self.patience, stop_patience=self.stop_patience)
+
+    def scaled_to(self, learning_rate: float) -> "Schedule":
+        """The schedule with another initial learning rate, and a final one in proportion."""
+        final = self.final_learning_rate
+        if final is not None:
+            final *= learning_rate / self.learning_rate
+        return dataclasses.replace(self, learning_rate=learning_rate, final_learning_rate=final)
 
     def rate(self, fraction: float) -> float:
         """The learning rate after a fraction of all steps, given a ``final_learning_rate``."""

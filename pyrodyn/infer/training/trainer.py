@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 import pyro
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -51,7 +52,10 @@ def trainer_with(
         ]
     with _without_notices():
         return lightning.Trainer(
-            accelerator=accelerator,
+            # Lightning's own choice may be Apple's MPS, which has no double precision.
+            accelerator=("cuda" if torch.cuda.is_available() else "cpu")
+            if accelerator == "auto"
+            else accelerator,
             devices=1,
             max_epochs=max_epochs,
             max_time=None if max_minutes is None else datetime.timedelta(minutes=max_minutes),

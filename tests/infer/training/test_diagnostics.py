@@ -10,7 +10,7 @@ import xarray as xr
 from pyrodyn.infer import ELBO, FitWarning, Ramp, Schedule, fit
 from pyrodyn.infer.training.diagnostics import fit_diagnostics
 
-QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
+QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu", "transforms": ()}
 
 
 def history(valid: np.ndarray | None = None, kl: float = 2.0) -> xr.Dataset:
@@ -29,7 +29,9 @@ SETTLED = 70 + 30 * np.exp(-EPOCHS / 3.0)
 @pytest.mark.parametrize(
     ("valid", "best", "first", "kl", "sentences"),
     [
-        (FALLING, 29, 0, 2.0, ["this fit has not converged: its last epoch, 29, is the best"]),
+        (FALLING, 29, 0, 2.0, ["this fit has not converged: its best epoch, 29 of 30, is one of"]),
+        (FALLING, 26, 0, 2.0, ["this fit has not converged: its best epoch, 26 of 30, is one of"]),
+        (FALLING, 20, 0, 2.0, []),  # 9 epochs without a lower loss
         (RISING, 0, 0, 2.0, ["this fit keeps the weights of epoch 0, the first whose"]),
         (RISING, 12, 12, 2.0, ["this fit keeps the weights of epoch 12, the first whose"]),
         (SETTLED, 29, 0, 2.0, []),
@@ -54,7 +56,9 @@ def test_a_fit_that_was_ended_too_early(make_recording, make_lfads):
         model.readout.bias -= 3.0  # from where it must climb for long
     schedule = Schedule(learning_rate=5e-3)
     with pytest.warns(FitWarning, match="this fit has not converged"):
-        fitted = fit(model, train, valid, max_epochs=20, schedule=schedule, **QUIET)
+        fitted = fit(
+            model, train, valid, objective=ELBO(), max_epochs=20, schedule=schedule, **QUIET
+        )
     assert any("not converged" in sentence for sentence in fitted.diagnostics)
 
 
@@ -64,7 +68,14 @@ def test_a_fit_whose_first_counted_epoch_was_its_best(make_recording, make_lfads
     objective, schedule = ELBO(beta={"g0": Ramp(3)}), Schedule(patience=100)
     with pytest.warns(FitWarning, match="keeps the weights of epoch 2, the first"):
         fitted = fit(
-            model, train, valid, objective=objective, max_epochs=14, schedule=schedule, **QUIET
+            model,
+            train,
+            valid,
+            objective=objective,
+            max_epochs=14,
+            batch_size=12,
+            schedule=schedule,
+            **QUIET,
         )
     assert fitted.best_epoch == 2
     assert any("the first whose" in sentence for sentence in fitted.diagnostics)
@@ -79,3 +90,14 @@ def test_a_latent_site_that_is_not_used(make_recording, make_lfads):
             model, train, objective=objective, max_epochs=200, batch_size=12, schedule=schedule,
             **QUIET,
         )  # fmt: skip
+
+
+def test_a_fit_that_ended_within_its_ramps(make_recording, make_lfads):
+    train, valid = make_recording(12), make_recording(6, seed=1)
+    objective = ELBO(beta={"g0": Ramp(50)})
+    with pytest.warns(FitWarning, match="this fit ended 38 steps before its ramps"):
+        fitted = fit(
+            make_lfads(train), train, valid, objective=objective, max_epochs=12, batch_size=12,
+            **QUIET,
+        )  # fmt: skip
+    assert fitted.best_epoch == 11

@@ -28,16 +28,18 @@ from pyrodyn.infer import (
     ELBO,
     IWELBO,
     VSMC,
+    Fit,
     GrowingHorizon,
     NoiseAnnealing,
     NonFiniteLossError,
     Ramp,
     Schedule,
-    fit,
 )
+from pyrodyn.infer import fit as fit_as_recommended
 from pyrodyn.infer.training.batches import ShuffledBatches, mixed_seed
 from pyrodyn.infer.training.checkpoint import CHECKPOINT
 from pyrodyn.infer.training.fitted import model_and_guide
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import NodeSAE
@@ -45,6 +47,18 @@ from pyrodyn.models.saving import load, read_card, save
 from pyrodyn.posterior import predict
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
+
+PLAIN: dict[str, Any] = {
+    "objective": ELBO(),
+    "transforms": (),
+    "schedule": Schedule(),
+    "batch_size": 64,
+}
+"""Settings that do not depend on the model's recipe, which `test_recommended` covers."""
+
+
+def fit(model: LatentDynamics, *recordings: xr.Dataset | None, **options: Any) -> Fit:
+    return fit_as_recommended(model, *recordings, **{**PLAIN, **options})
 
 
 @pytest.fixture
@@ -451,7 +465,7 @@ def test_invalid_final_learning_rates_are_refused():
 
 def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
     def epochs(ramp: Ramp) -> int:
-        frozen = Schedule(learning_rate=1e-30, stop_patience=2)
+        frozen = Schedule(learning_rate=1e-30, stop_patience=5)  # two epochs of three steps
         fitted = fit(
             make_lfads(train),
             train,
@@ -486,7 +500,7 @@ def test_the_horizon_grows_until_all_bins_are_scored(train, valid, make_lfads):
 
 
 def test_stopping_waits_for_the_horizon(train, valid, make_lfads):
-    frozen = Schedule(learning_rate=1e-30, stop_patience=2, horizon=GrowingHorizon(2, 12))
+    frozen = Schedule(learning_rate=1e-30, stop_patience=5, horizon=GrowingHorizon(2, 12))
     fitted = fit(
         make_lfads(train), train, valid, max_epochs=50, batch_size=5, schedule=frozen, **QUIET
     )
