@@ -28,14 +28,15 @@ from torch.distributions import Gamma, constraints
 from torch.distributions.utils import lazy_property
 from torch.nn import functional
 
-from pyrodyn.kernels.affine_poisson import ZERO_LOG_ZERO
+from pyrodyn.kernels.affine_poisson import ZERO_LOG_ZERO, largest_mean
 
 MIN_LOG_DISPERSION = -30.0
 """Bound that keeps 1/phi finite; below it the log probabilities of 100 counts differ from those of
 the Poisson by less than 1e-9 nats."""
 
-NO_COUNT = 1e-20
-"""Replaces a count of 0 where its logarithm is taken."""
+NO_COUNT = 1e-12
+"""Replaces a count of 0 where its logarithm is taken, relative to 1/phi where that is below 1. The
+gradient contains NO_COUNT phi^2, which must not underflow in single precision."""
 
 STIRLING_FROM = 16.0
 """From this argument on the error of Stirling's series with the terms below is under 1e-15."""
@@ -113,7 +114,9 @@ class _LogPoissonDensity(torch.autograd.Function):
         log_rate, mean, value = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             mean = log_rate.exp()
-        d_log_rate = (grad * (value - mean)).sum_to_size(log_rate.shape)
+        # Finite where the mean overflows, so that a mask of 0 removes it.
+        slope = (value - mean).clamp(min=-largest_mean(mean.dtype))
+        d_log_rate = (grad * slope).sum_to_size(log_rate.shape)
         if not ctx.needs_input_grad[2]:
             return d_log_rate, None, None
         d_value = grad * (log_rate - torch.digamma(value + 1))
@@ -199,11 +202,12 @@ class NegativeBinomialMean(TorchDistribution):
             self._validate_sample(value)
         phi = self.dispersion
         r = phi.reciprocal()
-        x = value.clamp(min=NO_COUNT)
-        total, is_below = x + r, x < r
+        x = torch.where(value == 0, NO_COUNT * r.detach().clamp(1e-26, 1.0), value)
+        total, is_below = value + r, x < r
         fewer = torch.where(is_below, x, r)
         sign = torch.where(is_below, 1.0, -1.0)
-        of_counts = stirling_remainder(total) - stirling_remainder(r) - 0.5 * torch.log1p(x * phi)
+        of_counts = stirling_remainder(total) - stirling_remainder(r)
+        of_counts = of_counts - 0.5 * torch.log1p(value * phi)
         of_factorial = stirling_remainder(x) + 0.5 * (2 * math.pi * x).log()
         of_counts = of_counts - torch.where(value == 0, 0.0, of_factorial)
         # From here on tensors are as large as the mean.
@@ -267,7 +271,9 @@ class ZeroInflatedLogPoisson(TorchDistribution):
         """Log probability in nats; ``value`` broadcasts against the batch shape."""
         if self._validate_args:
             self._validate_sample(value)
-        zero = torch.logaddexp(self.gate_logits, -self.firing.mean)
+        # -m, with a gradient that a mask of 0 removes even if m overflows.
+        not_firing = self.firing.log_prob(value.new_zeros(()))
+        zero = torch.logaddexp(self.gate_logits, not_firing)
         positive = self.firing.log_prob(value)
         return torch.where(value == 0, zero, positive) - functional.softplus(self.gate_logits)
 

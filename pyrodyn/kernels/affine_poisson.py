@@ -42,6 +42,11 @@ ZERO_LOG_ZERO = (0.0, math.inf, -math.inf)
 factors is lost there, but not in the density, which it also enters by the mean."""
 
 
+def largest_mean(dtype: torch.dtype) -> float:
+    """Bound on a mean count, at which its products with slopes and with weights of 0 are finite."""
+    return math.sqrt(torch.finfo(dtype).max)
+
+
 def affine_poisson_log_prob(
     z: Float[Tensor, "*left latent"],
     loading: Float[Tensor, "neuron latent"],
@@ -74,7 +79,11 @@ def reference_affine_poisson(
 ) -> Float[Tensor, "*left"]:
     """`affine_poisson_log_prob` in plain torch."""
     y = z @ loading.mT + offset
-    mean, log_mean = softplus_and_log(y) if link == "softplus" else (y.exp(), y)
+    if link == "softplus":
+        mean, log_mean = softplus_and_log(y)
+    else:
+        beyond = (y - math.log(largest_mean(y.dtype))).clamp(min=0).detach()
+        mean, log_mean = (y - beyond).exp(), y
     expected = (x * log_mean).nan_to_num(*ZERO_LOG_ZERO)
     return (weight * (expected - mean - torch.lgamma(x + 1))).sum(-1)
 
@@ -125,7 +134,9 @@ class AffinePoissonSteps:
             log_mean = torch.log(mean)
             torch.minimum(log_mean, y, out=log_mean)
         else:
-            mean, log_mean = y.exp(), y
+            # Of which a mean that overflows where nothing is scored, or of a particle that no data
+            # support, leaves no NaN.
+            mean, log_mean = y.exp().clamp_(max=largest_mean(y.dtype)), y
         expected = log_mean.mul_(weighted_x).nan_to_num_(*ZERO_LOG_ZERO)
         log_prob = expected.addcmul_(weight, mean, value=-1).sum(-1)
         if not keeps:

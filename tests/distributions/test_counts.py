@@ -123,6 +123,20 @@ def test_negative_binomial_keeps_its_digits_in_float32(log_dispersion):
     np.testing.assert_allclose(single.log_prob(counts).double(), exact, rtol=1e-5, atol=2e-3)
 
 
+@pytest.mark.parametrize("log_dispersion", [-29.0, -27.0, -9.2, 0.0, 40.0])
+def test_no_count_has_the_gradients_of_double_precision(log_dispersion):
+    """In single precision, of a Poisson in all but name up to a dispersion beyond all reason."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        given = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in (1.5, log_dispersion)]
+        log_prob = NegativeBinomialMean(*given).log_prob(torch.zeros((), dtype=dtype))
+        found.append([log_prob, *torch.autograd.grad(log_prob, given)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+    mean, phi = np.exp(1.5), np.exp(log_dispersion)
+    assert float(found[1][0].detach()) == pytest.approx(-np.log1p(mean * phi) / phi, abs=1e-9)
+
+
 @pytest.mark.parametrize("log_dispersion", [-20.0, -9.2, -4.0, 0.0, 2.3, 9.2])
 @pytest.mark.parametrize("mean", [3.0, 1e4])
 def test_negative_binomial_keeps_its_digits_at_large_counts(mean, log_dispersion):

@@ -6,7 +6,11 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from pyrodyn.distributions import masked as module
-from pyrodyn.distributions.counts import LogPoisson
+from pyrodyn.distributions.counts import (
+    LogPoisson,
+    NegativeBinomialMean,
+    ZeroInflatedLogPoisson,
+)
 from pyrodyn.distributions.masked import Masked, zero_unless
 
 KEPT = torch.tensor([[True, False, True], [False, True, True]])
@@ -65,3 +69,23 @@ def test_density_is_that_of_the_scored_entries(
     torch.testing.assert_close(expanded.log_prob(x), expected.expand(5, 4, 2, 3))
     assert expanded.sample().shape == (5, 4, 2, 3)
     torch.testing.assert_close(scored.mean, base.mean)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        LogPoisson,
+        lambda log_rate: ZeroInflatedLogPoisson(log_rate, torch.zeros(3)),
+        lambda log_rate: NegativeBinomialMean(log_rate, torch.zeros(3)),
+    ],
+    ids=["poisson", "zero-inflated", "negative binomial"],
+)
+def test_a_mean_that_overflows_where_it_is_not_scored_has_no_gradient(distribution) -> None:
+    """Through a parameter that all entries share, in single precision."""
+    shared = torch.zeros((), requires_grad=True)
+    log_rate = shared + torch.where(KEPT, 0.2, 800.0)
+    log_prob = Masked(distribution(log_rate), KEPT, 0.0).log_prob(torch.ones(KEPT.shape))
+    (found,) = torch.autograd.grad(log_prob.sum(), shared)
+    kept = distribution(shared + torch.full(KEPT.shape, 0.2)).log_prob(torch.ones(KEPT.shape))
+    (expected,) = torch.autograd.grad(kept[KEPT].sum(), shared)
+    torch.testing.assert_close(found, expected)

@@ -90,3 +90,22 @@ def test_a_rate_of_zero_expects_no_count(link):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), z)[0])
     one = affine_poisson_log_prob(z, loading, offset, torch.tensor([2.0, 1, 1]), weight, link)
     assert (one == -torch.inf).all()
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_mean_that_overflows_where_it_is_not_scored_leaves_no_trace(link):
+    """In single precision exp(200) is infinite: a neuron of weight 0, a particle of weight 0."""
+    z, loading = torch.randn(4, 2, requires_grad=True), torch.randn(3, 2)
+    offset, weight = torch.tensor([0.3, 200.0, 0.1]), torch.tensor([1.0, 0.0, 1.0])
+    counts = torch.tensor([2.0, 0.0, 1.0])
+    found = affine_poisson_log_prob(z, loading, offset, counts, weight, link)
+    others = (loading[::2], offset[::2], counts[::2], weight[::2])
+    expected = affine_poisson_log_prob(z, *others, link)
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), z)[0])
+    far = torch.tensor([[0.1, 0.2], [200.0, 0.0]], requires_grad=True)
+    one = affine_poisson_log_prob(far, torch.ones(1, 2), torch.zeros(1), *torch.ones(2, 1), link)
+    (gradient,) = torch.autograd.grad(one.logsumexp(0), far)
+    assert gradient[0].any()
+    assert torch.equal(gradient[1], torch.zeros(2))
