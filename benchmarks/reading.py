@@ -26,19 +26,23 @@ from pyrodyn.data import recording, write
 
 TRIALS, NEURONS = 50, 100
 READER = """
-import resource, sys
+import sys
+from pathlib import Path
+import pynwb
 import pyrodyn
 from pyrodyn.data import read, read_nwb
-path = sys.argv[1]
-if path.endswith(".nwb"):
-    import pynwb
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+path, before = sys.argv[1], memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 if path.endswith(".nwb"):
     data = read_nwb(path, bin_width=0.02, behavior=["raw"])
 else:
     data = read(path, **({"bin_width": 0.01} if path.endswith(".h5") else {}))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(before, peak, data.nbytes)
+print(before, memory("VmHWM"), data.nbytes)
 """
 
 
@@ -68,18 +72,17 @@ def lfads(path: Path, size: int) -> None:
 
 
 def nwb(path: Path, size: int) -> None:
-    """Half spike times, half a raw field potential that becomes behaviour."""
+    """A fiftieth spike times, the rest a raw field potential that becomes behaviour."""
     rng = np.random.default_rng(0)
     file = pynwb.NWBFile("benchmark", "a", datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC))
     seconds = 1000.0
     for start in np.arange(0, seconds, 10.0):
         file.add_trial(start_time=start, stop_time=start + 5)
     for _ in range(NEURONS):
-        file.add_unit(spike_times=np.sort(rng.uniform(0, seconds, size // (16 * NEURONS))))
-    raw = rng.integers(-2000, 2000, (size // 32, 8), dtype=np.int16)
-    file.add_acquisition(
-        pynwb.TimeSeries("raw", data=raw, unit="V", rate=len(raw) / seconds, conversion=1e-6)
-    )
+        file.add_unit(spike_times=np.sort(rng.uniform(0, seconds, size // (400 * NEURONS))))
+    raw = rng.integers(-2000, 2000, (size // 16, 8), dtype=np.int16)
+    series = {"data": raw, "unit": "V", "rate": len(raw) / seconds, "conversion": 1e-6}
+    file.add_acquisition(pynwb.TimeSeries(name="raw", **series))
     with pynwb.NWBHDF5IO(str(path), "w") as io:
         io.write(file)
 
