@@ -146,7 +146,7 @@ def fit(
     latents: Annotated[
         int | None,
         typer.Option(
-            help="Latent dimensions of the other three.", show_default="3, low-rank-rnn 5"
+            help="Latent dimensions of the other three.", show_default="6, low-rank-rnn 5"
         ),
     ] = None,
     process_noise: Annotated[

@@ -319,7 +319,7 @@ def parts() -> tuple[xr.Dataset, ...]:
 def fitted(train: xr.Dataset) -> RnnSAE:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = RnnSAE.for_recording(train, process_noise=True, encoder_dim=32)
+        model = RnnSAE.for_recording(train, latent_dim=3, process_noise=True, encoder_dim=32)
     return fit(
         model,
         train,

@@ -61,7 +61,7 @@ class Family(NamedTuple):
 
 OF_LFADS = Family(5e-3, 0.3, 2000, 12_800_000)
 OF_LOW_RANK_RNN = Family(3e-3, 0.5, 800, 4_000_000)
-OF_SAE = Family(5e-3, 0.3, 2000, 12_800_000)
+OF_SAE = Family(5e-3, 0.3, 1000, 6_400_000)
 
 FINAL_FRACTION = 0.2
 """Ratio of the final learning rate to the initial one."""

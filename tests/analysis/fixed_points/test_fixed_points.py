@@ -136,7 +136,7 @@ def test_a_free_run_returns_the_states_of_the_dynamics(make_lfads, make_recordin
 
 def test_a_diverging_trajectory_is_named_by_trial_and_bin(make_recording):
     recording = make_recording(4)
-    model = NodeSAE.for_recording(recording, linear_term=True)
+    model = NodeSAE.for_recording(recording, latent_dim=3, linear_term=True)
     with torch.no_grad():  # by a factor of 5e11 per bin: bin 4 is beyond single precision
         model.phi.field.linear.copy_(1e6 * torch.eye(3))
         for layer in model.phi.field.linear_layers():

@@ -248,7 +248,7 @@ def test_hidden_neurons_and_forecast_bins_are_not_looked_at(kind):
 
 def test_what_it_cannot_solve_is_refused():
     recording = counts()
-    noisy = NodeSAE.for_recording(recording, process_noise=True)
+    noisy = NodeSAE.for_recording(recording, latent_dim=3, process_noise=True)
     for kind in (LaplaceStart, MixtureStart):
         with pytest.raises(
             ValueError, match=rf"{kind.__name__} solves .* NodeSAE has other latents"

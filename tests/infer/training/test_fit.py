@@ -632,7 +632,7 @@ def test_nan_stops_the_fit_and_leaves_the_last_good_weights(train, make_lfads, c
 
 
 def test_divergence_in_an_adaptive_solver_ends_training(train):
-    model = NodeSAE.for_recording(train, solver="dopri5", linear_term=True)
+    model = NodeSAE.for_recording(train, latent_dim=3, solver="dopri5", linear_term=True)
 
     def diverge(batch):
         with torch.no_grad():
@@ -649,7 +649,9 @@ def test_divergence_in_an_adaptive_solver_ends_training(train):
     ("process_noise", "what"), [(False, "the trajectory"), (True, "the guide's draw")]
 )
 def test_a_divergent_trajectory_is_named_by_trial_and_bin(train, process_noise, what):
-    model = NodeSAE.for_recording(train, process_noise=process_noise, linear_term=True)
+    model = NodeSAE.for_recording(
+        train, latent_dim=3, process_noise=process_noise, linear_term=True
+    )
     with torch.no_grad():  # a factor of 5e11 per bin overflows single precision at bin 4
         model.phi.field.linear.copy_(1e6 * torch.eye(3))
     with (
