@@ -320,7 +320,7 @@ def _failure(
 ) -> str:
     """What ended a run of the guide."""
     if isinstance(error, GuideError):
-        return str(error)
+        return str(error).partition("Trace Shapes:")[0].strip()
     ended, reason = _ended(error), str(error)
     if isinstance(error, AttributeError | TypeError) and "NoneType" in reason and "x" in reads:
         return (

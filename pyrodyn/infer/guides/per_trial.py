@@ -17,10 +17,12 @@ from jaxtyping import Int
 from pyro.infer.autoguide import (
     AutoCallable,
     AutoContinuous,
+    AutoDelta,
     AutoGaussian,
     AutoGuide,
     AutoGuideList,
     AutoMessenger,
+    AutoNormal,
     AutoStructured,
 )
 from torch import Tensor
@@ -185,11 +187,10 @@ def prepare_guide(guide: Program, recording: Batch, batch_size: int, sees_others
 def _check_initial_values(guide: AutoGuide | AutoMessenger) -> None:
     """Refuse initial values of another shape than their site's, which trials would share."""
     for part in guide.modules():
-        prototype = getattr(part, "prototype_trace", None)
-        if prototype is None or isinstance(part, AutoStructured):  # which sets its own
+        if not isinstance(part, AutoNormal | AutoDelta):
             continue
-        for name in drawn_sites(prototype):
-            site = prototype.nodes[name]
+        for name in drawn_sites(part.prototype_trace):
+            site = part.prototype_trace.nodes[name]
             wanted, found = tuple(site["fn"].shape()), tuple(site["value"].shape)
             if wanted != found:
                 raise GuideError(
