@@ -14,7 +14,8 @@ import torch
 from pyrodyn import analysis, fit, predict
 from pyrodyn.data import recording
 from pyrodyn.infer import (
-    ELBO, Fit, SequentialMonteCarlo, check_guide, filter_bin, importance_sample, particle_filter
+    ELBO, Fit, FlowStart, RefinedGuide, SequentialMonteCarlo, check_guide, filter_bin,
+    importance_sample, particle_filter,
 )
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, load, save
 
@@ -56,6 +57,8 @@ for name, call in {
     "epochs": lambda: fit(model, recorded, max_epochs=2.5),
     "run": lambda: analysis.free_run(model.dynamics(), 2, 3),
     "class": lambda: saved_and_loaded_as(model),
+    "flow": lambda: FlowStart("fit"),
+    "refined": lambda: RefinedGuide(model.guide),
     "encoder": lambda: made_for_more()(model.trials_of(recorded).batch()),
 }.items():
     try:
@@ -94,6 +97,10 @@ SENTENCES = (
     "run: Dynamics has no initial-state distribution and no observation model; give a model of"
     " pyrodyn.models",
     "class: model_class must be a subclass of LatentDynamics, not an instance",
+    "flow: FlowStart is for models that draw an initial state (LFADS, NodeSAE and RnnSAE without"
+    " process noise); this str does not: use its own guide",
+    "refined: RefinedGuide refines the guide of a model or of the Fit that fit(...) returned; a"
+    " method is neither",
     "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
     " model 1",
 )

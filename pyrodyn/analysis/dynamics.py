@@ -10,6 +10,7 @@ Every analysis of a model's dynamics therefore also applies to the system that g
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from pyrodyn.data.schema import validate
 from pyrodyn.data.systems import SYSTEMS, System
-from pyrodyn.infer.traces import traced
+from pyrodyn.infer.guides.check_guide import check_guide
+from pyrodyn.infer.traces import Program, guide_program, traced
+from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide, require_own_guide
 from pyrodyn.kernels.runge_kutta import TABLEAUX, Tableau, explicit_step
 from pyrodyn.models.dynamics import Dynamics, jvp
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -88,36 +91,49 @@ def check_finite(trajectory: Float[Tensor, "trial time *dims"], first_bin: int =
 
 @torch.no_grad()
 def visited_states(
-    model: LatentDynamics, recording: xr.Dataset, *, seed: int = 0
+    model: LatentDynamics | Fit[Any],
+    recording: xr.Dataset,
+    *,
+    guide: Program | None = None,
+    seed: int = 0,
 ) -> Float[Tensor, "trial time state"]:
     """States of a model's dynamics on a recording: one draw of the guide per trial.
 
     They serve as starts of a search for fixed points and as trajectories of a phase portrait.
 
     Args:
-        model: a state-space model.
+        model: a state-space model, or the `Fit` that `fit` returned, which brings its guide.
         recording: its trials.
+        guide: the guide to draw from; by default that of the fit, or the model's own.
         seed: seeds the draw.
 
     Raises:
-        ValueError: for a model without dynamics, or a recording that it cannot read.
+        ValueError: for a model without dynamics, one that was fitted with another guide that is not
+            given, or a recording that it cannot read.
+        GuideError: for a guide that does not fit the model.
         ArithmeticError: for a trajectory that does not stay finite, naming its trial and bin.
     """
-    model = state_space(model)
+    given, trained = model_and_guide(model)
+    space, chosen = state_space(given), trained if guide is None else guide
+    if chosen is None:
+        require_own_guide(space)
+        chosen = space.guide
     recording = validate(recording)
-    model.check(recording)
-    batch = model.trials_of(recording).batch()
-    with torch.random.fork_rng():
+    space.check(recording)
+    batch = space.trials_of(recording).batch()
+    with torch.random.fork_rng(), space.evaluating():
         torch.manual_seed(seed)
-        nodes = traced(model.guide, batch).nodes
-    inputs = model.known_inputs(batch)
-    start = nodes[model.initial_condition_site]["value"] if model.initial_condition_site else None
-    if model.path_site in nodes:
-        path = nodes[model.path_site]["value"]
+        if guide_name(space, chosen) is not None:
+            check_guide(space, chosen, batch, training=False).require()
+        nodes = traced(guide_program(chosen), batch).nodes
+    inputs = space.known_inputs(batch)
+    start = nodes[space.initial_condition_site]["value"] if space.initial_condition_site else None
+    if space.path_site in nodes:
+        path = nodes[space.path_site]["value"]
     else:
         path = inputs.new_zeros(*inputs.shape[:2], 0)
-    states = model.dynamics_state(model.states(start, path, inputs))
-    check_finite(states, model.first_bin)
+    states = space.dynamics_state(space.states(start, path, inputs))
+    check_finite(states, space.first_bin)
     return states
 
 

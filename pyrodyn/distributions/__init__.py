@@ -10,6 +10,7 @@ log densities are in nats.
 `gaussian`                    Gaussian and Student-t vectors whose covariance is factorised once
 `kernel_density`              a mixture of Gaussians around points, for empirical initial states
 `masked`                      any distribution of which only some entries are scored
+`affine`                      a triangular affine map per trial, to transform other distributions
 `concatenated`                several distributions along the last dim, for counts beside a signal
 ============================  =====================================================================
 

@@ -1,8 +1,10 @@
 """Objectives, sequential Monte Carlo and `fit`."""
 
 from pyrodyn.infer.guides.check_guide import GuideError, GuideReport, check_guide
+from pyrodyn.infer.guides.flow import FlowStart
 from pyrodyn.infer.guides.laplace import LaplaceStart
 from pyrodyn.infer.guides.mixture import MixtureStart
+from pyrodyn.infer.guides.refined import RefinedGuide
 from pyrodyn.infer.importance.fisher_scoring import ScoringStep, fisher_scoring
 from pyrodyn.infer.importance.importance_sampling import ImportanceSample, importance_sample
 from pyrodyn.infer.importance.path_pool import PathPool, path_pool
@@ -35,6 +37,7 @@ __all__ = [
     "FilterResult",
     "Fit",
     "FitWarning",
+    "FlowStart",
     "GrowingHorizon",
     "GuideError",
     "GuideReport",
@@ -47,6 +50,7 @@ __all__ = [
     "PathPool",
     "Ramp",
     "Recipe",
+    "RefinedGuide",
     "Schedule",
     "ScoringStep",
     "SequentialMonteCarlo",

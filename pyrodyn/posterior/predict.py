@@ -67,14 +67,15 @@ def predict(
     # A guide's draws, a few at a time, bound memory by trials alone; particles are run once.
     chunks = _chunks(num_draws) if of.method == "guide" else [num_draws]
     samplers = [sampler(of.method, of.model, of.guide, num_particles) for _ in chunks]
-    of.check(recording, batch_size)
+    trials = of.model.trials_of(recording)
+    of.check(recording, trials.batch(slice(0, batch_size)))
     reliability = Reliability()
     parts: list[dict[str, Tensor]] = []
     reported: list[dict[str, Tensor]] = []
     shared: dict[str, Tensor] = {}
     with of.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for batch in of.model.trials_of(recording).batches(batch_size):
+        for batch in trials.batches(batch_size):
             local_moments, shared_moments = _Moments(), _Moments()
             for draw, chunk in zip(samplers, chunks, strict=True):
                 draws = draw(batch, chunk)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import xarray as xr
 
+from pyrodyn.data.batch import Batch
 from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.guides.per_trial import tie_to_first_run
 from pyrodyn.infer.traces import Program, module_of
-from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide
+from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide, require_own_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 BY_FILTER = ("VSMC", "SmoothedScore")
@@ -42,12 +43,12 @@ class Source(NamedTuple):
             "method": self.method,
         }
 
-    def check(self, recording: xr.Dataset, batch_size: int, *, is_simulated: bool = False) -> None:
+    def check(self, recording: xr.Dataset, first: Batch, *, is_simulated: bool = False) -> None:
         """Refuse a guide that does not fit the model.
 
         Args:
             recording: the trials that it will draw for.
-            batch_size: trials at once.
+            first: the first of these trials that are drawn for at once.
             is_simulated: whether it will draw for data that the model simulates in their place.
 
         Raises:
@@ -62,7 +63,7 @@ class Source(NamedTuple):
             check_guide(
                 self.model,
                 self.guide,
-                self.model.trials_of(recording).batch(slice(0, batch_size)),
+                first,
                 sees_other_trials=is_simulated or hashes != trained[: len(hashes)],
                 training=False,
             ).require()
@@ -97,15 +98,11 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
     """
     model, trained = model_and_guide(fitted)
     training = model.record.get("training", {})
-    fitted_with = training.get("guide")
     chosen = trained if guide is None else guide
     if method is None:
         is_own = chosen is None or guide_name(model, chosen) is None
         by_filter = training.get("objective", {}).get("name") in BY_FILTER
         method = "smoother" if by_filter and is_own else "guide"
-    if chosen is None and fitted_with is not None and method in BY_GUIDE:
-        raise ValueError(
-            f"this {type(model).__name__} was fitted with the guide {fitted_with}, so that its own"
-            " guide was never trained: pass guide=, or the Fit that fit(...) returned"
-        )
+    if chosen is None and method in BY_GUIDE:
+        require_own_guide(model)
     return Source(model, model.guide if chosen is None else chosen, method)

@@ -33,7 +33,7 @@ The attributes of the root name model, guide, method, seed, versions and how the
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ def to_datatree(
     model_and_guide(model)[0].check(recording)
     check_integer(1, num_chains=num_chains, batch_size=batch_size)
     check_integer(0, num_prior_draws=num_prior_draws)
+    trials = model_and_guide(model)[0].trials_of(recording)
     draw: Sampler
     if draws is None:
         of = source(model, guide, method)
@@ -131,7 +132,7 @@ def to_datatree(
         if total % num_chains:
             raise ValueError(f"num_draws={total} is not divisible by num_chains={num_chains}")
         draw = sampler(of.method, of.model, of.guide, num_particles)
-        of.check(recording, batch_size)
+        of.check(recording, trials.batch(slice(0, batch_size)))
         how = {**of.attrs, "seed": seed}
         if of.method != "guide":
             how["num_particles"] = num_particles
@@ -148,8 +149,9 @@ def to_datatree(
         how = {"model": type(of.model).__name__, "method": "draws", "seed": seed}
     target = None if path is None else new_zarr(path)
     reliability = Reliability()
+    batches = trials.batches(batch_size)
     parts = _parts(
-        of, draw, recording, (num_chains, total), num_prior_draws, batch_size, seed, reliability
+        of, draw, recording, batches, (num_chains, total), num_prior_draws, seed, reliability
     )
     data = _data_groups(of.model, recording)
     attrs = {**_attrs(of.model, recording), **how}
@@ -166,9 +168,9 @@ def _parts(
     of: Source,
     draw: Sampler,
     recording: xr.Dataset,
+    batches: Iterable[Batch],
     chains_and_draws: tuple[int, int],
     num_prior_draws: int,
-    batch_size: int,
     seed: int,
     reliability: Reliability,
 ) -> Iterator[dict[str, xr.Dataset]]:
@@ -178,7 +180,7 @@ def _parts(
     shared_of_prior: dict[str, Tensor] = {}
     with of.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for batch in model.trials_of(recording).batches(batch_size):
+        for batch in batches:
             drawn = draw(batch, num_draws)
             reliability.add(drawn.diagnostics)
             build = _Builder(model, recording, batch)

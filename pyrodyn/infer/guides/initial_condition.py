@@ -9,7 +9,6 @@ along the trajectory with the Lyapunov exponents; optimising s per trial is far 
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import pyro
 import torch
@@ -18,22 +17,8 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
-from pyrodyn.models.rollout_cache import WeightSnapshot
+from pyrodyn.infer.guides.last_solution import LastSolution
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
-
-
-class _Solved(NamedTuple):
-    """The last solution, kept because a batch is often drawn from several times.
-
-    Attributes:
-        batch: the trials.
-        weights: of the model.
-        distribution: q(s).
-    """
-
-    batch: Batch
-    weights: WeightSnapshot
-    distribution: Distribution
 
 
 class StartGuide(ABC):
@@ -59,7 +44,7 @@ class StartGuide(ABC):
                 " guide, or `particle_smoother`)"
             )
         self.model = model
-        self._solved: _Solved | None = None
+        self._last: LastSolution[Distribution] = LastSolution()
 
     def __call__(self, batch: Batch) -> None:
         """Draw the initial condition."""
@@ -68,12 +53,13 @@ class StartGuide(ABC):
 
     def distribution(self, batch: Batch) -> Distribution:
         """q(s) of every trial, of event shape ``(dim,)``."""
-        weights, last = (*self.model.parameters(), *self.model.buffers()), self._solved
-        if last is None or not _same_view(last.batch, batch) or not last.weights.is_of(weights):
-            with torch.no_grad(), self.model.hoisting():
-                solution = self._solve(batch, batch.horizon - self.model.first_bin)
-            last = self._solved = _Solved(batch, WeightSnapshot(weights), solution)
-        return last.distribution
+        weights = (*self.model.parameters(), *self.model.buffers())
+        return self._last.of(batch, weights, lambda: self._solved(batch))
+
+    @torch.no_grad()
+    def _solved(self, batch: Batch) -> Distribution:
+        with self.model.hoisting():
+            return self._solve(batch, batch.horizon - self.model.first_bin)
 
     @abstractmethod
     def _solve(self, batch: Batch, num_bins: int) -> Distribution:
@@ -96,10 +82,3 @@ class StartGuide(ABC):
         states = model.states(start, nothing, model.known_inputs(batch)[:, :num_bins])
         emission = Masked(model.emission(states), visible, model.observation.filler)
         return emission.log_prob(x).flatten(-2)
-
-
-def _same_view(one: Batch, other: Batch) -> bool:
-    """Whether an encoder sees the same tensors in two batches."""
-    fields = (one.seen, other.seen), (one.visible, other.visible), (one.inputs, other.inputs)
-    same = all(its is others for its, others in fields)
-    return same and (one.horizon, one.gain) == (other.horizon, other.gain)

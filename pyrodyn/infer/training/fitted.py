@@ -64,12 +64,25 @@ def model_and_guide[Model: LatentDynamics](
 ) -> tuple[Model, Program | None]:
     """The model of a `Fit` and the guide trained with it; a model alone comes with None.
 
-    With None, ``model.guide`` may be used only if ``model.record["training"]`` names no other
-    guide, see `guide_name`.
+    With None, ``model.guide`` may be used only if `require_own_guide` accepts the model.
     """
     if isinstance(fitted, Fit):
         return fitted.model, fitted.guide
     return fitted, None
+
+
+def require_own_guide(model: LatentDynamics) -> None:
+    """Refuse a model that was fitted with a guide other than its own.
+
+    Raises:
+        ValueError: naming that guide.
+    """
+    fitted_with = model.record.get("training", {}).get("guide")
+    if fitted_with is not None:
+        raise ValueError(
+            f"this {type(model).__name__} was fitted with the guide {fitted_with}, so that its own"
+            " guide was never trained: pass guide=, or the Fit that fit(...) returned"
+        )
 
 
 def guide_name(model: LatentDynamics, guide: Program) -> str | None:

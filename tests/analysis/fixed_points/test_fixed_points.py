@@ -1,7 +1,10 @@
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+import pyrodyn
 from pyrodyn.analysis import (
     fixed_points,
     free_run,
@@ -11,6 +14,7 @@ from pyrodyn.analysis import (
 )
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
 from pyrodyn.analysis.fixed_points.fixed_points import PIECEWISE_LINEAR
+from pyrodyn.infer import GuideError
 from pyrodyn.models import LowRankRNN, NodeSAE
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.low_rank_rnn import LowRankState
@@ -150,6 +154,29 @@ def test_a_diverging_trajectory_is_named_by_trial_and_bin(make_recording):
         free_run(model, 3, 9, start=start, burn_in=4)
     with pytest.raises(ArithmeticError, match=r"trial \d is not finite from bin \d+ on"):
         visited_states(model, recording)
+
+
+def test_states_are_visited_by_the_guide_that_was_fitted(make_recording):
+    recording = make_recording(4)
+    torch.manual_seed(0)
+    model = NodeSAE.for_recording(recording, latent_dim=2, encoder_dim=3)
+
+    def wide(batch):
+        with model.trials(batch):
+            pyro.sample("z0", dist.Normal(torch.full((2,), 3.0), 1e-3).to_event(1))
+
+    fitted = pyrodyn.fit(model, recording, guide=wide, max_epochs=1, progress=False)
+    with pytest.raises(ValueError, match=r"was fitted with the guide .*wide"):
+        visited_states(model, recording)
+    for states in (visited_states(fitted, recording), visited_states(model, recording, guide=wide)):
+        np.testing.assert_allclose(states[:, 0], 3.0, atol=0.01)
+
+    def misspelt(batch):
+        with model.trials(batch):
+            pyro.sample("z_0", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    with pytest.raises(GuideError, match="'z_0', which is no site"):
+        visited_states(model, recording, guide=misspelt)
 
 
 def test_models_without_dynamics_raise(make_recording):
