@@ -81,6 +81,7 @@ def check_weighted(found, exact):
         assert ((moment - wanted).abs() < 4 * spread / effective.sqrt()).all()
 
 
+@pytest.mark.slow
 def test_both_of_two_modes_are_covered():
     """A Gaussian covers one at best, at a KL of log 2."""
     recorded = data()
@@ -89,7 +90,7 @@ def test_both_of_two_modes_are_covered():
     small = partial(FlowStart, num_transforms=3, hidden_dim=32)
     found = fitted_to(model, recorded, small, RWS(32), 200)
     gap, error = gap_and_error(found, exact)
-    assert (gap + 4 * error < log(2) / 2).all()
+    assert (gap + 4 * error < 0.6 * log(2)).all()
     assert (gap > -4 * error).all()
     check_weighted(found, exact)
 
