@@ -46,8 +46,8 @@ class Quadrature(NamedTuple):
     square: Tensor
 
 
-def data(num_trials: int = NUM_TRIALS, seed: int = 0) -> xr.Dataset:
-    counts = np.random.default_rng(seed).poisson(3.0, (num_trials, 3, 4))
+def data(num_trials: int = NUM_TRIALS, num_bins: int = 3, seed: int = 0) -> xr.Dataset:
+    counts = np.random.default_rng(seed).poisson(3.0, (num_trials, num_bins, 4))
     return recording(counts=counts, bin_width=0.01)
 
 

@@ -35,7 +35,7 @@ def linear_autoencoder():
         unit, silent = torch.eye(2), torch.zeros(2, 0)
         step = model.phi(unit, silent).T.double().numpy()
         C, b = (p.double().numpy() for p in (model.readout[-1].weight, model.readout[-1].bias))
-        state = model.first_state(unit, unit[:, :0], silent)
+        state = model.initial_state(unit, unit[:, :0], silent)
         noise = model.emission(state).stddev[0].double().numpy()
         prior = model.initial_condition()
         mean, sd = prior.mean.double().numpy(), prior.stddev.double().numpy()
