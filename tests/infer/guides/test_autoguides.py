@@ -430,7 +430,7 @@ def table(data: xr.Dataset) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:importance weights", "ignore:the importance")
+@pytest.mark.filterwarnings("ignore:draws by method='importance' are unreliable")
 def test_the_table_in_the_documentation_is_current(data):
     assert TABLE.read_text() == table(data)
 
