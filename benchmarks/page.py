@@ -167,12 +167,10 @@ SECTIONS = (
     Section(
         "defaults",
         "Bare calls: every model beside baselines",
-        "What does `fit(Model.for_recording(train), train, valid)` reach with no other setting?"
-        " A quarter of the neurons (channels) is hidden from the encoder; co-smoothing of test"
-        " trials in bits/spike (of EEG: R2), and the same of"
-        " {py:func}`baselines <pyrodyn.analysis.scores.baselines.baselines>` fitted to the same"
-        " trials. The settings were chosen on these test trials, which makes the scores optimistic;"
-        " models and recordings without a row have not been run.",
+        "Does `fit(Model.for_recording(train), train, valid)` beat"
+        " {py:func}`baselines <pyrodyn.analysis.scores.baselines.baselines>`? Co-smoothing of a"
+        " quarter of the neurons; settings were chosen on these test trials (optimistic); missing"
+        " rows have not been run.",
         (
             text("recording"),
             text("model"),
@@ -182,9 +180,8 @@ SECTIONS = (
             text("other", "behaviour R2 (of the GLM)"),
         ),
         lambda rows: (
-            f"{sum(r['ahead'] for r in bare_calls(rows))} of {len(bare_calls(rows))} bare calls are"
-            " ahead of both the condition average and the regression; a fit takes"
-            f" {span(bare_calls(rows), 'seconds', 0)} processor seconds."
+            f"{sum(r['ahead'] for r in bare_calls(rows))} of {len(bare_calls(rows))} beat average"
+            f" and regression, in {span(bare_calls(rows), 'seconds', 0)} processor seconds."
         ),
         bare_calls,
     ),
