@@ -103,8 +103,8 @@ def package_page(name: str) -> str:
     if exported:
         lines += [".. list-table:: Public names", "   :widths: 30 70", ""]
     for public in exported:
-        target, said = entry(package, public)
-        lines += [f"   * - `{public} <{target}>`", f"     - {said}"]
+        target, summary = entry(package, public)
+        lines += [f"   * - `{public} <{target}>`", f"     - {summary}"]
     for module in modules_of(package):
         short = module.removeprefix(f"{name}.")
         lines += ["", f"``{short}``", "-" * (len(short) + 4), "", f".. automodule:: {module}"]

@@ -1,10 +1,10 @@
 """Calibration: are posteriors as wide as they ought to be?
 
-`calibrate` asks it of an inference method alone, by data of the model's own: whatever the model,
-latents z* ~ p(z) that made the data x ~ p(x | z*) are one more draw from p(z | x), so that the rank
-of f(z*, x) among its posterior draws is uniform, for every f. A guide that is too narrow, biased,
-or blind to part of the data is rejected. `coverage` asks how often central intervals contain the
-truth, of such ranks and of simulated recordings, whose fit may be at fault as well.
+`calibrate` examines an inference method alone, on data simulated from the model: latents z* ~ p(z)
+that generated the data x ~ p(x | z*) are one more draw from p(z | x), so that the rank of f(z*, x)
+among its posterior draws is uniform, for every f. A guide that is too narrow, biased,
+or blind to part of the data is rejected. `coverage` is how often central intervals contain the
+truth, for such ranks and for simulated recordings, whose fit may be at fault as well.
 
 Sources: Talts et al. 2018 (arXiv 1804.06788) for ranks; Modrak et al., Bayesian Analysis 20:461
 (2025), for test quantities that depend on the data, such as the likelihood, without which draws
@@ -49,7 +49,7 @@ from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import PartFiles, new_zarr
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-"""Probabilities of the central intervals that are looked at by default."""
+"""Probabilities of the default central intervals."""
 
 QUANTITIES = ("log_likelihood", "log_joint", "mean_rate")
 """Test quantities: one number per simulation, of latents and data."""
@@ -332,7 +332,7 @@ def _quantities(draws: Draws) -> dict[str, torch.Tensor]:
 
 
 def _hashes(of: Source, recording: xr.Dataset, batch_size: int) -> dict[str, Any]:
-    """What tells a run from another one with the same settings: parameters and template."""
+    """What distinguishes a run from another one with the same settings: parameters and template."""
     modules = dict.fromkeys(m for m in (of.model, module_of(of.guide)) if m is not None)
     return {
         "batch_size": batch_size,

@@ -23,7 +23,7 @@ Only draws of a guide have ``log_q``: draws by weights or by a filter come from 
 known, and a bound computed from the guide's would lie above the evidence.
 
 Rates are expected observations per bin. Where nothing was measured ``x`` is 0 in the observed and
-in the predicted data alike; ``constant_data.valid`` says where.
+in the predicted data alike; ``constant_data.valid`` marks them.
 
 Where counts and a signal are observed, ``counts`` and ``signal`` stand for ``x``, and beside
 ``rates`` (of the counts) there is ``signal_mean``. ``log_likelihood`` holds those of both and their
