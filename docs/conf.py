@@ -141,7 +141,11 @@ def described_fields() -> set[int]:
 def skip_member(
     _app: object, _kind: str, _name: str, thing: object, _skip: bool, _options: object
 ) -> bool | None:
-    """Leave out what Python itself writes of NamedTuples and their fields."""
+    """Leave out what Python itself writes of NamedTuples and their fields, and the copies of
+    ``for_recording`` that show the arguments of each class, which the class lists as well.
+    """
+    if getattr(thing, "__name__", "") == "for_recording" and hasattr(thing, "__wrapped__"):
+        return True
     doc = getattr(thing, "__doc__", None) or ""
     if doc.startswith("Alias for field number"):
         return id(thing) not in described_fields()

@@ -35,5 +35,5 @@ class TriangularAffine(Transform):
     def log_abs_det_jacobian(
         self, x: Float[Tensor, "*all dim"], y: Float[Tensor, "*all dim"]
     ) -> Float[Tensor, "*all"]:
-        """Log |det L|."""
+        """``log |det L|``."""
         return self.triangle.diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(x.shape[:-1])

@@ -175,7 +175,7 @@ def few_shot_co_smoothing(
         counts_test: their counts.
         num_shots: training trials of each fit.
         num_repeats: random subsets of training trials, over which the score is averaged.
-        penalty: factor of |w|^2 / 2 per entry, with standardised latents.
+        penalty: factor of ``|w|^2 / 2`` per entry, with standardised latents.
         seed: seeds the subsets.
 
     Returns:
