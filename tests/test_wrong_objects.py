@@ -10,6 +10,7 @@ import tempfile
 
 import numpy as np
 import torch
+import xarray as xr
 
 from pyrodyn import analysis, fit, predict
 from pyrodyn.data import recording
@@ -22,7 +23,7 @@ from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, load, save
 recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
 model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
 batch = model.trials_of(recorded).batch()
-fitted = Fit(model, model.guide, None, 0, 0)
+fitted = Fit(model, model.guide, xr.Dataset(), 0, 0)
 
 
 def made_for_more():

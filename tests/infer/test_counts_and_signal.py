@@ -338,6 +338,7 @@ def model(parts) -> RnnSAE:
     return fitted(parts[0])
 
 
+@pytest.mark.slow
 def test_a_fit_explains_both_and_the_signal_tells_of_the_rates(parts, model):
     train, new = parts
     predicted = predict(model, new, num_draws=30)
@@ -351,6 +352,7 @@ def test_a_fit_explains_both_and_the_signal_tells_of_the_rates(parts, model):
     assert rates > rate_r2(spikes["rates"], new["rates"]).mean + 0.05
 
 
+@pytest.mark.slow
 def test_one_is_predicted_from_the_other_alone(parts, model):
     new = parts[1]
     from_signal = held_out(new, neurons=list(range(12)))

@@ -26,7 +26,7 @@ def recording():
     ("cls", "some", "absent"),
     [
         (LFADS, {"factor_dim": 20, "lag": 1}, {"num_neurons", "input_dim"}),
-        (NodeSAE, {"latent_dim": 3, "encoder_dim": 64, "solver": "midpoint"}, {"phi", "config"}),
+        (NodeSAE, {"latent_dim": 6, "encoder_dim": 64, "solver": "midpoint"}, {"phi", "config"}),
         (RnnSAE, {"cell": "gru", "process_noise": False}, {"phi", "config"}),
         (LowRankRNN, {"num_units": 128, "observation": None}, {"num_neurons"}),
         (Wider, {"margin": inspect.Parameter.empty, "solver": "midpoint"}, {"phi"}),

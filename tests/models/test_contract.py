@@ -262,8 +262,10 @@ def test_autoguides_train(kind, batch, autoguide):
 
 @pytest.mark.parametrize(
     "kernel",
-    [lambda m: NUTS(m, max_tree_depth=3), lambda m: HMC(m, num_steps=3)],
-    ids=["nuts", "hmc"],
+    [
+        pytest.param(lambda m: NUTS(m, max_tree_depth=3), id="nuts"),
+        pytest.param(lambda m: HMC(m, num_steps=3), id="hmc", marks=pytest.mark.slow),
+    ],
 )
 def test_mcmc_samples_the_posterior(kind, batch, kernel):
     model = build(kind)

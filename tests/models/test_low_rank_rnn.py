@@ -103,7 +103,7 @@ def test_no_network_explodes_before_it_is_trained(activation, is_full_rank):
     counts = recording(counts=rng.poisson(1.0, (2, 300, 10)), bin_width=0.01)
     torch.manual_seed(0)
     model = LowRankRNN.for_recording(
-        counts, num_units=10, activation=activation, is_full_rank=is_full_rank
+        counts, latent_dim=3, num_units=10, activation=activation, is_full_rank=is_full_rank
     )
     path = poutine.trace(model).get_trace(model.trials_of(counts).batch()).nodes["z"]["value"]
     early, late = path[:, 20:50].square().mean(), path[:, -30:].square().mean()

@@ -24,7 +24,7 @@ def model(recorded) -> LowRankRNN:
 
 
 @pytest.mark.parametrize("hides", [False, True])
-@pytest.mark.parametrize("method", ["importance", "smoother"])
+@pytest.mark.parametrize("method", ["importance", pytest.param("smoother", marks=pytest.mark.slow)])
 def test_the_posterior_is_exact(model, recorded, method, hides):
     """The posterior is conditioned on what the encoder may see, not on held-out channels and
     forecast bins, whose likelihood is in the tree nonetheless.

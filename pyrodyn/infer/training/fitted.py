@@ -49,12 +49,12 @@ class Fit[Model: LatentDynamics]:
 
     def _summary(self) -> list[tuple[str, str]]:
         (name, state), *rest = self.model._summary()
-        loss = next(loss for loss in ("valid_loss", "train_loss") if loss in self.history)
-        value = float(self.history[loss][self.best_epoch])
-        kept = (
-            f"epoch {self.best_epoch} of {self.history.sizes['epoch']}, {loss.replace('_', ' ')}"
-            f" {value:.2f} nats per trial"
-        )
+        kept = f"epoch {self.best_epoch} of {self.history.sizes.get('epoch', 0)}"
+        for loss in ("valid_loss", "train_loss"):
+            if loss in self.history:
+                value = float(self.history[loss][self.best_epoch])
+                kept += f", {loss.replace('_', ' ')} {value:.2f} nats per trial"
+                break
         rows = [(f"Fit of {name}", state), ("kept", kept), *rest]
         return [*rows, *(("warning", sentence) for sentence in self.diagnostics)]
 

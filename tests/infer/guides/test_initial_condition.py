@@ -149,6 +149,7 @@ def test_the_mode_and_its_width_are_those_of_a_grid():
     np.testing.assert_allclose(solution.precision_matrix[:, 0, 0], curvature, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_starts_of_chaotic_paths_are_found():
     """Lorenz' own field over 70 bins of .04, with an untrained guide's guesses: what is found
     explains every trial as well as its true start, of which hasty searches miss some.
@@ -282,7 +283,7 @@ def test_a_batch_is_solved_once_and_again_after_training():
 @pytest.mark.parametrize(
     ("kind", "sizes"), [(NodeSAE, {}), (NodeSAE, {"solver": "dopri5"}), (RnnSAE, {})]
 )
-@pytest.mark.parametrize("num_inputs", [0, 2])
+@pytest.mark.parametrize("num_inputs", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_short_trials_are_solved_too(kind, sizes, num_inputs):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3, 12, num_inputs)) if num_inputs else None

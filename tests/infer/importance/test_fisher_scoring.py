@@ -133,6 +133,7 @@ def test_steps_solve_their_equation(num_trials):
         torch.testing.assert_close(damped @ draws._step(damping), draws.slope)
 
 
+@pytest.mark.slow
 def test_they_lead_to_the_maximum_of_the_evidence():
     """To within a quarter of what the data themselves leave open: half a nat per weight."""
     recorded = counts(100)

@@ -28,6 +28,7 @@ def test_evidence_and_moments_are_exact():
         assert (np.abs(paths.mean(0) - truth.mean) < tolerance).all()
 
 
+@pytest.mark.slow
 def test_the_error_is_that_of_many_runs():
     recorded = data()
     model, batch = linear_network(recorded), batch_of(recorded)

@@ -15,7 +15,7 @@ from linear_gaussian import (
 )
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, SmoothedScore, fit
+from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, Schedule, SmoothedScore, fit
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.proposals import EncoderFactor
 
@@ -199,6 +199,8 @@ def test_it_trains(objective, proposal):
         model,
         recorded,
         objective=objective,
+        transforms=[],
+        schedule=Schedule(),
         max_epochs=30,
         progress=False,
         accelerator="cpu",

@@ -87,6 +87,11 @@ def test_bin_by_bin_the_densities_are_those_in_one_go(setting):
     torch.testing.assert_close(log_p, in_one_go)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [n if n == "no_inputs" else pytest.param(n, marks=pytest.mark.slow) for n in OPTIONS],
+    indirect=True,
+)
 def test_one_particle_is_the_elbo(setting):
     model, batch = setting
     torch.manual_seed(0)

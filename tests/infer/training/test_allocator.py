@@ -25,6 +25,7 @@ print(before, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_freed_blocks_are_reused_without_page_faults():
     run = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
