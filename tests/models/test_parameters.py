@@ -5,6 +5,7 @@ engines.
 import copy
 import gc
 import pickle
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -160,8 +161,9 @@ def test_models_of_one_class_and_copies_train_their_own_tensors(batch, lfads):
         for m, its in zip(models, before, strict=True):
             assert all(moved(m, its)) if m is model else not any(moved(m, its))
     store = pyro.get_param_store()
+    # A number follows the class for each model that is alive, those of other tests included.
     names = {name.split("$$$")[0] for name in store}
-    assert names == {"LFADS", "LFADS_1", "LFADS_2"}
+    assert len(names) == 3 and all(re.fullmatch(r"LFADS(_\d+)?", name) for name in names)
     held = {store.param_name(p) for model in models for p in model.parameters()}
     assert held == set(store.keys())
 
@@ -172,12 +174,15 @@ def test_a_model_that_is_no_more_leaves_the_store(data, batch, make_lfads, low_r
     svi(low_rank).step(batch)
     del first
     gc.collect()
-    assert {name.split("$$$")[0] for name in pyro.get_param_store()} == {"LowRankRNN"}
+    (left,) = {name.split("$$$")[0] for name in pyro.get_param_store()}
+    assert re.fullmatch(r"LowRankRNN(_\d+)?", left)
     new = make_lfads(data, inferred_input_dim=1)
     before = weights(new)
     svi(new).step(batch)
     assert all(moved(new, before))
-    assert "LFADS$$$readout.bias" in pyro.get_param_store()
+    assert any(
+        re.fullmatch(r"LFADS(_\d+)?\$\$\$readout\.bias", name) for name in pyro.get_param_store()
+    )
 
 
 def test_a_cleared_store_is_filled_anew(batch, lfads):
