@@ -163,9 +163,9 @@ def check(
 ) -> Report:
     """Check a fitted model on a recording, out of sample where the recording allows it.
 
-    Of the recording's trials those are checked that the fit knows least: the unseen ones, without
-    these those by which it chose its weights, and without these those it was trained on. The report
-    states which. Many trials are thinned to evenly spaced ones, so that memory suffices.
+    The trials that the fit has used least are checked: unseen ones; if there are none, those by
+    which it chose its weights; otherwise those it was trained on. The report states
+    which. Many trials are thinned to evenly spaced ones, so that memory suffices.
 
     Statistics of counts: mean rate, fraction of empty bins, Fano factor, dispersion given the
     rates, autocorrelation and population synchrony (`pyrodyn.posterior.statistics`). One is missed
@@ -197,7 +197,7 @@ def check(
     of = source(fitted, guide, method)
     options: dict[str, Any] = {"guide": guide, "num_particles": num_particles, "seed": seed}
     with warnings.catch_warnings():
-        # What they say is part of the findings.
+        # The warnings are part of the findings.
         warnings.filterwarnings("ignore", message="draws by method=")
         warnings.filterwarnings("ignore", message=".*were in the training set of the fit")
         tree = to_datatree(fitted, checked, method=method, num_draws=num_draws, **options)
@@ -239,7 +239,7 @@ def check(
 
 
 def least_seen(model: LatentDynamics, recording: xr.Dataset) -> tuple[str, xr.Dataset]:
-    """The trials that a fit knows least, and their role in it, a key of `ROLES`."""
+    """The trials that a fit has used least, and their role in it, a key of `ROLES`."""
     roles = role_in_fit(model, recording)
     if roles is None:
         return "unknown", recording
