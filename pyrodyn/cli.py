@@ -36,6 +36,11 @@ MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn")
 METHODS = ("guide", "importance", "smoother", "pool")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a fit.")]
+Recording = Annotated[str, typer.Argument(help="A file, or the name of a recording.")]
+BinWidth = Annotated[
+    float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
+]
 
 
 def main() -> None:
@@ -182,9 +187,7 @@ def fit(
             " otherwise 0.2."
         ),
     ] = None,
-    bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
-    ] = None,
+    bin_width: BinWidth = None,
     align_to: Annotated[
         str | None, typer.Option(help="NWB: column of the event that becomes time 0.")
     ] = None,
@@ -303,8 +306,8 @@ def fit(
 
 @app.command()
 def posterior(
-    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
-    recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
+    folder: Folder,
+    recording: Recording,
     out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
     draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
     method: Annotated[
@@ -316,9 +319,7 @@ def posterior(
         ),
     ] = None,
     particles: Annotated[int, typer.Option(help="Particles of importance and smoother.")] = 256,
-    bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
-    ] = None,
+    bin_width: BinWidth = None,
     seed: Seed = 0,
 ) -> None:
     """Sample the posterior of a recording into an ArviZ DataTree on disk."""
@@ -347,8 +348,8 @@ def posterior(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
-    recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
+    folder: Folder,
+    recording: Recording,
     out: Annotated[
         Path | None, typer.Option(help="HTML file to write; without it the summary is printed.")
     ] = None,
@@ -359,9 +360,7 @@ def check(
             autocompletion=_completion(*METHODS),
         ),
     ] = None,
-    bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
-    ] = None,
+    bin_width: BinWidth = None,
     seed: Seed = 0,
 ) -> None:
     """Report what a fitted model misses on trials that the fit has not seen, if there are any."""
@@ -379,15 +378,13 @@ def check(
 
 @app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
-    recording: Annotated[str, typer.Argument(help="A file, or the name of a recording.")],
+    folder: Folder,
+    recording: Recording,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the figures; FOLDER/figures by default.")
     ] = None,
     trial: Annotated[int, typer.Option(min=0, help="Position of the trial to show.")] = 0,
-    bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
-    ] = None,
+    bin_width: BinWidth = None,
     seed: Seed = 0,
 ) -> None:
     """Draw one trial's rates, latent trajectories, and PSTHs by condition, if there are any."""
@@ -422,7 +419,7 @@ def plot(
 
 @app.command("fixed-points")
 def fixed_points(
-    folder: Annotated[Path, typer.Argument(help="Folder of a fit.")],
+    folder: Folder,
     recording: Annotated[
         str | None,
         typer.Argument(
@@ -436,9 +433,7 @@ def fixed_points(
             help="Path of the .nc and .png to write, no suffix; FOLDER/fixed_points by default."
         ),
     ] = None,
-    bin_width: Annotated[
-        float | None, typer.Option(help="Seconds per bin, for files that do not state it.")
-    ] = None,
+    bin_width: BinWidth = None,
     seed: Seed = 0,
 ) -> None:
     """List the fixed points of a fitted model's dynamics; write them and a phase portrait."""
