@@ -18,7 +18,7 @@
 For example::
 
     tree = to_datatree(fitted, new_trials)
-    print(summarise_p_values(predictive_p_values(tree)))
+    summarise_p_values(predictive_p_values(tree))
 """
 
 from pyrodyn.posterior import statistics

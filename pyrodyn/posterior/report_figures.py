@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pyrodyn.data.schema import Block, blocks, measured
 from pyrodyn.posterior import statistics
+from pyrodyn.posterior.calibration import LATENTS
 from pyrodyn.posterior.comparison import ELPDDataEvidence
 from pyrodyn.posterior.ppc_view import recorded_data
 from pyrodyn.posterior.predictive_checks import TAIL
@@ -22,8 +23,6 @@ SIZE = (4.2, 2.9)
 
 NUM_UNITS, NUM_CONDITIONS, NUM_TRIALS = 4, 3, 2
 """Neurons, conditions and single trials that are shown."""
-
-LATENTS = ("factors", "z")
 
 
 class Panel(NamedTuple):

@@ -6,7 +6,7 @@ merely broadcast, draws without a gradient, parameters that no optimiser holds. 
 before training::
 
     report = check_guide(model, guide, model.trials_of(recording).batch())
-    print(report)
+    report.problems, report.warnings
 """
 
 import contextlib

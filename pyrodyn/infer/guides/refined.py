@@ -10,8 +10,6 @@ gradient, that of sticking the landing, has no noise where the posterior is reac
 Sources: Kim, Wiseman, Miller, Sontag & Rush 2018; Roeder, Wu & Duvenaud 2017 (the gradient).
 """
 
-from typing import Any
-
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -47,7 +45,9 @@ class RefinedGuide:
             vector from a density of its own (Pyro's automatic guides do not).
     """
 
-    def __init__(self, model: LatentDynamics | Fit[Any], *, num_steps: int = 200) -> None:
+    def __init__(
+        self, model: LatentDynamics | Fit[LatentDynamics], *, num_steps: int = 200
+    ) -> None:
         check_integer(1, num_steps=num_steps)
         self.num_steps = num_steps
         self.model, guide = model_and_guide(model)
@@ -72,7 +72,7 @@ class RefinedGuide:
     @torch.enable_grad()
     def _solve(self, batch: Batch, weights: list[Tensor]) -> TrialMaps:
         given = batch.replace(x=batch.seen / batch.gain, weight=1.0).as_seen()
-        # The handlers of whoever asks for draws are kept from the steps.
+        # The caller's effect handlers must not act on the steps.
         with poutine.block(), frozen(weights), self.model.evaluating():
             maps = TrialMaps(self.guide, self._draws(given))
             optimizer = torch.optim.Adam(maps.parameters())
