@@ -45,6 +45,7 @@ for name, call in {
     "check": lambda: check_guide(model, None, batch).require(),
     "checked": lambda: check_guide(model, model.guide, recorded),
     "fitted": lambda: fit(model, recorded, guide=fitted),
+    "further": lambda: fit(fitted, recorded),
     "drawn by": lambda: predict(model, recorded, guide=fitted),
     "weights": lambda: importance_sample(fitted, model.guide, batch),
     "transforms": lambda: fit(model, recorded, transforms=abs),
@@ -77,6 +78,8 @@ OF_FIT = (
     " of a Fit is its .guide)"
 )
 SENTENCES = (
+    "further: the model is a Fit; pass its .model to train it further, and its .guide as guide="
+    " unless that is the model's own",
     "objective: objective='elbo'; give an objective such as ELBO() or VSMC(64)",
     "schedule: schedule=0.01; give a Schedule(...), or leave it out",
     "guide: guide=5 cannot be called; a guide is a Pyro program that takes a batch",

@@ -10,7 +10,6 @@ Every analysis of a model's dynamics therefore also applies to the system that g
 
 import copy
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,12 @@ from pyrodyn.data.schema import validate
 from pyrodyn.data.systems import SYSTEMS, System
 from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.traces import Program, guide_program, traced
-from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide, require_own_guide
+from pyrodyn.infer.training.fitted import (
+    Fit,
+    guide_name,
+    model_and_guide,
+    require_own_guide,
+)
 from pyrodyn.kernels.runge_kutta import TABLEAUX, Tableau, explicit_step
 from pyrodyn.models.dynamics import Dynamics, jvp
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -37,11 +41,13 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
     for the copy's parameters.
 
     Args:
-        model_or_dynamics: a model of the zoo, or dynamics.
+        model_or_dynamics: a model of the zoo, a `Fit` of one, or dynamics.
 
     Raises:
         ValueError: for anything else, and for a model that has no dynamics.
     """
+    if isinstance(model_or_dynamics, Fit):
+        return dynamics_of(model_or_dynamics.model)
     if isinstance(model_or_dynamics, Dynamics):
         return model_or_dynamics
     if not isinstance(model_or_dynamics, LatentDynamics):
@@ -52,12 +58,14 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
     return copy.deepcopy(model_or_dynamics).cpu().double().eval().requires_grad_(False).dynamics()
 
 
-def state_space(model: LatentDynamics) -> StateSpaceModel:
-    """The model itself, if it is a state-space model.
+def state_space(model: LatentDynamics | Fit[LatentDynamics]) -> StateSpaceModel:
+    """The model itself, or that of a `Fit`, if it is a state-space model.
 
     Raises:
         ValueError: for a model without dynamics, and for what is not a model.
     """
+    if isinstance(model, Fit):
+        model = model.model
     if not isinstance(model, LatentDynamics):
         raise ValueError(
             f"{type(model).__name__} has no initial-state distribution and no observation model;"
@@ -91,7 +99,7 @@ def check_finite(trajectory: Float[Tensor, "trial time *dims"], first_bin: int =
 
 @torch.no_grad()
 def visited_states(
-    model: LatentDynamics | Fit[Any],
+    model: LatentDynamics | Fit[LatentDynamics],
     recording: xr.Dataset,
     *,
     guide: Program | None = None,

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyrodyn.analysis.dynamics import check_finite, state_space
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import Block, blocks_of
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint, Observation
 from pyrodyn.models.state_space import State, StateSpaceModel
@@ -16,7 +17,7 @@ from pyrodyn.models.state_space import State, StateSpaceModel
 
 @torch.no_grad()
 def free_run(
-    model: LatentDynamics,
+    model: LatentDynamics | Fit[LatentDynamics],
     num_trials: int,
     num_bins: int,
     *,
@@ -28,7 +29,7 @@ def free_run(
     """Simulate a model with its process noise.
 
     Args:
-        model: a state-space model.
+        model: a state-space model, or its `Fit`.
         num_trials: independent runs.
         num_bins: bins returned of each.
         inputs: known inputs, ``(num_trials, burn_in + num_bins, input)``; required by a model with

@@ -21,11 +21,11 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy import optimize
 
 from pyrodyn.analysis.dynamics import state_space
 from pyrodyn.analysis.free_run import free_run
 from pyrodyn.analysis.scores.decoding import decode, ridge
+from pyrodyn.analysis.scores.poisson_regression import poisson_rates, poisson_regression
 from pyrodyn.analysis.scores.rates import (
     SMALLEST_RATE,
     Array,
@@ -34,10 +34,8 @@ from pyrodyn.analysis.scores.rates import (
     paired_rows,
 )
 from pyrodyn.data.arguments import check_integer
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
-
-LOG_RATES = (float(np.log(SMALLEST_RATE)), 20.0)
-"""Range of log expected counts, against overflow."""
 
 
 def cycle_consistency(
@@ -200,15 +198,14 @@ def few_shot_co_smoothing(
         chosen = rng.choice(len(latents), num_shots, replace=False)
         shown = (latents[chosen].reshape(-1, rows.shape[1]) - centre) / scale
         of_chosen = counts[chosen].reshape(-1, spikes.shape[1])
-        weights = np.stack([_poisson_regression(shown, x, penalty) for x in of_chosen.T], 1)
-        predictor = (new_latents - centre) / scale @ weights[:-1] + weights[-1]
-        rates = np.exp(np.clip(predictor, *LOG_RATES))
+        fitted = poisson_regression(shown, of_chosen, penalty * len(shown))
+        rates = poisson_rates((new_latents - centre) / scale, *fitted)
         scores.append(bits_per_spike(rates, new_counts, null=null))
     return float(np.mean(scores))
 
 
 def steering_gap(
-    model: LatentDynamics, tree: xr.DataTree, *, seed: int = 0
+    model: LatentDynamics | Fit[LatentDynamics], tree: xr.DataTree, *, seed: int = 0
 ) -> Float[ndarray, " time"]:
     """How far inferred rates leave those of free runs from the same initial states, in each bin.
 
@@ -220,7 +217,7 @@ def steering_gap(
     with sums over trials and neurons, the mean over trials, and expectations over draws.
 
     Args:
-        model: a state-space model.
+        model: a state-space model, or its `Fit`.
         tree: its posterior, from `pyrodyn.to_datatree`.
         seed: seeds the free runs.
 
@@ -269,20 +266,3 @@ def _variation(rows: Array) -> float:
     if not total > 0:
         raise ValueError("latents are constant, so that they have no variance to explain")
     return total
-
-
-def _poisson_regression(features: Array, counts: Array, penalty: float) -> Array:
-    """Weights and intercept of a penalised Poisson regression."""
-    design = np.column_stack([features, np.ones(len(features))])
-    shrinkage = np.append(np.full(features.shape[1], penalty), 0.0)
-
-    def loss(weights: Array) -> tuple[float, Array]:
-        predictor = np.clip(design @ weights, *LOG_RATES)
-        rates = np.exp(predictor)
-        value = (rates - counts * predictor).mean() + 0.5 * shrinkage @ weights**2
-        return float(value), design.T @ (rates - counts) / len(counts) + shrinkage * weights
-
-    begin = np.zeros(design.shape[1])
-    begin[-1] = np.log(max(counts.mean(), SMALLEST_RATE))
-    found: Array = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B").x
-    return found

@@ -25,6 +25,7 @@ from torch.distributions.transforms import AffineTransform
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.mapped_sites import MappedSites
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 
@@ -32,8 +33,8 @@ class FlowStart(nn.Module):
     """A guide whose distribution of the initial state is a normalising flow.
 
     Args:
-        model: a model with an initial state of its own: LFADS, `NodeSAE` and `RnnSAE` without
-            process noise.
+        model: a model, or its `Fit`, with an initial state of its own: LFADS, `NodeSAE` and
+            `RnnSAE` without process noise.
         num_transforms: coupling layers.
         hidden_dim: hidden units of the two hidden layers of their networks.
         num_bins: pieces of every spline.
@@ -46,13 +47,15 @@ class FlowStart(nn.Module):
 
     def __init__(
         self,
-        model: StateSpaceModel,
+        model: StateSpaceModel | Fit[StateSpaceModel],
         *,
         num_transforms: int = 4,
         hidden_dim: int = 64,
         num_bins: int = 8,
     ) -> None:
         super().__init__()
+        if isinstance(model, Fit):
+            model = model.model
         check_integer(1, num_transforms=num_transforms, hidden_dim=hidden_dim)
         check_integer(2, num_bins=num_bins)
         if not isinstance(model, StateSpaceModel) or model.initial_condition_site is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
 from pyrodyn.infer.guides.last_solution import LastSolution
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 
@@ -25,14 +26,16 @@ class StartGuide(ABC):
     """Abstract guide of the initial condition, solved per batch; it has no parameters.
 
     Args:
-        model: a fitted model whose only latent is its initial condition: `NodeSAE` and `RnnSAE`
-            without process noise, LFADS without inferred inputs.
+        model: a fitted model, or its `Fit`, whose only latent is its initial condition: `NodeSAE`
+            and `RnnSAE` without process noise, LFADS without inferred inputs.
 
     Raises:
         ValueError: for a model with other latent sites.
     """
 
-    def __init__(self, model: StateSpaceModel) -> None:
+    def __init__(self, model: StateSpaceModel | Fit[StateSpaceModel]) -> None:
+        if isinstance(model, Fit):
+            model = model.model
         if (
             not isinstance(model, StateSpaceModel)
             or model.initial_condition_site is None

@@ -28,6 +28,7 @@ from torch import Tensor
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.initial_condition import StartGuide
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 DIFFERENCE = 1e-3
@@ -96,7 +97,11 @@ class LaplaceStart(StartGuide):
     """
 
     def __init__(
-        self, model: StateSpaceModel, *, num_searches: int = 4, num_steps: int | None = None
+        self,
+        model: StateSpaceModel | Fit[StateSpaceModel],
+        *,
+        num_searches: int = 4,
+        num_steps: int | None = None,
     ) -> None:
         super().__init__(model)
         check_integer(1, num_searches=num_searches)

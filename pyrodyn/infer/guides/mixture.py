@@ -29,6 +29,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.initial_condition import StartGuide
 from pyrodyn.infer.smc.resampling import effective_sample_size
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 DEFENCE = 0.1
@@ -205,7 +206,9 @@ class MixtureStart(StartGuide):
         ArithmeticError: when solving, if the trajectories of all draws of a trial diverge.
     """
 
-    def __init__(self, model: StateSpaceModel, *, num_draws: int = 500) -> None:
+    def __init__(
+        self, model: StateSpaceModel | Fit[StateSpaceModel], *, num_draws: int = 500
+    ) -> None:
         super().__init__(model)
         check_integer(NUM_KERNELS, num_draws=num_draws)
         self.num_draws = num_draws

@@ -42,6 +42,7 @@ from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.importance.path_pool import MOST_ENTRIES, path_pool
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import is_local, observed_sites, traced
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
 LEAST_EFFECTIVE = 0.5
@@ -76,7 +77,7 @@ class ScoringStep(NamedTuple):
 
 
 def fisher_scoring(
-    model: LatentDynamics,
+    model: LatentDynamics | Fit[LatentDynamics],
     batch: Batch,
     num_steps: int = 5,
     *,
@@ -89,7 +90,8 @@ def fisher_scoring(
     Parameters change in place after each step; those of the guide do not.
 
     Args:
-        model: a fitted model of few latent dims, whose posterior a pool can represent.
+        model: a fitted model of few latent dims, or its `Fit`, whose posterior a pool can
+            represent.
         batch: all training trials, all with the same known inputs.
         num_steps: largest number of steps; it ends earlier when no step has a positive gain.
         num_draws: posterior draws per trial, for its score.
@@ -105,6 +107,8 @@ def fisher_scoring(
     check_integer(2, num_draws=num_draws)
     steps: list[ScoringStep] = []
     damping = 1.0
+    if isinstance(model, Fit):
+        model = model.model
     with model.evaluating():
         while len(steps) < num_steps:
             pooled = path_pool(model, batch, num_draws, num_particles=num_particles)

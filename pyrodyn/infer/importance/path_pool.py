@@ -28,6 +28,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import FEWEST_PARTICLES, log_evidence, pareto_k
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import latent_sites, traced
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import Distribution
 
@@ -59,12 +60,17 @@ class PathPool(NamedTuple):
 
 @torch.no_grad()
 def path_pool(
-    model: LatentDynamics, batch: Batch, num_draws: int = 100, *, num_particles: int = 100_000
+    model: LatentDynamics | Fit[LatentDynamics],
+    batch: Batch,
+    num_draws: int = 100,
+    *,
+    num_particles: int = 100_000,
 ) -> PathPool:
     """Draw from the posterior of every trial given what the batch scores.
 
     Args:
-        model: a model of the zoo; the pool size needed grows with the number of latent dims.
+        model: a model of the zoo, or its `Fit`; the pool size needed grows with the number of
+            latent dims.
         batch: trials, all with the same known inputs.
         num_draws: per trial, independent given the pool.
         num_particles: trajectories in the pool.
@@ -74,6 +80,8 @@ def path_pool(
             of recording, and trials whose known inputs differ.
         ArithmeticError: if all weights of a trial are 0 because the trajectories diverged.
     """
+    if isinstance(model, Fit):
+        model = model.model
     check_integer(1, num_draws=num_draws)
     check_integer(FEWEST_PARTICLES, num_particles=num_particles)
     model.check_batch(batch)

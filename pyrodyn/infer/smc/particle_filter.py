@@ -27,6 +27,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import SharedNormal, picked, rows_of, sample_with_log_ratio
 from pyrodyn.infer.smc.resampling import effective_sample_size, scheme_named
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import (
     Distribution,
@@ -332,7 +333,7 @@ class FilterResult(NamedTuple):
 @torch.no_grad()
 @local_parameters()
 def particle_filter(
-    model: StateSpaceModel,
+    model: StateSpaceModel | Fit[StateSpaceModel],
     batch: Batch,
     num_particles: int = 256,
     *,
@@ -344,7 +345,7 @@ def particle_filter(
     The proposal is ``model.proposal``; `Bootstrap` serves every model.
 
     Args:
-        model: a state-space model.
+        model: a state-space model, or its `Fit`.
         batch: its trials.
         num_particles: per trial.
         resampling: see `pyrodyn.infer.smc.resampling`.
@@ -354,6 +355,8 @@ def particle_filter(
         ValueError: for settings out of range, and a batch that does not fit the model.
         ArithmeticError: when every particle of a trial has weight 0, naming trial and bin.
     """
+    if isinstance(model, Fit):
+        model = model.model
     algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
     model.check_batch(batch)
     weights, records = [], []

@@ -27,6 +27,7 @@ from torch import Tensor
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import State, StateSpaceModel
 
@@ -49,7 +50,7 @@ METHODS = ("ffbsi", "mcmc", "ancestral", "fixed_lag")
 @torch.no_grad()
 @local_parameters()
 def particle_smoother(
-    model: StateSpaceModel,
+    model: StateSpaceModel | Fit[StateSpaceModel],
     batch: Batch,
     num_draws: int = 100,
     *,
@@ -62,7 +63,7 @@ def particle_smoother(
     """Draw latent trajectories given all bins.
 
     Args:
-        model: a state-space model with its proposal.
+        model: a state-space model with its proposal, or its `Fit`.
         batch: trials.
         num_draws: trajectories per trial.
         method: ``"ffbsi"``, ``"mcmc"``, ``"ancestral"`` or ``"fixed_lag"``, see the module.
@@ -75,6 +76,8 @@ def particle_smoother(
         ValueError: for an unknown method or a number below 1, and for backward simulation of a
             model whose latent path alone is not a Markov chain.
     """
+    if isinstance(model, Fit):
+        model = model.model
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
     check_integer(1, num_draws=num_draws, num_moves=num_moves, lag=lag)

@@ -106,6 +106,11 @@ def fit[Model: LatentDynamics](
         KeyboardInterrupt: when interrupted; the checkpoint in ``out`` is the last that was written
             at the end of an epoch.
     """
+    if isinstance(model, Fit):
+        raise ValueError(
+            "the model is a Fit; pass its .model to train it further, and its .guide as guide="
+            " unless that is the model's own"
+        )
     _check_kinds(objective, schedule, transforms, valid_transforms)
     check_integer(1, **_given(max_steps=max_steps, max_epochs=max_epochs, batch_size=batch_size))
     if max_minutes is not None and max_minutes <= 0:

@@ -31,6 +31,7 @@ from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.objective import Objective, Ramp
 from pyrodyn.infer.objectives.vsmc import VSMC
 from pyrodyn.infer.traces import Program
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.infer.training.schedule import Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
@@ -95,7 +96,7 @@ class Recipe:
 
 
 def recommended(
-    model: LatentDynamics,
+    model: LatentDynamics | Fit[LatentDynamics],
     recording: xr.Dataset,
     *,
     max_steps: int | None = None,
@@ -109,7 +110,7 @@ def recommended(
         pyrodyn.fit(model, train, valid, transforms=[*recipe.transforms, SpikeJitter(1)])
 
     Args:
-        model: the model to fit.
+        model: the model to fit, or a `Fit` of it.
         recording: the training trials.
         max_steps: length of the fit where it is given; ramps are shorter in a short fit.
         guide: a guide in place of the model's own. With it, and for models of your own, the
@@ -118,6 +119,8 @@ def recommended(
     Returns:
         All settings, each an argument of `fit` of the same name.
     """
+    if isinstance(model, Fit):
+        model = model.model
     is_own = guide is None or getattr(guide, "__self__", None) is model
     family = _family(model) if is_own else None
     if family is None:
