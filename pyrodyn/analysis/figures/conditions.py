@@ -23,7 +23,8 @@ def plot_psths(
     num_neurons: int = 4,
     smoothing: float = 0.05,
 ) -> Figure:
-    """Condition averages of the data (thin) and of the inferred rates (thick).
+    """Condition averages of the data (thin) and of the inferred rates (thick); of the neurons, if a
+    recording has channels too.
 
     Args:
         recording: the recording, with ``condition``.

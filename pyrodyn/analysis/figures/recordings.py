@@ -21,7 +21,8 @@ def plot_rates(
     num_neurons: int = 4,
 ) -> Figure:
     """One trial: all observations, all inferred rates (beside the true ones, if known), and single
-    neurons or channels. Unmeasured bins are grey.
+    neurons or channels. Unmeasured bins are grey. Of a recording of both, only the neurons are
+    drawn.
 
     Args:
         recording: the recording.
