@@ -245,6 +245,7 @@ class OptimalFactor(FactorProposal):
     """
 
     looks_ahead: ClassVar[bool] = True
+    has_encoder: ClassVar[bool] = False
 
     def encode(self, model: Any, batch: Batch) -> Factor:
         """The likelihood of the visible entries as a factor of z."""

@@ -322,9 +322,12 @@ class Proposal(nn.Module):
 
     Attributes:
         looks_ahead: whether `lookahead` is implemented.
+        has_encoder: whether trained weights, its own or the model's, read the data: false for what
+            follows from the model's densities alone.
     """
 
     looks_ahead: ClassVar[bool] = False
+    has_encoder: ClassVar[bool] = True
 
     @abstractmethod
     def encode(self, model: Any, batch: Batch) -> Any:
@@ -390,6 +393,8 @@ class Bootstrap(Proposal):
 
     The simplest choice; it needs many particles if observations are informative.
     """
+
+    has_encoder: ClassVar[bool] = False
 
     def encode(self, model: Any, batch: Batch) -> None:
         """Nothing."""

@@ -1,18 +1,21 @@
 """Where draws come from: a model, its guide and a method, resolved from what a user passes."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import xarray as xr
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.data.schema import blocks
 from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.guides.check_guide import check_guide
 from pyrodyn.infer.guides.per_trial import tie_to_first_run
 from pyrodyn.infer.traces import Program, module_of
 from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide, require_own_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.state_space import StateSpaceModel
 
 BY_FILTER = ("VSMC", "SmoothedScore")
 """Objectives under which the guide is only the proposal of a particle filter."""
@@ -44,7 +47,8 @@ class Source(NamedTuple):
         }
 
     def check(self, recording: xr.Dataset, first: Batch, *, is_simulated: bool = False) -> None:
-        """Refuse a guide that does not fit the model.
+        """Refuse a guide that does not fit the model, and warn of neurons or channels that an
+        encoder would read for which it has no trained weights.
 
         Args:
             recording: the trials that it will draw for.
@@ -54,6 +58,7 @@ class Source(NamedTuple):
         Raises:
             GuideError: naming every problem.
         """
+        self._warn_of_untrained_units(recording)
         if self.method not in BY_GUIDE or guide_name(self.model, self.guide) is None:
             return
         tie_to_first_run(self.guide)
@@ -67,6 +72,26 @@ class Source(NamedTuple):
                 sees_other_trials=is_simulated or hashes != trained[: len(hashes)],
                 training=False,
             ).require()
+
+    def _warn_of_untrained_units(self, recording: xr.Dataset) -> None:
+        is_own = self.method not in BY_GUIDE or guide_name(self.model, self.guide) is None
+        if is_own and isinstance(self.model, StateSpaceModel):
+            reads = self.model.proposal.has_encoder
+        else:
+            reads = module_of(self.guide) is not None
+        if not reads:
+            return
+        for block, argument in zip(blocks(recording), ("neurons", "channels"), strict=False):
+            hidden = self.model.record.get("data", {}).get(block.held_out, [])
+            marks = recording.coords.get(block.held_out)
+            shown = [n for n in hidden if marks is None or not marks.values[n]]
+            if shown:
+                warnings.warn(
+                    f"{len(shown)} {block.unit}s were held out of the encoder during the fit, which"
+                    " has no trained weights for them, but the recording shows them to it; mark"
+                    f" them by pyrodyn.data.held_out(recording, {argument}={shown})",
+                    stacklevel=4,
+                )
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

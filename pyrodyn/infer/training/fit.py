@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -330,11 +331,13 @@ def _resumed(folder: Path | None, resume: bool) -> Path | None:
 
 def _schema(recording: xr.Dataset) -> dict[str, Any]:
     observed = blocks(recording)
+    marked = [block for block in observed if block.held_out in recording.coords]
     return {
         "observed": " and ".join(block.observed for block in observed),
         "bin_width": recording.attrs["bin_width"],
         "num_bins": recording.sizes["time"],
         **{b.unit: [str(label) for label in recording[b.unit].values] for b in observed},
+        **{b.held_out: np.flatnonzero(recording[b.held_out].values).tolist() for b in marked},
     }
 
 

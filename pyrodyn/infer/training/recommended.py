@@ -36,7 +36,6 @@ from pyrodyn.infer.training.schedule import Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.low_rank_rnn import LowRankRNN
-from pyrodyn.models.proposals import EncoderFactor
 from pyrodyn.models.sae import SequentialAutoencoder
 from pyrodyn.models.state_space import StateSpaceModel
 
@@ -129,15 +128,13 @@ def recommended(
     if max_steps is None:
         bins_per_step = batch_size * recording.sizes["time"]
         max_steps = max(FEWEST_STEPS, min(family.most_steps, family.bins // bins_per_step))
+    assert isinstance(model, StateSpaceModel)
     ramp = Ramp(min(RAMP_STEPS, int(RAMP_FRACTION * max_steps)))
     if isinstance(model, LowRankRNN):
         objective: Objective = VSMC(NUM_PARTICLES)
-        has_encoder = isinstance(model.proposal, EncoderFactor)
     else:
-        assert isinstance(model, StateSpaceModel)
         objective = ELBO(beta={model.initial_condition_site or str(model.path_site): ramp})
-        has_encoder = True
-    # Only an encoder can copy the data.
+    has_encoder = model.proposal.has_encoder  # which alone can copy the data
     transforms = (CoordinatedDropout(family.hidden),) if has_encoder else ()
     final = FINAL_FRACTION * family.learning_rate
     schedule = Schedule(learning_rate=family.learning_rate, final_learning_rate=final)
