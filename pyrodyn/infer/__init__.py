@@ -1,4 +1,4 @@
-"""Objectives, sequential Monte Carlo and `fit`."""
+"""Objectives, sequential Monte Carlo, exact inference and `fit`."""
 
 from pyrodyn.infer.guides.check_guide import GuideError, GuideReport, check_guide
 from pyrodyn.infer.guides.flow import FlowStart
@@ -8,6 +8,8 @@ from pyrodyn.infer.guides.refined import RefinedGuide
 from pyrodyn.infer.importance.fisher_scoring import ScoringStep, fisher_scoring
 from pyrodyn.infer.importance.importance_sampling import ImportanceSample, importance_sample
 from pyrodyn.infer.importance.path_pool import PathPool, path_pool
+from pyrodyn.infer.kalman.kalman_filter import KalmanResult, kalman_filter
+from pyrodyn.infer.kalman.kalman_smoother import SmootherResult, exact_paths, kalman_smoother
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.objective import Objective, Ramp
@@ -42,6 +44,7 @@ __all__ = [
     "GuideError",
     "GuideReport",
     "ImportanceSample",
+    "KalmanResult",
     "LaplaceStart",
     "MixtureStart",
     "NoiseAnnealing",
@@ -55,12 +58,16 @@ __all__ = [
     "ScoringStep",
     "SequentialMonteCarlo",
     "SmoothedScore",
+    "SmootherResult",
     "Stream",
     "check_guide",
+    "exact_paths",
     "filter_bin",
     "fisher_scoring",
     "fit",
     "importance_sample",
+    "kalman_filter",
+    "kalman_smoother",
     "particle_filter",
     "particle_smoother",
     "path_pool",

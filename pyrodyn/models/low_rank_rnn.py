@@ -51,6 +51,7 @@ from pyrodyn.kernels.low_rank_vsmc import (
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.initial_loadings import initial_loadings
 from pyrodyn.models.latent_dynamics import check_config
+from pyrodyn.models.linear_gaussian import LinearGaussian
 from pyrodyn.models.observations import (
     Gaussian,
     GaussianPart,
@@ -538,6 +539,48 @@ class LowRankRNN(StateSpaceModel):
                 self.rate_link(),
             )
         return Bound(*low_rank_vsmc(steps, weights, self.activation, num_particles, resample))
+
+    def linear_gaussian(self, inputs: Float[Tensor, "trial time input"]) -> LinearGaussian:
+        """The matrices of a network without kinks whose observation is Gaussian::
+
+            A = a + n m,    b_1 = mu_0 + P_m W_u v_1,    b_t = n W_u v_{t-1}
+
+        Raises:
+            ValueError: for any other network, naming the option that is in the way.
+        """
+        steps = ("mean_step", "currents", "activate", "states", "log_likelihood")
+        obstacles = {
+            f"activation={self.activation!r} (not 'identity')": self.activation != "identity",
+            f"noise_df={self.noise_df}": self.noise_df is not None,
+            "readout='rates'": self.readout_from == "rates",
+            "observation other than gaussian": not _is_all(
+                self.observation.gaussian_part(), self.observation
+            ),
+            "a density that a subclass overrides": not self.has_own(
+                *STEP, *steps, "emission", of=LowRankRNN
+            ),
+        }
+        found = [name for name, is_there in obstacles.items() if is_there]
+        if found:
+            raise ValueError(
+                f"this {type(self).__name__} has no exact inference, because of its"
+                f" {' and '.join(found)}: take particles instead, by VSMC, particle_filter or"
+                " method='smoother'"
+            )
+        v = self.filtered(inputs)
+        drive = functional.linear(v, self.input_weights)
+        weights = self.recurrent if self.is_full_rank else self.n @ self.m
+        later = drive if self.is_full_rank else functional.linear(drive, self.n)
+        first = self.start_mean + functional.linear(v[:, :1], self._inputs_to_latents())
+        emission = self._linear_emission(v)
+        return LinearGaussian(
+            torch.diag(self.decay().expand(len(self.start_mean))) + weights,
+            torch.cat([first, later[:, :-1]], 1),
+            *self.process_noise(),
+            emission.matrix,
+            emission.offset,
+            emission.variance,
+        )
 
     def _noisy(self, mean: Float[Tensor, "*left latent"], covariance: Covariance) -> Distribution:
         if self.noise_df is None:

@@ -32,6 +32,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
 from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.linear_gaussian import LinearGaussian
 from pyrodyn.models.observations import Observation, observe
 
 State = Any
@@ -202,6 +203,18 @@ class StateSpaceModel(LatentDynamics):
             resample: applied at every bin.
         """
         return None
+
+    def linear_gaussian(self, inputs: Float[Tensor, "trial time input"]) -> LinearGaussian:
+        """The matrices of a linear-Gaussian model on given inputs, for exact inference.
+
+        Raises:
+            ValueError: for any other model, which is the default.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is not linear and Gaussian, so that its evidence and posterior"
+            " have no closed form: take particles instead, by VSMC, particle_filter or"
+            " method='smoother'"
+        )
 
     # ------------------------------------------------------------------ derived programs
 
