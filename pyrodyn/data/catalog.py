@@ -7,10 +7,14 @@
 3. the public source. Its files are pinned by address and SHA-256, and files of other contents are
    discarded. A downloaded recording is converted once and kept in the cache.
 
-Two recordings are public only as pickles. Opening a pickle can execute any code, so pyrodyn never
+Where the hashes of a source's files are not known, the arrays converted from them are pinned by
+their SHA-256 instead.
+
+Some recordings are public only as pickles. Opening a pickle can execute any code, so pyrodyn never
 does; for these `load` names the archive that holds the full data as NWB files.
 """
 
+import hashlib
 import importlib.util
 import os
 import tempfile
@@ -19,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pooch
 import xarray as xr
 
@@ -32,8 +37,8 @@ class Source(NamedTuple):
 
     url: str
     """Its address, which names one commit or release."""
-    sha256: str
-    """Hash of its contents."""
+    sha256: str | None
+    """Hash of its contents; None where the entry pins the converted arrays."""
 
 
 class Entry(NamedTuple):
@@ -57,6 +62,8 @@ class Entry(NamedTuple):
     """The public files; empty if there are only pickles."""
     convert: Callable[[Sequence[Path]], Arrays] | None = None
     """Reads the source's arrays from those files."""
+    arrays_sha256: str | None = None
+    """Hash of these arrays (see `arrays_digest`), if the files have none."""
     extra: tuple[str, str] | None = None
     """A package that the conversion needs, and the extra of pyrodyn that installs it."""
     dandiset: str = ""
@@ -112,7 +119,7 @@ def load(name: str) -> xr.Dataset:
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{name}-") as folder:
         files = [_downloaded(name, source, Path(folder)) for source in entry.sources]
-        data = _built(entry, entry.convert(files), files[0])
+        data = _built(entry, _converted(entry, files), files[0])
     write(data, cached)
     return data
 
@@ -154,11 +161,46 @@ def _built(entry: Entry, arrays: Arrays, path: Path) -> xr.Dataset:
     return data.assign_attrs(about)
 
 
+def arrays_digest(arrays: Arrays) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _converted(entry: Entry, files: Sequence[Path]) -> Arrays:
+    """The arrays of downloaded files, which are those pinned."""
+    assert entry.convert is not None
+    addresses = " and ".join(source.url for source in entry.sources)
+    pinned = entry.arrays_sha256
+    try:
+        arrays = entry.convert(files)
+    except Exception as error:  # files without a hash of their own may have any contents
+        if pinned is None:
+            raise
+        raise ValueError(
+            f"{addresses} cannot be converted to {entry.name}"
+            f" ({textwrap.shorten(f'{type(error).__name__}: {error}', 120)}); nothing was kept"
+        ) from None
+    if pinned is not None and arrays_digest(arrays) != pinned:
+        raise ValueError(
+            f"{addresses} do not have the contents pinned for {entry.name} (SHA-256 of their arrays"
+            f" {pinned}); nothing was kept"
+        )
+    return arrays
+
+
 def _downloaded(name: str, source: Source, folder: Path) -> Path:
     fname = source.url.rsplit("/", 1)[-1]
     try:
         path = pooch.retrieve(
-            source.url, known_hash=f"sha256:{source.sha256}", path=folder, fname=fname
+            source.url,
+            known_hash=source.sha256 and f"sha256:{source.sha256}",
+            path=folder,
+            fname=fname,
         )
     except ValueError:
         raise ValueError(
@@ -217,6 +259,35 @@ CATALOG: dict[str, Entry] = {
             citation="Dyer et al., Nat Biomed Eng 2017; Azabou et al., NeurIPS 2021",
             build=sources.chewie,
             dandiset="000688",
+        ),
+        Entry(
+            name="chewie_m1_co_1219",
+            what="the monkey of chewie_m1_co_1003 eleven weeks later",
+            shape="180 x 3-9 x 155",
+            size="0.1 MB",
+            licence="Apache-2.0",
+            citation="Dyer et al., Nat Biomed Eng 2017; Azabou et al., NeurIPS 2021",
+            build=sources.chewie,
+            dandiset="000688",
+        ),
+        Entry(
+            name="hippocampus_linear_track",
+            what="rat CA1, running on a linear track and resting, with position",
+            shape="1 x 39363 x 31",
+            size="0.7 MB",
+            licence="MIT",
+            citation="Kemere laboratory, Rice University; example data of nelpy",
+            build=sources.hippocampus,
+            sources=tuple(
+                Source(
+                    f"{_GITHUB}/nelpy/example-data/"
+                    f"099548c0608ffaa92933c66346c0d96f05a18622/linear-track/{file}",
+                    None,
+                )
+                for file in ("spikes.mat", "trajectory.videoPositionTracking")
+            ),
+            convert=sources.track_arrays,
+            arrays_sha256="ca42a3c79e98054f3a17daa4346b93e2935eacd6d0541f73ec476505c1e6c038",
         ),
         Entry(
             name="eeg_durstewitz_smoothed",

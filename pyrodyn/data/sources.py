@@ -1,23 +1,28 @@
 """Conversion of the named recordings' sources.
 
 A source's arrays are read from its ``NAME.npz``, or from the public files (HDF5, NumPy's ``.npy``,
-EDF) by the functions ending in ``_arrays``. The other functions make recordings of these arrays.
-Nothing is rescaled or dropped except where a docstring states it.
+EDF, MATLAB) by the functions ending in ``_arrays``. The other functions make recordings of these
+arrays. Nothing is rescaled or dropped except where a docstring states it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyrodyn.data.binning import averaged, counted
 from pyrodyn.data.lfads_hdf5 import lfads_recording
 from pyrodyn.data.recording import recording
 
 Arrays = Mapping[str, NDArray]
 """A source's arrays by name."""
+
+TRACK_BIN_WIDTH = 0.05
+"""Seconds per bin of the spike times of the linear track."""
 
 IMAGERY_RUNS = ["S001R06", "S001R10"]
 """Runs of eegmmidb's first subject that ask for imagined movement of fists and feet."""
@@ -58,6 +63,26 @@ def chewie(arrays: Arrays) -> xr.Dataset:
         behavior=np.split(behavior, cuts),
         names={"quantity": [f"{kind} {axis}" for kind in kinds.values() for axis in "xy"]},
     )
+
+
+def hippocampus(arrays: Arrays) -> xr.Dataset:
+    """Spike times in bins of 50 ms, as one trial on the source's clock, from the whole second in
+    which the recording begins to its last spike; position is that of the video, in pixels.
+    """
+    spikes, unit = arrays["spike_s"], arrays["unit"]
+    start = np.floor(min(spikes.min(), arrays["pos_t"].min()))
+    starts = np.array([start])
+    lengths = np.array([int((spikes.max() - start) / TRACK_BIN_WIDTH) + 1])
+    times = [np.sort(spikes[unit == one]) for one in range(int(unit.max()) + 1)]
+    frames = (arrays["pos_t"], np.stack([arrays["x"], arrays["y"]], axis=-1).astype(float))
+    data = recording(
+        counted(times, starts, lengths, TRACK_BIN_WIDTH),
+        bin_width=TRACK_BIN_WIDTH,
+        start=float(start),
+        behavior=averaged([frames], 2, starts, lengths, TRACK_BIN_WIDTH),
+        names={"quantity": ["x", "y"]},
+    )
+    return data.assign_coords(unit=("quantity", ["pixel", "pixel"]))
 
 
 def smoothed_eeg(arrays: Arrays) -> xr.Dataset:
@@ -118,3 +143,34 @@ def edf_arrays(files: Sequence[Path]) -> Arrays:
         arrays |= {f"{run}_event_t": onset, f"{run}_event_dur": duration}
         arrays[f"{run}_event"] = np.asarray(label)
     return arrays
+
+
+def track_arrays(files: Sequence[Path]) -> Arrays:
+    """Spike times of every unit of every tetrode in seconds (MATLAB), and the frames of the video.
+
+    The video's file is text that ends with ``<End settings>``, then per frame the clock at 30 kHz
+    and two positions.
+    """
+    from scipy.io import loadmat
+
+    units = list(_unit_times(loadmat(str(files[0]))["spikes"]))
+    frames = files[1].read_bytes().partition(b"<End settings>\n")[2]
+    kind = np.dtype([("time", "<u4"), *((key, "<u2") for key in ("x", "y", "x2", "y2"))])
+    video = np.frombuffer(frames, kind)
+    return {
+        "spike_s": np.concatenate(units),
+        "unit": np.repeat(np.arange(len(units), dtype=np.uint8), [len(one) for one in units]),
+        "pos_t": video["time"] / 30_000,
+        "x": video["x"].astype(np.uint16),
+        "y": video["y"].astype(np.uint16),
+    }
+
+
+def _unit_times(cell: Any) -> Iterator[NDArray[np.float64]]:
+    """The field ``time`` of all structs in nested cells, in their order, of those with spikes."""
+    if cell.dtype.names:
+        times = (np.asarray(one, float).ravel() for one in cell["time"].flat)
+        yield from (one for one in times if one.size)
+    elif cell.dtype == object:
+        for one in cell.flat:
+            yield from _unit_times(one)

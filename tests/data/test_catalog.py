@@ -14,7 +14,7 @@ import pooch
 import pytest
 import xarray as xr
 
-from pyrodyn.data.catalog import CATALOG, Source, catalog, load
+from pyrodyn.data.catalog import CATALOG, Source, arrays_digest, catalog, load
 from pyrodyn.data.sources import IMAGERY_RUNS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never fire")
@@ -219,8 +219,96 @@ def test_a_missing_package_is_named_before_any_download(
     assert not cache.exists()
 
 
+def mat(units: list[list[np.ndarray]]) -> bytes:
+    """Structs of spike times in cells per tetrode, as MatClust writes them."""
+    from scipy.io import savemat
+
+    tetrodes = np.empty((1, len(units)), object)
+    for i, times in enumerate(units):
+        structs = [{"time": one[:, None], "timerange": [0, 1], "meanrate": 1.0} for one in times]
+        tetrodes[0, i] = np.empty((1, len(structs)), object)
+        tetrodes[0, i][0] = structs
+    buffer = io.BytesIO()
+    savemat(buffer, {"spikes": tetrodes})
+    return buffer.getvalue()
+
+
+def video(times: np.ndarray, x: np.ndarray, y: np.ndarray) -> bytes:
+    frames = np.zeros(len(times), "<u4,<u2,<u2,<u2,<u2")
+    frames["f0"], frames["f1"], frames["f2"] = np.rint(30_000 * times), x, y
+    return b"<Start settings>\nclockrate: 30000\n<End settings>\n" + frames.tobytes()
+
+
+def small_track() -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
+    """Three units of two tetrodes, with an empty struct and an empty tetrode; and their files."""
+    units = [np.array([2.01, 2.06, 2.94]), np.array([2.13]), np.array([2.5, 2.51])]
+    times = 2 + np.arange(60) / 60
+    arrays = {
+        "spike_s": np.concatenate(units),
+        "unit": np.array([0, 0, 0, 1, 2, 2], np.uint8),
+        "pos_t": np.rint(30_000 * times) / 30_000,
+        "x": np.arange(60, dtype=np.uint16),
+        "y": 400 - np.arange(60, dtype=np.uint16),
+    }
+    tetrodes = [[units[0], np.zeros(0), units[1]], [], [units[2]]]
+    position = video(times, arrays["x"], arrays["y"])
+    return arrays, {"spikes.mat": mat(tetrodes), "trajectory.videoPositionTracking": position}
+
+
+def test_the_linear_track_from_matlab_and_video(
+    cache: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays, files = small_track()
+    name = "hippocampus_linear_track"
+    publish(name, files)
+    sources = tuple(source._replace(sha256=None) for source in CATALOG[name].sources)
+    entry = CATALOG[name]._replace(sources=sources, arrays_sha256=arrays_digest(arrays))
+    monkeypatch.setitem(CATALOG, name, entry)
+    data = load(name)
+    assert dict(data["counts"].sizes) == {"trial": 1, "time": 19, "neuron": 3}
+    assert np.argwhere(data["counts"][0].values).tolist() == [
+        [0, 0], [1, 0], [2, 1], [10, 2], [18, 0]
+    ]  # fmt: skip
+    assert data["counts"][0, 10, 2] == 2
+    # Three frames per bin.
+    np.testing.assert_allclose(data["behavior"][0, :, 0], 1 + 3 * np.arange(19))
+    np.testing.assert_allclose(data["behavior"][0, :, 1], 399 - 3 * np.arange(19))
+    assert (cache / f"{name}.npz").exists()
+
+
 @pytest.mark.parametrize(
-    ("name", "dandiset"), [("mc_maze_large_9cond", "000138"), ("chewie_m1_co_1003", "000688")]
+    ("file", "contents", "sentence"),
+    [
+        ("trajectory.videoPositionTracking", video(*np.ones((3, 4))), "SHA-256 of their arrays"),
+        ("spikes.mat", b"a web page", "cannot be converted to hippocampus_linear_track .*kept"),
+    ],
+)
+def test_sources_without_a_hash_are_pinned_by_their_arrays(
+    file: str,
+    contents: bytes,
+    sentence: str,
+    cache: Path,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "hippocampus_linear_track"
+    arrays, files = small_track()
+    publish(name, files | {file: contents})
+    sources = tuple(source._replace(sha256=None) for source in CATALOG[name].sources)
+    entry = CATALOG[name]._replace(sources=sources, arrays_sha256=arrays_digest(arrays))
+    monkeypatch.setitem(CATALOG, name, entry)
+    with pytest.raises(ValueError, match=sentence):
+        load(name)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "dandiset"),
+    [
+        ("mc_maze_large_9cond", "000138"),
+        ("chewie_m1_co_1003", "000688"),
+        ("chewie_m1_co_1219", "000688"),
+    ],
 )
 def test_pickles_are_not_opened_but_their_archive_is_named(
     cache: Path, name: str, dandiset: str
@@ -231,11 +319,12 @@ def test_pickles_are_not_opened_but_their_archive_is_named(
 
 
 def test_sources_are_pinned_by_commit_or_release_and_hash() -> None:
-    public = [source for entry in CATALOG.values() for source in entry.sources]
-    assert len(public) == 4
-    for source in public:
-        assert len(source.sha256) == 64
-        assert int(source.sha256, 16) > 0
+    public = [(entry, source) for entry in CATALOG.values() for source in entry.sources]
+    assert len(public) == 6
+    for entry, source in public:
+        pinned = source.sha256 or entry.arrays_sha256
+        assert len(pinned) == 64
+        assert int(pinned, 16) > 0
         assert source.url.startswith("https://")
         assert any(len(part) == 40 or part == "1.0.0" for part in source.url.split("/"))
 
@@ -299,21 +388,41 @@ def test_mc_maze() -> None:
     np.testing.assert_allclose(slope, arrays["hand_vel"][:, 2:-2], atol=40)
 
 
-def test_chewie() -> None:
-    arrays = stored("chewie_m1_co_1003")
-    data = load("chewie_m1_co_1003")
+@pytest.mark.parametrize(
+    ("name", "bin_width"), [("chewie_m1_co_1003", 0.05), ("chewie_m1_co_1219", 0.1)]
+)
+def test_chewie(name: str, bin_width: float) -> None:
+    arrays = stored(name)
+    data = load(name)
     offsets = arrays["offsets"]
     lengths = data["valid"].sum("time").values
     np.testing.assert_array_equal(lengths, np.diff(offsets))
     np.testing.assert_array_equal(data["condition"], arrays["target"])
-    for trial in (0, 80, 158):
+    for trial in (0, 80, len(lengths) - 1):
         here, inside = slice(offsets[trial], offsets[trial + 1]), slice(0, lengths[trial])
         np.testing.assert_array_equal(data["counts"][trial, inside], arrays["counts"][here])
         for first, key in zip((0, 2, 4, 6), ("pos", "vel", "acc", "force"), strict=True):
             moved = data["behavior"][trial, inside, first : first + 2]
             np.testing.assert_array_equal(moved, arrays[key][here])
     assert data["counts"].values.sum() == arrays["counts"].sum()
-    assert data.attrs["bin_width"] == 0.05
+    assert data.attrs["bin_width"] == pytest.approx(bin_width)
+
+
+def test_linear_track() -> None:
+    name = "hippocampus_linear_track"
+    arrays = stored(name)
+    assert arrays_digest(arrays) == CATALOG[name].arrays_sha256
+    data = load(name)
+    np.testing.assert_array_equal(data["counts"].sum("time")[0], np.bincount(arrays["unit"]))
+    # The clock of the spikes is 0.1 ms, so that some lie on an edge.
+    unit, time = 15, data["time"].values - 1e-6
+    expected, _ = np.histogram(arrays["spike_s"][arrays["unit"] == unit], [*time, time[-1] + 0.05])
+    np.testing.assert_array_equal(data["counts"][0, :, unit], expected)
+    position, bin_ = data["behavior"][0].values, 1000
+    here = (arrays["pos_t"] >= time[bin_]) & (arrays["pos_t"] < time[bin_] + 0.05)
+    np.testing.assert_allclose(position[bin_], [arrays["x"][here].mean(), arrays["y"][here].mean()])
+    # Two gaps of the video.
+    assert np.isnan(position).sum() == 4
 
 
 def test_smoothed_eeg() -> None:
