@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn")
-METHODS = ("guide", "importance", "smoother", "pool")
+METHODS = ("guide", "importance", "smoother", "pool", "exact")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a fit.")]
@@ -313,8 +313,9 @@ def posterior(
     method: Annotated[
         str | None,
         typer.Option(
-            help="guide, importance, smoother or pool; if left out, the smoother for models fitted"
-            " by a particle filter and otherwise the guide.",
+            help="guide, importance, smoother, pool or exact; if left out, the smoother for models"
+            " fitted by a particle filter, exact for those fitted by the Kalman filter and otherwise"
+            " the guide.",
             autocompletion=_completion(*METHODS),
         ),
     ] = None,
@@ -356,7 +357,7 @@ def check(
     method: Annotated[
         str | None,
         typer.Option(
-            help="guide, importance, smoother or pool, as for posterior.",
+            help="guide, importance, smoother, pool or exact, as for posterior.",
             autocompletion=_completion(*METHODS),
         ),
     ] = None,

@@ -12,6 +12,7 @@ from pyrodyn.infer.kalman.kalman_filter import KalmanResult, kalman_filter
 from pyrodyn.infer.kalman.kalman_smoother import SmootherResult, exact_paths, kalman_smoother
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
+from pyrodyn.infer.objectives.kalman import Kalman
 from pyrodyn.infer.objectives.objective import Objective, Ramp
 from pyrodyn.infer.objectives.smoothed_score import SmoothedScore
 from pyrodyn.infer.objectives.vsmc import VSMC
@@ -44,6 +45,7 @@ __all__ = [
     "GuideError",
     "GuideReport",
     "ImportanceSample",
+    "Kalman",
     "KalmanResult",
     "LaplaceStart",
     "MixtureStart",

@@ -30,7 +30,7 @@ class ELPDDataEvidence(ELPDData):
         num_trained: trials on which the fit was trained, whose scores are in sample; None for a
             model that does not record its trials.
         num_validated: trials by which the fit chose its weights; None likewise.
-        pareto_k: k-hat of each trial's importance weights; None for the smoother.
+        pareto_k: k-hat of each trial's importance weights; None for methods without any.
     """
 
     _kind: ClassVar[str | None] = "evidence"
@@ -46,16 +46,17 @@ def elpd(tree: xr.DataTree) -> ELPDDataEvidence:
 
     With fixed parameters, leaving a trial out takes its posterior back to the prior, so what
     PSIS-LOO by trial estimates is the evidence, and it does so from the draws that are least suited
-    to it. The importance-weighted draws, the filter and the pool estimate the evidence itself.
+    to it. The importance-weighted draws, the filter and the pool estimate the evidence itself, and
+    for linear-Gaussian models it is known exactly.
 
     Args:
-        tree: from ``to_datatree(..., method="importance" | "smoother" | "pool")``, of trials that
-            the fit has not seen.
+        tree: from ``to_datatree(..., method="importance" | "smoother" | "pool" | "exact")``, of
+            trials that the fit has not seen.
 
     Returns:
         What `arviz_stats.compare` and `arviz_plots.plot_compare` take, in nats, with ``elpd_i`` per
         trial; ``se`` is the standard error over trials, and ``pareto_k`` that of the importance
-        weights (None for the smoother). ``p`` is NaN: there is no effective number of parameters.
+        weights (None for other methods). ``p`` is NaN: there is no effective number of parameters.
 
     Raises:
         ValueError: for a tree without ``log_evidence``.
@@ -67,7 +68,7 @@ def elpd(tree: xr.DataTree) -> ELPDDataEvidence:
     if "log_evidence" not in stats:
         raise ValueError(
             "this tree has no log_evidence: draw it by to_datatree(..., method='importance',"
-            " 'smoother' or 'pool')"
+            " 'smoother', 'pool' or 'exact')"
         )
     per_trial = stats["log_evidence"].load()
     num_trials = per_trial.size
@@ -118,9 +119,9 @@ def kfold(
             pyrodyn.fit(LFADS.for_recording(train), *split(train, (0.8, 0.2)))``.
         recording: all trials.
         num_folds: fits; each leaves out as many trials as any other, give or take one.
-        method: estimates the evidence: ``"importance"``, ``"smoother"`` or ``"pool"``. None takes
-            the smoother for models fitted by `VSMC` or `SmoothedScore`, and otherwise importance
-            weights of the guide.
+        method: estimates the evidence: ``"importance"``, ``"smoother"``, ``"pool"`` or
+            ``"exact"``. None takes the smoother for models fitted by `VSMC` or `SmoothedScore`,
+            ``"exact"`` for those fitted by `Kalman`, and otherwise importance weights of the guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
         batch_size: trials at once.
@@ -142,7 +143,9 @@ def kfold(
     if num_folds > num_trials:
         raise ValueError(f"num_folds={num_folds} exceeds the {num_trials} trials of the recording")
     if method == "guide":
-        raise ValueError("method='guide' gives no evidence; take importance, smoother or pool")
+        raise ValueError(
+            "method='guide' gives no evidence; take importance, smoother, pool or exact"
+        )
     order = np.random.default_rng(seed).permutation(num_trials)
     fold = np.empty(num_trials, int)
     fold[order] = np.arange(num_trials) % num_folds

@@ -14,6 +14,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
 from pyrodyn.infer.importance.path_pool import path_pool
+from pyrodyn.infer.kalman.kalman_smoother import exact_paths
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import effective_sample_size
@@ -64,7 +65,7 @@ class Draws(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
-METHODS = ("guide", "importance", "smoother", "pool")
+METHODS = ("guide", "importance", "smoother", "pool", "exact")
 
 Sampler = Callable[[Batch, int], Draws]
 """Makes so many draws for every trial of a batch."""
@@ -91,6 +92,8 @@ def sampler(method: str, model: LatentDynamics, guide: Program, num_particles: i
                 return importance_draws(model, guide, batch, num_draws, num_particles)
             case "smoother":
                 return smoother_draws(model, batch, num_draws, num_particles)
+            case "exact":
+                return exact_draws(model, batch, num_draws)
             case _:
                 return pool_draws(model, batch, num_draws, num_particles)
 
@@ -211,6 +214,21 @@ def smoother_draws(
                 [trial.unique().numel() for trial in roots]
             ),
         },
+    )
+
+
+@torch.no_grad()
+def exact_draws(model: LatentDynamics, batch: Batch, num_draws: int) -> Draws:
+    """Draws from the exact posterior of a linear-Gaussian model given what the encoder may see."""
+    drawn = exact_paths(model, batch.as_seen(), num_draws)
+    assert isinstance(model, StateSpaceModel)
+    refuse_shared(model, batch)
+    evidence = drawn.log_evidence
+    return replayed(
+        model,
+        batch,
+        {str(model.path_site): drawn.paths},
+        {"log_evidence": evidence, "log_evidence_error": torch.zeros_like(evidence)},
     )
 
 

@@ -38,7 +38,8 @@ def predict(
         num_draws: draws per trial that are averaged.
         guide: the guide to draw from; by default that of the fit, or the model's own.
         method: where the draws come from, see `to_datatree`. None takes the smoother for models
-            fitted by `VSMC` or `SmoothedScore`, and otherwise the guide.
+            fitted by `VSMC` or `SmoothedScore`, exact draws for those fitted by `Kalman`, and
+            otherwise the guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
         batch_size: trials at once. Sites that all trials share are averaged over the draws that

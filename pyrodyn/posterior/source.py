@@ -17,8 +17,10 @@ from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide, requ
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import StateSpaceModel
 
-BY_FILTER = ("VSMC", "SmoothedScore")
-"""Objectives under which the guide is only the proposal of a particle filter."""
+WITHOUT_GUIDE = {"VSMC": "smoother", "SmoothedScore": "smoother", "Kalman": "exact"}
+"""Methods after objectives under which the guide is not what was fitted: it is the proposal of a
+particle filter, or not used.
+"""
 
 BY_GUIDE = ("guide", "importance")
 """Methods that draw from the guide."""
@@ -115,8 +117,8 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
     Args:
         fitted: a model, or a `Fit`, which brings the guide that was trained with it.
         guide: the guide to use; None takes that of the fit, or else the model's own.
-        method: None takes the smoother for models fitted by `VSMC` or `SmoothedScore` with their
-            own guide, and otherwise the guide.
+        method: None takes the smoother for models fitted by `VSMC` or `SmoothedScore`, exact draws
+            for those fitted by `Kalman`, and otherwise the guide.
 
     Raises:
         ValueError: for a model without ``guide=`` that was fitted with a guide other than its own.
@@ -126,8 +128,8 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
     chosen = trained if guide is None else guide
     if method is None:
         is_own = chosen is None or guide_name(model, chosen) is None
-        by_filter = training.get("objective", {}).get("name") in BY_FILTER
-        method = "smoother" if by_filter and is_own else "guide"
+        objective = training.get("objective", {}).get("name")
+        method = WITHOUT_GUIDE.get(objective, "guide") if is_own else "guide"
     if chosen is None and method in BY_GUIDE:
         require_own_guide(model)
     return Source(model, model.guide if chosen is None else chosen, method)

@@ -90,10 +90,11 @@ def to_datatree(
         method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws
             resampled by their Pareto-smoothed weights; ``"smoother"``, trajectories of the particle
             smoother, for state-space models (by backward simulation, or along ancestors where the
-            state has a deterministic part); or ``"pool"``, trajectories of the model itself, the
-            same for all trials and weighted for each (`path_pool`). None takes the smoother for
-            models fitted by `VSMC` or `SmoothedScore`, whose guide is only a proposal, and
-            otherwise the guide. Held-out neurons and forecast bins are never conditioned on, nor
+            state has a deterministic part); ``"pool"``, trajectories of the model itself, the same
+            for all trials and weighted for each (`path_pool`); or ``"exact"``, independent draws of
+            the posterior itself, for linear-Gaussian models (`exact_paths`). None takes the
+            smoother for models fitted by `VSMC` or `SmoothedScore`, whose guide is only a proposal,
+            exact draws for those fitted by `Kalman`, and otherwise the guide. Held-out neurons and forecast bins are never conditioned on, nor
             are they in ``log_evidence``; ``log_likelihood`` and ``lp`` include them.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.

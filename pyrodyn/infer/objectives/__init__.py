@@ -13,9 +13,11 @@ log p(x) of the model, and differ in how tight it is and in what its gradient tr
   every bin, where the weights of whole trajectories degenerate.
 * `smoothed_score`: `SmoothedScore`, the gradient of the evidence from smoothed trajectories. For
   noisy state-space models whose pathwise gradients grow with the number of bins.
+* `kalman`: `Kalman`, the evidence itself, for linear-Gaussian models.
 * `objective`: the interface they share.
 
-`VSMC` and `SmoothedScore` draw from the model's own proposal; the others accept any guide::
+`VSMC` and `SmoothedScore` draw from the model's own proposal and `Kalman` draws nothing; the others
+accept any guide::
 
     from pyrodyn.data import simulate
     from pyrodyn.infer import IWELBO
