@@ -5,7 +5,7 @@ import torch
 import xarray as xr
 
 from pyrodyn import models
-from pyrodyn.models.low_rank_rnn import NOISE_FLOOR
+from pyrodyn.models.process_noise import NOISE_FLOOR
 
 
 def teacher_as_model(recording: xr.Dataset) -> models.LowRankRNN:

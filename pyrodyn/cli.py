@@ -32,7 +32,7 @@ GENERATED = (64, 200)
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn")
+MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn", "linear-dynamics")
 METHODS = ("guide", "importance", "smoother", "pool", "exact")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
@@ -145,13 +145,15 @@ def fit(
     model: Annotated[
         str,
         typer.Option(
-            help="lfads, node-sae, rnn-sae or low-rank-rnn.", autocompletion=_completion(*MODELS)
+            help="lfads, node-sae, rnn-sae, low-rank-rnn or linear-dynamics.",
+            autocompletion=_completion(*MODELS),
         ),
     ] = "lfads",
     latents: Annotated[
         int | None,
         typer.Option(
-            help="Latent dimensions of the other three.", show_default="6, low-rank-rnn 5"
+            help="Latent dimensions of the others.",
+            show_default="6, low-rank-rnn and linear-dynamics 5",
         ),
     ] = None,
     process_noise: Annotated[
@@ -242,6 +244,7 @@ def fit(
         "node-sae": (pyrodyn.models.NodeSAE, autoencoder),
         "rnn-sae": (pyrodyn.models.RnnSAE, autoencoder),
         "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}),
+        "linear-dynamics": (pyrodyn.models.LinearDynamics, {"latent_dim": latents}),
     }
     if valid_fraction is not None and not 0 < valid_fraction < 1:
         raise ValueError(f"--valid-fraction {valid_fraction:g} must lie between 0 and 1")
@@ -314,7 +317,7 @@ def posterior(
         str | None,
         typer.Option(
             help="guide, importance, smoother, pool or exact; if left out, the smoother for models"
-            " fitted by a particle filter, exact for those fitted by the Kalman filter and otherwise"
+            " fitted by a particle filter, exact for those fitted by the Kalman filter, otherwise"
             " the guide.",
             autocompletion=_completion(*METHODS),
         ),

@@ -3,6 +3,7 @@
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
+from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.observations import OBSERVATIONS
 from pyrodyn.models.sae import NodeSAE, RnnSAE
@@ -15,6 +16,7 @@ __all__ = [
     "OBSERVATIONS",
     "Dynamics",
     "LatentDynamics",
+    "LinearDynamics",
     "LowRankRNN",
     "NodeSAE",
     "RnnSAE",

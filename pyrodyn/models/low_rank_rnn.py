@@ -49,52 +49,43 @@ from pyrodyn.kernels.low_rank_vsmc import (
     low_rank_vsmc,
 )
 from pyrodyn.models.dynamics import Dynamics
-from pyrodyn.models.initial_loadings import initial_loadings
+from pyrodyn.models.initial_loadings import start_loading
 from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.linear_gaussian import LinearGaussian
 from pyrodyn.models.observations import (
-    Gaussian,
     GaussianPart,
     Observation,
     ObservationSpec,
     Poisson,
 )
 from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.process_noise import NOISES, covariance_of, raw_noise, raw_of
 from pyrodyn.models.proposals import (
+    FEWEST_ENCODER_BINS,
+    PROPOSALS,
     EncoderFactor,
     LinearEmission,
     OptimalFactor,
+    encoder_bins_for,
     likelihood_mode,
+    proposal_named,
     regularised_inverse,
 )
 from pyrodyn.models.state_space import (
-    Bootstrap,
     Bound,
     Distribution,
     Observed,
-    Proposal,
     Resample,
     StateSpaceModel,
 )
 
-NOISES = ("scalar", "diagonal", "full")
 READOUTS = ("latents", "latents_and_inputs", "currents", "rates")
-PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
 
 STEP = ("initial", "transition", "initial_state", "advance")
 """The methods that a latent path is made of."""
 
 EMISSION = ("initial_state", "advance", "emission")
 """The methods that p(x_t | z_t) is made of."""
-
-MAX_EXPLAINED = 0.99
-"""Largest fraction of a channel's variance that the initial loading assigns to the latents."""
-
-ENCODER_SECONDS = 0.3
-FEWEST_ENCODER_BINS, MOST_ENCODER_BINS = 21, 61
-
-NOISE_FLOOR = 1e-4
-"""Smallest standard deviation of process noise, so that a density exists."""
 
 
 class LowRankState(NamedTuple):
@@ -198,8 +189,8 @@ class LowRankRNN(StateSpaceModel):
             grid = torch.linspace(-1.0, 1.0, num_units)
             self.threshold = nn.Parameter(grid if phi.threshold_by == "shift" else 1.0 + grid.abs())
         self.start_mean = nn.Parameter(torch.zeros(dim))
-        self.raw_noise = nn.Parameter(_raw_noise(noise, dim, 0.3))
-        self.raw_start_noise = nn.Parameter(_raw_noise(noise, dim, 1.0))
+        self.raw_noise = nn.Parameter(raw_noise(noise, dim, 0.3))
+        self.raw_start_noise = nn.Parameter(raw_noise(noise, dim, 1.0))
 
         # Observation
         num_predictors = self.observation.predictor_dim
@@ -217,7 +208,7 @@ class LowRankRNN(StateSpaceModel):
         self.bias = nn.Parameter(torch.zeros(num_predictors))
 
         # Guide
-        self.proposal = self._proposal(proposal, num_neurons, dim, encoder_bins)
+        self.proposal = proposal_named(proposal, num_neurons, dim, encoder_bins)
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +217,7 @@ class LowRankRNN(StateSpaceModel):
         """
         sizes = {**sizes}
         observed = observation_model(sizes["observation"], num_units(recording))
-        if "proposal" not in sizes and _is_all(observed.gaussian_part(), observed):
+        if "proposal" not in sizes and observed.is_gaussian():
             is_linear = (
                 sizes.get("readout", "latents") != "rates"
                 and not sizes.get("noise_df")
@@ -235,43 +226,14 @@ class LowRankRNN(StateSpaceModel):
             sizes["proposal"] = "optimal" if is_linear else "encoder"
         if sizes.get("readout") in ("currents", "rates"):
             sizes.setdefault("num_units", num_units(recording))
-        num_bins = round(ENCODER_SECONDS / recording.attrs["bin_width"]) | 1
-        sizes.setdefault("encoder_bins", min(max(num_bins, FEWEST_ENCODER_BINS), MOST_ENCODER_BINS))
+        sizes.setdefault("encoder_bins", encoder_bins_for(recording.attrs["bin_width"]))
         return sizes
 
     def start_from(self, batch: Batch) -> None:
-        """Also the loading, from `initial_loadings`, so that latents have unit variance: divided by
-        the derivative of the mean by the readout at its bias, and for log means reduced to
-        preserve the variance of the mean, log(1 + q) in place of q.
-        """
+        """Also the loading, see `start_loading`."""
         super().start_from(batch)
-        if self.is_full_rank or not self._reads_latents:
-            return
-        assert batch.x is not None
-        # In standardised units, so that no channel counts for more because of its unit.
-        x = self.observation.standardised(batch.x, batch.scored)
-        components = initial_loadings(x, batch.scored, self.loading.shape[1])
-        with torch.enable_grad():
-            bias = self.bias.detach().requires_grad_()
-            mean = self.observation(self._linked(bias)[None]).mean
-            (slope,) = torch.autograd.grad(mean.sum(), bias)
-        raises_mean = (slope > 0)[:, None]  # not so the logits of zero inflation
-        tiny = torch.finfo(slope.dtype).tiny
-        units = self.observation.units().to(components)[:, None] * components
-        loading = units[self.neuron_of_predictor] / slope.clamp_min(tiny)[:, None]
-        q = loading.square().sum(-1, keepdim=True)
-        shrinkage = (torch.log1p(q) / q.clamp_min(tiny)).sqrt()
-        loading = torch.where(self.is_log_mean[:, None], loading * shrinkage, loading)
-        # Latents beyond the rank of the initial loadings keep their random loadings.
-        self.loading.copy_(torch.where(raises_mean & (loading != 0).any(0), loading, self.loading))
-        # The rest of the variance is noise, if the noise has a variance of its own.
-        explained, column = components.square().sum(-1), 0
-        for single in self.observation.singles():
-            end = column + single.num_neurons
-            if isinstance(single, Gaussian):
-                fraction = explained[column:end] / single.log_scale.exp().square()
-                single.log_scale.add_(0.5 * torch.log1p(-fraction.clamp_max(MAX_EXPLAINED)))
-            column = end
+        if not self.is_full_rank and self._reads_latents:
+            start_loading(self.loading, self.bias, self.observation, self._linked, batch)
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias, through the inverse of the link."""
@@ -410,7 +372,10 @@ class LowRankRNN(StateSpaceModel):
         """S_0 and S."""
         return self.hoisted(
             "process_noise",
-            lambda: (self._covariance(self.raw_start_noise), self._covariance(self.raw_noise)),
+            lambda: (
+                covariance_of(self.raw_start_noise, self.noise, len(self.start_mean)),
+                covariance_of(self.raw_noise, self.noise, len(self.start_mean)),
+            ),
         )
 
     def linear_emission(self, batch: Batch, before: LowRankState | None = None) -> LinearEmission:
@@ -472,7 +437,8 @@ class LowRankRNN(StateSpaceModel):
             return affine_poisson_log_prob(
                 state.z, loading, offset, counted, weight, self.rate_link()
             )
-        if not _is_all(self._gaussian_part(), self.observation) or not scored.all():
+        is_linear = self.readout_from != "rates" and self.observation.is_gaussian()
+        if not is_linear or not scored.all():
             return super().log_likelihood(state, x, scored, scored_weight)
         emission = self._linear_emission(state.v)
         error, C, r = x - emission.offset, emission.matrix, emission.variance
@@ -553,9 +519,7 @@ class LowRankRNN(StateSpaceModel):
             f"activation={self.activation!r} (not 'identity')": self.activation != "identity",
             f"noise_df={self.noise_df}": self.noise_df is not None,
             "readout='rates'": self.readout_from == "rates",
-            "observation other than gaussian": not _is_all(
-                self.observation.gaussian_part(), self.observation
-            ),
+            "observation other than gaussian": not self.observation.is_gaussian(),
             "a density that a subclass overrides": not self.has_own(
                 *STEP, *steps, "emission", of=LowRankRNN
             ),
@@ -586,14 +550,6 @@ class LowRankRNN(StateSpaceModel):
         if self.noise_df is None:
             return SharedNormal(mean, covariance)
         return SharedStudentT(mean, covariance, self.noise_df)
-
-    def _covariance(self, raw: Tensor) -> Covariance:
-        """From the unconstrained form: log scales, and below the diagonal L itself."""
-        dim = self.start_mean.shape[0]
-        if self.noise != "full":
-            return Covariance.of_factor(torch.diag_embed((raw.exp() + NOISE_FLOOR).expand(dim)))
-        diagonal = raw.diagonal().exp() + NOISE_FLOOR
-        return Covariance.of_factor(raw.tril(-1) + torch.diag_embed(diagonal))
 
     def _inputs_to_latents(self) -> Float[Tensor, "latent input"]:
         """P_m W_u."""
@@ -656,17 +612,6 @@ class LowRankRNN(StateSpaceModel):
             return read
         return torch.where(self.is_log_mean, log_softplus(read), read)
 
-    @staticmethod
-    def _proposal(kind: str, num_neurons: int, dim: int, encoder_bins: int) -> Proposal:
-        match kind:
-            case "optimal":
-                return OptimalFactor()
-            case "bootstrap":
-                return Bootstrap()
-            case _:
-                kernels = (encoder_bins, (encoder_bins + 1) // 2 | 1, 1)
-                return EncoderFactor(num_neurons, dim, kernels, is_causal=kind == "causal_encoder")
-
     # ------------------------------------------------------------------ analysis
 
     def dynamics(self) -> Dynamics:
@@ -711,6 +656,7 @@ class LowRankRNN(StateSpaceModel):
         U, V = U * signs, V * signs[:, None]
         T = U.mT @ R
         back = torch.linalg.inv(T)
+        start_noise, noise = self.process_noise()
         moved = type(self)(**{**self.config, "noise": "full"}).to(self.m)
         moved.proposal = copy.deepcopy(self.proposal)
         moved.load_state_dict(
@@ -719,10 +665,8 @@ class LowRankRNN(StateSpaceModel):
                 "m": Q @ U,
                 "n": S[:, None] * V,
                 "start_mean": T @ self.start_mean,
-                "raw_noise": _raw_of(T @ self._covariance(self.raw_noise).matrix @ T.mT),
-                "raw_start_noise": _raw_of(
-                    T @ self._covariance(self.raw_start_noise).matrix @ T.mT
-                ),
+                "raw_noise": raw_of(T @ noise.matrix @ T.mT),
+                "raw_start_noise": raw_of(T @ start_noise.matrix @ T.mT),
                 **({"loading": self.loading @ back} if self._reads_latents else {}),
                 **(
                     {"proposal.basis": self.proposal.basis @ back}
@@ -738,21 +682,6 @@ class LowRankRNN(StateSpaceModel):
 def log_softplus(y: Float[Tensor, "*left"]) -> Float[Tensor, "*left"]:
     """Log log(1 + e^y)."""
     return softplus_and_log(y)[1]
-
-
-def _raw_noise(kind: str, dim: int, scale: float) -> Tensor:
-    """The unconstrained form of scale^2 I."""
-    log_scale = torch.tensor(scale - NOISE_FLOOR).log()
-    if kind == "scalar":
-        return log_scale[None].clone()
-    diagonal = log_scale.expand(dim).clone()
-    return diagonal if kind == "diagonal" else torch.diag(diagonal)
-
-
-def _raw_of(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
-    """The unconstrained form of a full covariance."""
-    factor = torch.linalg.cholesky(covariance)
-    return factor.tril(-1) + torch.diag((factor.diagonal() - NOISE_FLOOR).clamp_min(1e-12).log())
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -800,8 +729,3 @@ def _check_observation(config: dict[str, Any], observation: Observation) -> None
             "the optimal proposal needs a gaussian observation read from latents or currents, and"
             " gaussian process noise; take proposal='encoder' or 'bootstrap'"
         )
-
-
-def _is_all(part: GaussianPart | None, observation: Observation) -> bool:
-    """Whether all that is observed is Gaussian."""
-    return part is not None and part.columns == slice(0, observation.num_neurons)

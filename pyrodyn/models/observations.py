@@ -188,6 +188,10 @@ class Observation(nn.Module):
             torch.cat([part.unit for part in parts]),
         )
 
+    def is_gaussian(self) -> bool:
+        """Whether all neurons and channels are Gaussian around their linear predictor."""
+        return all(isinstance(single, Gaussian) for single in self.singles())
+
     @torch.no_grad()
     def use_raw_units(self) -> None:
         """Set offset 0 and unit 1, so that the linear predictors of a signal are in the unit of the

@@ -30,7 +30,31 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.kernels.gaussian import affine, log_factor, times
-from pyrodyn.models.state_space import Distribution, Proposal, State
+from pyrodyn.models.state_space import Bootstrap, Distribution, Proposal, State
+
+PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
+"""Names of the proposals from which a model with Gaussian noise may be built."""
+
+ENCODER_SECONDS = 0.3
+FEWEST_ENCODER_BINS, MOST_ENCODER_BINS = 21, 61
+
+
+def encoder_bins_for(bin_width: float) -> int:
+    """Bins that the first layer of an encoder reads: 0.3 s, at least 21 and at most 61."""
+    num_bins = round(ENCODER_SECONDS / bin_width) | 1
+    return min(max(num_bins, FEWEST_ENCODER_BINS), MOST_ENCODER_BINS)
+
+
+def proposal_named(kind: str, num_neurons: int, dim: int, encoder_bins: int) -> Proposal:
+    """The proposal of a name in `PROPOSALS`."""
+    match kind:
+        case "optimal":
+            return OptimalFactor()
+        case "bootstrap":
+            return Bootstrap()
+        case _:
+            kernels = (encoder_bins, (encoder_bins + 1) // 2 | 1, 1)
+            return EncoderFactor(num_neurons, dim, kernels, is_causal=kind == "causal_encoder")
 
 
 class LinearEmission(NamedTuple):

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
+from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import NodeSAE, RnnSAE
 from pyrodyn.models.state_space import Bootstrap, Proposal, StateSpaceModel
 
 MODELS: dict[str, type[LatentDynamics]] = {
-    kind.__name__: kind for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN)
+    kind.__name__: kind for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN, LinearDynamics)
 }
 """The models of pyrodyn by name."""
 

@@ -23,7 +23,7 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from pyrodyn.data import Trials, recording
 from pyrodyn.infer import ELBO
 from pyrodyn.infer.traces import paired_traces
-from pyrodyn.models import LFADS, OBSERVATIONS, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import LFADS, OBSERVATIONS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_CHANNELS = 4, 8, 3, 2
 COUNTS_AND_SIGNAL = {"counts": "zero_inflated_poisson", "signal": "gaussian"}
@@ -69,6 +69,7 @@ ZOO = {
         LowRankRNN,
         {"latent_dim": 2, "num_units": 5, "observation": COUNTS_AND_SIGNAL},
     ),
+    "linear": (LinearDynamics, {"latent_dim": 2, "encoder_bins": 5}),
     "node_sae": (NodeSAE, {"latent_dim": 2, "field_width": 4, "encoder_dim": 3}),
     "node_sae_noise": (
         NodeSAE,
@@ -101,6 +102,7 @@ LATENT = {
     "low_rank": {"z"},
     "low_rank_counts_and_signal": {"z"},
     "low_rank_other_options": {"z"},
+    "linear": {"z"},
     "node_sae": {"z0"},
     "node_sae_noise": {"z"},
     "node_sae_near": {"z"},

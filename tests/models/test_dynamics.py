@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyrodyn.kernels.activations import ACTIVATIONS
-from pyrodyn.models import LFADS, Dynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import LFADS, Dynamics, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
 
 MODELS = {
     "lfads": lambda: LFADS(4, input_dim=1, inferred_input_dim=2, generator_dim=6),
@@ -67,6 +67,7 @@ CLOSED_FORMS = {
     "relu field": node(field_depth=2, field_activation="relu", linear_term=True),
     "residual map": node(solver="euler"),
     **{f"low-rank {kind}": low_rank(activation=kind) for kind in ACTIVATIONS},
+    "linear": lambda num_inputs: LinearDynamics(4, input_dim=num_inputs),
     "full-rank": low_rank(activation="tanh", is_full_rank=True),
 }
 

@@ -14,13 +14,9 @@ from pyrodyn.data import CoordinatedDropout, Trials, recording
 from pyrodyn.infer import ELBO, VSMC, particle_filter
 from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.models import LowRankRNN, load, save
-from pyrodyn.models.low_rank_rnn import (
-    NOISES,
-    PROPOSALS,
-    READOUTS,
-    LowRankState,
-    log_softplus,
-)
+from pyrodyn.models.low_rank_rnn import READOUTS, LowRankState, log_softplus
+from pyrodyn.models.process_noise import NOISES
+from pyrodyn.models.proposals import PROPOSALS
 from pyrodyn.models.state_space import Bootstrap
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_INPUTS = 3, 6, 4, 2

@@ -3,8 +3,7 @@
     z_1 ~ N(mu, S),  z_t = A z_{t-1} + e_t,  e_t ~ N(0, Q)
     x_t = C z_t + d + n_t,  n_t ~ N(0, R),  R diagonal
 
-The E step is a Kalman filter and Rauch-Tung-Striebel smoother in information form. Its covariances
-do not depend on the observations, so that trials with the same measured bins share them.
+The E step is the smoother of `pyrodyn.infer.kalman`, in double precision.
 
 Source: Ghahramani & Hinton (1996), "Parameter estimation for linear dynamical systems".
 """
@@ -12,9 +11,14 @@ Source: Ghahramani & Hinton (1996), "Parameter estimation for linear dynamical s
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyrodyn.analysis.scores.rates import Array, Mask
+from pyrodyn.distributions.gaussian import Covariance
+from pyrodyn.infer.kalman.kalman_filter import kalman_recursion
+from pyrodyn.infer.kalman.kalman_smoother import smoothed_moments
+from pyrodyn.models.linear_gaussian import LinearGaussian
 
 FIRST_DECAY = 0.9
 """Decay per bin of all latents before the first iteration."""
@@ -23,7 +27,7 @@ SMALLEST_VARIANCE = 1e-6
 """Fraction of an observed variable's variance below which its noise does not fall."""
 
 
-class LinearDynamics(NamedTuple):
+class LinearSystem(NamedTuple):
     """Parameters.
 
     Attributes:
@@ -65,7 +69,7 @@ class SmoothedStates(NamedTuple):
 
 def fit_linear_dynamics(
     x: Array, measured: Mask, dim: int, num_iterations: int = 30
-) -> LinearDynamics:
+) -> LinearSystem:
     """Maximise the likelihood by EM, from the principal components.
 
     Args:
@@ -83,7 +87,7 @@ def fit_linear_dynamics(
     return system
 
 
-def smoothed_states(system: LinearDynamics, x: Array, measured: Mask) -> SmoothedStates:
+def smoothed_states(system: LinearSystem, x: Array, measured: Mask) -> SmoothedStates:
     """Posterior moments of the latents.
 
     Args:
@@ -91,53 +95,20 @@ def smoothed_states(system: LinearDynamics, x: Array, measured: Mask) -> Smoothe
         x: ``(trial, time, observed)``.
         measured: bool, ``(trial, time)``; the values of bins that are false are not read.
     """
-    A, Q, mu, S, C, d, R = system
-    patterns, pattern = np.unique(measured, axis=0, return_inverse=True)
-    num_trials, num_bins = measured.shape
-    centred = np.where(measured[..., None], x - d, 0.0)
-    information = (centred / R) @ C
-    H = C.T @ (C / R[:, None])
-    predicted: list[Array] = []  # covariances, per pattern
-    filtered: list[Array] = []
-    predicted_mean: list[Array] = []  # per trial
-    filtered_mean: list[Array] = []
-    log_evidence = 0.0
-    for t in range(num_bins):
-        if t == 0:
-            m, P = np.tile(mu, (num_trials, 1)), np.tile(S, (len(patterns), 1, 1))
-        else:
-            m, P = filtered_mean[-1] @ A.T, A @ filtered[-1] @ A.T + Q
-        seen = patterns[:, t]
-        F = np.where(seen[:, None, None], np.linalg.inv(np.linalg.inv(P) + H), P)
-        innovation = np.where(measured[:, t, None], information[:, t] - m @ H, 0.0)
-        shift = np.einsum("nij,nj->ni", F[pattern], innovation)
-        predicted.append(P)
-        filtered.append(F)
-        predicted_mean.append(m)
-        filtered_mean.append(m + shift)
-        residual = np.where(measured[:, t, None], centred[:, t] - m @ C.T, 0.0)
-        quadratic = (np.square(residual) / R).sum(-1) - (innovation * shift).sum(-1)
-        log_determinant = np.log(2 * np.pi * R).sum() + (
-            np.linalg.slogdet(P)[1] - np.linalg.slogdet(F)[1]
-        )
-        log_evidence -= 0.5 * float(
-            quadratic.sum() + np.where(seen, log_determinant, 0.0)[pattern].sum()
-        )
-    mean, covariance, lag_one = [filtered_mean[-1]], [filtered[-1]], []
-    for t in range(num_bins - 2, -1, -1):
-        G = filtered[t] @ A.T @ np.linalg.inv(predicted[t + 1])
-        back = np.einsum("nij,nj->ni", G[pattern], mean[-1] - predicted_mean[t + 1])
-        lag_one.append(covariance[-1] @ G.mT)
-        mean.append(filtered_mean[t] + back)
-        covariance.append(filtered[t] + G @ (covariance[-1] - predicted[t + 1]) @ G.mT)
-
-    lags = np.stack(lag_one[::-1], 1) if lag_one else np.empty((len(patterns), 0, *A.shape))
-    return SmoothedStates(
-        np.stack(mean[::-1], 1), pattern, np.stack(covariance[::-1], 1), lags, log_evidence
+    A, Q, mu, S, C, d, R = (torch.from_numpy(each) for each in system)
+    b = mu.new_zeros(1, x.shape[1], len(mu))
+    b[0, 0] = mu
+    first, later = (Covariance.of_factor(torch.linalg.cholesky(each)) for each in (S, Q))
+    weight = torch.from_numpy(measured)[..., None].expand(x.shape).double()
+    found = kalman_recursion(
+        LinearGaussian(A, b, first, later, C, d, R), torch.from_numpy(x), weight
     )
+    mean, covariance, lag_one = (each.numpy() for each in smoothed_moments(found))
+    evidence = float(found.log_evidence.sum())
+    return SmoothedStates(mean, found.pattern.numpy(), covariance, lag_one, evidence)
 
 
-def _first(x: Array, measured: Mask, dim: int) -> LinearDynamics:
+def _first(x: Array, measured: Mask, dim: int) -> LinearSystem:
     """Latents of unit variance whose loadings are the principal components."""
     rows = x[measured]
     d, variance = rows.mean(0), rows.var(0) + SMALLEST_VARIANCE
@@ -145,12 +116,10 @@ def _first(x: Array, measured: Mask, dim: int) -> LinearDynamics:
     C = axes[:, ::-1][:, :dim] * np.sqrt(np.maximum(values[::-1][:dim], SMALLEST_VARIANCE))
     R = np.maximum(variance - np.square(C).sum(1), 0.1 * variance)
     one = np.eye(dim)
-    return LinearDynamics(
-        FIRST_DECAY * one, (1 - FIRST_DECAY**2) * one, np.zeros(dim), one, C, d, R
-    )
+    return LinearSystem(FIRST_DECAY * one, (1 - FIRST_DECAY**2) * one, np.zeros(dim), one, C, d, R)
 
 
-def _maximised(x: Array, measured: Mask, states: SmoothedStates) -> LinearDynamics:
+def _maximised(x: Array, measured: Mask, states: SmoothedStates) -> LinearSystem:
     """The parameters of greatest expected log likelihood."""
     mean, pattern, covariance, lag_one, _ = states
     dim, num_trials = mean.shape[-1], len(mean)
@@ -180,7 +149,7 @@ def _maximised(x: Array, measured: Mask, states: SmoothedStates) -> LinearDynami
     loading = np.linalg.solve(gram, extended.T @ rows).T
     R = np.square(rows).mean(0) - (loading * (rows.T @ extended)).sum(1) / len(rows)
     R = np.maximum(R, SMALLEST_VARIANCE * (rows.var(0) + SMALLEST_VARIANCE))
-    return LinearDynamics(A, Q, mu, S, loading[:, :dim], loading[:, dim], R)
+    return LinearSystem(A, Q, mu, S, loading[:, :dim], loading[:, dim], R)
 
 
 def _symmetric(matrix: Array) -> Array:

@@ -16,7 +16,8 @@ Common to all models:
   encoder reproduce the noise of single trials; coordinated dropout prevents that. The KL of
   inferred inputs is not ramped, so that they do not replace autonomous dynamics.
 - The low-rank RNN is fitted by particles. Its encoder copies noise within a few hundred steps if
-  trials are few, and half of the entries are hidden from it.
+  trials are few, and half of the entries are hidden from it. So is the linear dynamical system,
+  unless its observation is Gaussian: then it is fitted by the exact evidence.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ import xarray as xr
 from pyrodyn.data.batch import Transform
 from pyrodyn.data.transforms import CoordinatedDropout
 from pyrodyn.infer.objectives.elbo import ELBO
+from pyrodyn.infer.objectives.kalman import Kalman
 from pyrodyn.infer.objectives.objective import Objective, Ramp
 from pyrodyn.infer.objectives.vsmc import VSMC
 from pyrodyn.infer.traces import Program
@@ -35,6 +37,7 @@ from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.infer.training.schedule import Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
+from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import SequentialAutoencoder
 from pyrodyn.models.state_space import StateSpaceModel
@@ -61,6 +64,7 @@ class Family(NamedTuple):
 
 OF_LFADS = Family(5e-3, 0.3, 2000, 12_800_000)
 OF_LOW_RANK_RNN = Family(3e-3, 0.5, 800, 4_000_000)
+OF_LINEAR_DYNAMICS = Family(1e-2, 0.5, 800, 4_000_000)
 OF_SAE = Family(5e-3, 0.3, 1000, 6_400_000)
 
 FINAL_FRACTION = 0.2
@@ -130,8 +134,11 @@ def recommended(
         max_steps = max(FEWEST_STEPS, min(family.most_steps, family.bins // bins_per_step))
     assert isinstance(model, StateSpaceModel)
     ramp = Ramp(min(RAMP_STEPS, int(RAMP_FRACTION * max_steps)))
-    if isinstance(model, LowRankRNN):
-        objective: Objective = VSMC(NUM_PARTICLES)
+    objective: Objective
+    if isinstance(model, LinearDynamics) and model.observation.is_gaussian():
+        objective = Kalman()
+    elif isinstance(model, LinearDynamics | LowRankRNN):
+        objective = VSMC(NUM_PARTICLES)
     else:
         objective = ELBO(beta={model.initial_condition_site or str(model.path_site): ramp})
     has_encoder = model.proposal.has_encoder  # which alone can copy the data
@@ -147,6 +154,8 @@ def _family(model: LatentDynamics) -> Family | None:
         return OF_LFADS
     if isinstance(model, LowRankRNN):
         return OF_LOW_RANK_RNN
+    if isinstance(model, LinearDynamics):
+        return OF_LINEAR_DYNAMICS
     return OF_SAE if isinstance(model, SequentialAutoencoder) else None
 
 

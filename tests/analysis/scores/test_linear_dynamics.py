@@ -5,17 +5,17 @@ import pytest
 from linear_gaussian import Exact, by_joint_gaussian
 
 from pyrodyn.analysis.scores.linear_dynamics import (
-    LinearDynamics,
+    LinearSystem,
     fit_linear_dynamics,
     smoothed_states,
 )
 
 
-def system(seed: int = 0) -> LinearDynamics:
+def system(seed: int = 0) -> LinearSystem:
     rng = np.random.default_rng(seed)
     angle = 0.5
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return LinearDynamics(
+    return LinearSystem(
         A=0.95 * rotation,
         Q=np.array([[0.2, 0.05], [0.05, 0.1]]),
         mu=np.array([1.0, -0.5]),
@@ -26,7 +26,7 @@ def system(seed: int = 0) -> LinearDynamics:
     )
 
 
-def simulated(system: LinearDynamics, num_trials: int, num_bins: int, seed: int = 1) -> np.ndarray:
+def simulated(system: LinearSystem, num_trials: int, num_bins: int, seed: int = 1) -> np.ndarray:
     rng = np.random.default_rng(seed)
     z = rng.multivariate_normal(system.mu, system.S, num_trials)
     x = []

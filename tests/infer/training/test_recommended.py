@@ -15,12 +15,13 @@ from pyrodyn.infer import ELBO, VSMC, Ramp, Schedule
 from pyrodyn.infer.training import recommended as module
 from pyrodyn.infer.training.callbacks import KeepBest
 from pyrodyn.infer.training.trainer import trainer_with
-from pyrodyn.models import LFADS, LatentDynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import LFADS, LatentDynamics, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
 
 SIZES: dict[type[LatentDynamics], dict[str, Any]] = {
     LFADS: {"factor_dim": 2, "generator_dim": 6, "encoder_dim": 5, "initial_condition_dim": 3},
+    LinearDynamics: {"latent_dim": 2},
     LowRankRNN: {"latent_dim": 2, "num_units": 6},
     NodeSAE: {"latent_dim": 2, "field_width": 6, "encoder_dim": 5},
     RnnSAE: {"latent_dim": 2, "cell_width": 6, "encoder_dim": 5},
