@@ -203,6 +203,9 @@ def fit(
     behavior: Annotated[
         list[str] | None, typer.Option(help="NWB: a time series to keep; may be repeated.")
     ] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="NWB: the time series to model, beside spikes if any.")
+    ] = None,
     max_steps: Annotated[
         int | None, typer.Option(help="Training steps; by default as recommended.")
     ] = None,
@@ -257,7 +260,13 @@ def fit(
         is_pair = len(names) == 2
         named = dict(zip(("counts", "signal"), names, strict=True)) if is_pair else observation
         sizes = {**sizes, "observation": named}
-    nwb = {"align_to": align_to, "window": window, "condition": condition, "behavior": behavior}
+    nwb: dict[str, Any] = {
+        "align_to": align_to,
+        "window": window,
+        "condition": condition,
+        "behavior": behavior,
+        "signal": signal,
+    }
     data = _recording(recording, bin_width, **{k: v for k, v in nwb.items() if v})
     typer.echo(f"read {recording}: {_summary(data)}")
     parts = ("train", "valid")

@@ -113,6 +113,8 @@ def test_fit_prints_what_it_read_and_takes_the_options_of_nwb(command, tmp_path)
         file.add_trial(start_time=start, stop_time=start + 1, go=start + 0.5, target=trial % 2)
     for _ in range(2):
         file.add_unit(spike_times=0.025 + 0.05 * np.arange(420))
+    potential = np.sin(np.arange(2100.0))
+    file.add_acquisition(pynwb.TimeSeries(name="lfp", data=potential, rate=100.0, unit="V"))
     path = tmp_path / "a.nwb"
     with pynwb.NWBHDF5IO(str(path), "w") as io:
         io.write(file)
@@ -122,6 +124,11 @@ def test_fit_prints_what_it_read_and_takes_the_options_of_nwb(command, tmp_path)
     )
     assert code == 0, err
     assert "10 trials x 5 bins of 0.1 s x 2 neurons, 20 spikes per second and neuron" in out
+    code, out, err = command(
+        "fit", path, "--out", tmp_path / "both", "--bin-width", 0.1, "--signal", "lfp", *FIT
+    )
+    assert code == 0, err
+    assert "10 trials x 10 bins of 0.1 s x 2 neurons and 1 channels" in out
     code, _, err = command("fit", tmp_path / "b.npz", "--out", tmp_path / "r", "--align-to", "go")
     assert code == 2
     assert "--align-to: for NWB files, which" in err

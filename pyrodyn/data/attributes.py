@@ -37,7 +37,8 @@ def attributes_json(attrs: Mapping[Any, Any], name: str) -> str:
         ValueError: for values that JSON does not represent exactly.
     """
     for key, value in attrs.items():
-        _check(value, f"{name} {key}")
+        shown = f"{name} {key}"
+        _check(value, shown if shown.isprintable() else repr(shown))
         if not isinstance(key, str):
             raise ValueError(f"{name} has the name {key!r}; names of attributes are texts")
     return json.dumps(dict(attrs), default=lambda array: array.tolist())

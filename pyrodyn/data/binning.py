@@ -120,21 +120,23 @@ def averaged(
     lengths: NDArray,
     bin_width: float,
 ) -> NDArray[np.float64]:
-    """Mean of samples in every bin, ``(trial, time, column)``; NaN where a bin has no sample.
+    """Mean of the known samples in every bin, ``(trial, time, column)``; NaN where there is none.
 
     Args:
         chunks: samples, some at a time: sorted times in seconds, ``(sample,)``, and values,
-            ``(sample, column)``; NaN values make the mean of their bin NaN.
+            ``(sample, column)``, NaN where a sample is not known.
         num_columns: number of columns of the values.
         starts: as in `in_bins`.
         lengths: as in `in_bins`.
         bin_width: seconds per bin.
     """
-    shape = (len(starts), int(lengths.max()))
-    total = np.zeros((*shape, num_columns))
-    number = np.zeros((*shape, 1))
+    shape = (len(starts), int(lengths.max()), num_columns)
+    total, number = np.zeros(shape), np.zeros(shape, np.int32)
     for times, values in chunks:
         position, trial, time = in_bins(times, starts, lengths, bin_width)
-        np.add.at(total, (trial, time), values[position])
-        np.add.at(number, (trial, time), 1)
-    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+        found = values[position]
+        known = ~np.isnan(found)
+        np.add.at(total, (trial, time), np.where(known, found, 0.0))
+        np.add.at(number, (trial, time), known)
+    total[number == 0] = np.nan
+    return np.divide(total, number, out=total, where=number > 0)

@@ -1,8 +1,10 @@
-"""Spike times in NWB files, binned around an event of every trial.
+"""NWB files: spike times and series of samples, binned around an event of every trial.
 
 Bins are closed on the left, see `pyrodyn.data.binning`. A trial is kept if its event is known and
 its whole window was observed (``obs_intervals``) for at least one unit; units that were not
-observed throughout a kept trial are marked in ``valid``.
+observed throughout a kept trial are marked in ``valid``, and so are bins in the file's
+``invalid_times``. Behaviour and a signal (fluorescence, a field potential) are the means of a
+series' known samples in every bin.
 
 Files that are probably not as intended are refused or warned of in one sentence: spike times in
 another unit than seconds, a stop time far beyond the others', series whose timestamps do not match
@@ -17,55 +19,37 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyrodyn.data.binning import (
-    EDGE,
-    averaged,
-    bins_in_window,
-    check_bin_width,
-    counted,
-    covered,
+from pyrodyn.data.binning import EDGE, averaged, bins_in_window, check_bin_width, counted
+from pyrodyn.data.nwb_series import Series, read_series, series_paths
+from pyrodyn.data.nwb_tables import as_frame, selected, unique
+from pyrodyn.data.nwb_trials import (
+    check_trials,
+    conditions,
+    invalid_bins,
+    kept_trials,
+    observed_bins,
+    trials_table,
+    whole_session,
+    windows,
 )
-from pyrodyn.data.nwb_series import Series, find, path_of, read_series
+from pyrodyn.data.nwb_units import Spikes, read_units, units_table
 from pyrodyn.data.recording import recording
-from pyrodyn.data.schema import shortened
-
-RAGGED = {"spike_times", "obs_intervals", "electrodes", "waveforms"}
-"""Columns of the units table with many values per unit, which are not given to ``unit_filter``."""
-
-LONGEST_TRIAL = 20
-"""Factor by which the longest trial may exceed the median."""
-
-LEAST_FILLED = 0.1
-"""Fraction of the bins of an array of unequal trials that must be measured."""
 
 LEAST_IN_TRIALS = 0.02
 """Fraction of spikes between the first and the last trial below which the times are in doubt."""
 
-MANY_SPIKES = 100
-"""Spikes from which on their end is probably that of the recording."""
-
 LEAST_SAMPLED = 0.1
 """Fraction of bins with a sample of behaviour below which its times are in doubt."""
 
-
-class _Spikes(NamedTuple):
-    """The kept units."""
-
-    times: list[NDArray]
-    """Sorted spike times of every unit, in seconds."""
-    observed: list[NDArray | None]
-    """``(interval, 2)`` observed intervals of every unit; None for the whole session."""
-    labels: list[Any]
-    """One per unit, unique."""
-    groups: list[str] | None
-    """Electrode group (probe) of every unit, if the file has it."""
+LEAST_SIGNAL = 0.75
+"""Fraction of bins with a sample of the signal below which its times or the bins are in doubt."""
 
 
 def read_nwb(
@@ -78,10 +62,11 @@ def read_nwb(
     behavior: Sequence[str] = (),
     trials: str | None = "trials",
     units: str | None = None,
+    signal: str | None = None,
     trial_filter: Callable[[pd.DataFrame], Any] | None = None,
     unit_filter: Callable[[pd.DataFrame], Any] | None = None,
 ) -> xr.Dataset:
-    """Spike counts per trial from an NWB file.
+    """Spike counts per trial from an NWB file, or a signal, or both.
 
     Args:
         path: the ``.nwb`` file.
@@ -96,8 +81,12 @@ def read_nwb(
             NaN. Columns of a series are named ``NAME_0``, ``NAME_1``, ...; the coordinate ``unit``
             holds their units.
         trials: name of the table of intervals that are the trials; None for a continuous recording:
-            one trial from the start of the session to the last spike.
+            one trial from the start of the session to the last spike (or sample of the signal).
         units: path of the units table, if it is not the file's own.
+        signal: name or path of the time series that becomes the ``signal``, such as
+            ``"DfOverF/RoiResponseSeries"`` or ``"LFP/ElectricalSeries"``, averaged in the same
+            bins; bins without a known sample are marked as unmeasured. If the file has spike times,
+            the recording holds both, see `pyrodyn.data.select_modality`.
         trial_filter: from the trials table to a bool per trial, true for those to keep, such as
             ``lambda trials: trials["target"].notna()``.
         unit_filter: from the units table to a bool per unit, true for those to keep, such as
@@ -105,8 +94,9 @@ def read_nwb(
             electrode group (probe) of every unit.
 
     Returns:
-        A validated recording; trials and neurons are labelled with their ids in the file, and the
-        coordinate ``probe`` holds the electrode groups of the neurons, if there are several.
+        A validated recording; trials and neurons are labelled with their ids in the file, channels
+        with those of their electrodes or regions of interest. The coordinate ``probe`` holds the
+        electrode groups of the neurons, if there are several.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -124,12 +114,13 @@ def read_nwb(
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     with _opened(path) as file:
-        spikes = _read_units(_units_table(file, units), unit_filter)
+        spikes = _spikes(file, units, unit_filter, bin_width, needed=signal is None)
+        potential = None if signal is None else read_series(file, signal, "signal=")
         if trials is None:
-            table = _whole_session(spikes, bin_width)
+            table = whole_session(spikes, potential, bin_width, window)
         else:
-            table = _frame(_trials_table(file, trials), "trials")
-        table = table[_selected(table, trial_filter, "trial_filter", "trials")]
+            table = as_frame(trials_table(file, trials), "trials")
+        table = table[selected(table, trial_filter, "trial_filter", "trials")]
         columns = {"align_to": align_to, "condition": condition}
         for argument, column in (columns | ({} if window else {"window": "stop_time"})).items():
             if column is not None and list(table.columns).count(column) > 1:
@@ -139,43 +130,89 @@ def read_nwb(
                     f"{argument} needs the column {column!r}, which the trials table lacks; its"
                     f" columns are {', '.join(map(str, table.columns))}"
                 )
-        series = [read_series(file, name) for name in behavior]
-        starts, lengths = _windows(table, align_to, window, bin_width)
+        series = [read_series(file, name, "behavior=") for name in behavior]
+        starts, lengths = windows(table, align_to, window, bin_width)
+        invalid = invalid_bins(file, starts, lengths, bin_width)
+        spans = [] if spikes is None else list(spikes.observed)
+        opening = np.inf if spikes is None else spikes.first
+        if potential is not None:
+            spans, opening = [*spans, np.array([potential.span])], min(opening, potential.span[0])
         if trials is None:
-            observed = _observed_bins(spikes, starts[0], lengths[0], bin_width)
+            observed = observed_bins(spans, starts[0], lengths[0], bin_width)
         else:
-            kept, observed = _kept_trials(table, align_to, spikes, starts, lengths, bin_width)
+            kept, observed = kept_trials(
+                table, align_to, spans, opening, invalid, starts, lengths, bin_width
+            )
             table, starts, lengths = table[kept], starts[kept], lengths[kept]
-            _check_trials(table, spikes, starts, lengths, bin_width)
-        conditions = None if condition is None else _conditions(table, condition)
-        counts = counted(spikes.times, starts, lengths, bin_width)
-        _check_spikes(spikes, counts, starts, lengths, bin_width)
-        values = [_behavior(one, starts, lengths, bin_width) for one in series]
-
-        inside = np.arange(counts.shape[1]) < lengths[:, None]
-        valid = inside if observed.all() else inside[..., None] & observed
+            invalid = invalid[kept, : int(lengths.max())]
+            check_trials(table, spikes, starts, lengths, bin_width)
+        inside = (np.arange(invalid.shape[1]) < lengths[:, None]) & ~invalid
         names: dict[str, Any] = {
-            "trial": np.asarray(_unique(table.index.tolist(), "trial ids")),
-            "neuron": np.asarray(spikes.labels),
+            "trial": np.asarray(unique(table.index.tolist(), "trial ids")),
         }
+        observations: dict[str, Any] = {}
+        if spikes is not None:
+            observations["counts"] = counted(spikes.times, starts, lengths, bin_width)
+            _check_spikes(spikes, observations["counts"], starts, lengths, bin_width)
+            names["neuron"] = np.asarray(spikes.labels)
+            # Of the observed spans the last is that of the signal.
+            seen = observed[..., : len(spikes.labels)]
+            valid = inside if seen.all() else inside[..., None] & seen
+            observations["valid"] = None if valid.all() else valid
+        if potential is not None:
+            means = _means(potential, starts, lengths, bin_width, is_signal=True)
+            known = inside[..., None] & ~np.isnan(means)
+            observations["signal"] = np.where(known, means, 0.0).astype(np.float32)
+            key = "valid" if spikes is None else "signal_valid"
+            observations[key] = None if known.all() else known
+            names["channel"] = np.asarray(unique(potential.channels, "ids of channels"))
+        values = [_means(one, starts, lengths, bin_width) for one in series]
         if series:
             names["quantity"] = [label for one in series for label in one.labels]
         data = recording(
-            counts,
+            **observations,
             bin_width=bin_width,
             start=0.0 if window is None else float(window[0]),
-            condition=conditions,
+            condition=None if condition is None else conditions(table, condition),
             behavior=np.concatenate(values, axis=-1) if series else None,
-            valid=None if valid.all() else valid,
             names=names,
         )
     if series:
         data = data.assign_coords(
             unit=("quantity", [one.unit for one in series for _ in one.labels])
         )
-    if spikes.groups is not None and len(set(spikes.groups)) > 1:
+    if potential is not None:
+        data["signal"].attrs["units"] = potential.unit
+    if spikes is not None and spikes.groups is not None and len(set(spikes.groups)) > 1:
         data = data.assign_coords(probe=("neuron", spikes.groups))
     return data
+
+
+def _spikes(
+    file: Any,
+    units: str | None,
+    unit_filter: Callable[[pd.DataFrame], Any] | None,
+    bin_width: float,
+    needed: bool,
+) -> Spikes | None:
+    """The spikes of a file; None if it has none and a signal is read in their place."""
+    table = units_table(file, units)
+    if table is not None and "spike_times" in table.colnames:
+        return read_units(table, unit_filter, bin_width)
+    for argument, value in {"units": units, "unit_filter": unit_filter}.items():
+        if value is not None:
+            raise ValueError(
+                f"{argument}= is for a units table with spike_times, and there is none"
+            )
+    if not needed:
+        return None
+    found = "units table" if table is None else "spike_times in its units table"
+    paths = series_paths(file)
+    remedy = "; choose the one to model by signal=" if paths else ""
+    raise ValueError(
+        f"the file has no {found}, so there are no spike times to bin; its time series are"
+        f" {', '.join(paths) or 'none'}{remedy}"
+    )
 
 
 @contextlib.contextmanager
@@ -203,328 +240,25 @@ def _opened(path: Path) -> Iterator[Any]:
             raise  # where warnings are errors
         except Exception as error:
             reason = textwrap.shorten(str(error), 300)
+            if "can't open directory" in reason or "filter" in reason:
+                reason += "; if its data are compressed by a filter of its own, import hdf5plugin"
             raise ValueError(
                 f"{path} could not be read: {type(error).__name__}: {reason}"
             ) from error
 
 
-def _trials_table(file: Any, name: str) -> Any:
-    """The table of intervals of a name."""
-    from pynwb.epoch import TimeIntervals
-
-    if name == "trials" and file.trials is not None:
-        return file.trials
-    every = [one for one in file.objects.values() if isinstance(one, TimeIntervals)]
-    if name != "trials":
-        return find(every, name, "tables of intervals", "trials=")
-    others = ", ".join(sorted(map(path_of, every)))
-    remedy = f"choose one of its tables of intervals by trials= ({others}), or" if every else "give"
-    raise ValueError(
-        f"the file has no trials table; {remedy} trials=None to read the session as one trial"
-    )
-
-
-def _units_table(file: Any, path: str | None) -> Any:
-    """The units table: the file's own, or the one of a path."""
-    from pynwb.misc import Units
-
-    every = [one for one in file.objects.values() if isinstance(one, Units)]
-    if path is not None:
-        table = find(every, path, "units tables", "units=")
-    elif file.units is not None:
-        table = file.units
-    elif len(every) == 1:
-        table = every[0]
-    elif every:
-        paths = ", ".join(sorted(map(path_of, every)))
-        raise ValueError(f"the file has several units tables; choose one by units= ({paths})")
-    else:
-        from pynwb import TimeSeries
-
-        series = [one for one in file.objects.values() if isinstance(one, TimeSeries)]
-        raise ValueError(
-            "the file has no units table, so there are no spike times to bin; its time series are"
-            f" {', '.join(sorted(map(path_of, series))) or 'none'}"
-        )
-    if "spike_times" not in table.colnames:
-        raise ValueError("the units table has no spike_times")
-    return table
-
-
-def _frame(table: Any, name: str) -> pd.DataFrame:
-    if len(table) == 0:
-        raise ValueError(f"the {name} table is empty")
-    return table.to_dataframe(exclude=RAGGED & set(table.colnames))
-
-
-def _read_units(table: Any, unit_filter: Callable[[pd.DataFrame], Any] | None) -> _Spikes:
-    frame = _frame(table, "units")
-    groups = _groups(table, frame)
-    if groups is not None and "group_name" not in frame:
-        frame = frame.assign(group_name=groups)
-    _check_index(table)
-    rows = np.flatnonzero(_selected(frame, unit_filter, "unit_filter", "units"))
-    times, num_unknown = [], 0
-    for row in rows:
-        spikes = np.asarray(table.get_unit_spike_times(int(row)), float)
-        num_unknown += int((~np.isfinite(spikes)).sum())
-        times.append(np.sort(spikes[np.isfinite(spikes)]))
-    if num_unknown:
-        warnings.warn(
-            f"{num_unknown} spike times are not finite and are left out", UserWarning, stacklevel=4
-        )
-    observed: list[NDArray | None] = [None] * len(rows)
-    if "obs_intervals" in table.colnames:
-        observed = [np.asarray(table.get_unit_obs_intervals(int(row)), float) for row in rows]
-        for row, spans in zip(rows, observed, strict=True):
-            if spans is not None and spans.size and not (spans[:, 1] >= spans[:, 0]).all():
-                raise ValueError(
-                    f"the obs_intervals of unit {frame.index[row]} do not run from start to stop"
-                )
-    labels = [frame.index[row] for row in rows]
-    if groups is not None and len(set(labels)) < len(labels):
-        labels = [f"{groups[row]}:{frame.index[row]}" for row in rows]
-    kept_groups = None if groups is None else [groups[row] for row in rows]
-    return _Spikes(times, observed, _unique(labels, "unit ids"), kept_groups)
-
-
-def _check_index(table: Any) -> None:
-    """Refuse an index of the spike times that is broken, with which units get others' spikes."""
-    index = np.asarray(table.spike_times_index.data[:]).astype(np.int64)
-    total = len(table.spike_times_index.target.data)
-    if (np.diff(index, prepend=0) < 0).any() or index[-1] != total:
-        raise ValueError(
-            f"spike_times_index of the units table must increase to the number of spike times,"
-            f" {total}; it is {shortened(index)}"
-        )
-
-
-def _groups(table: Any, frame: pd.DataFrame) -> list[str] | None:
-    """Name of every unit's electrode group, from its own column or that of its electrodes."""
-    if "electrode_group" in frame:
-        return [str(getattr(group, "name", group)) for group in frame["electrode_group"]]
-    if "electrodes" not in table.colnames:
-        return None
-    try:
-        electrodes = table["electrodes"].target.table
-        if "group_name" not in electrodes.colnames:
-            return None
-        names = np.asarray(electrodes["group_name"][:])
-        rows = [np.asarray(table["electrodes"].get(i, index=True), int) for i in range(len(table))]
-        if any(row.size and not 0 <= row.min() <= row.max() < len(names) for row in rows):
-            raise IndexError(f"there are {len(names)} electrodes")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(
-            f"the electrodes of the units cannot be read, so that their probes are not known:"
-            f" {textwrap.shorten(str(error), 200)}",
-            UserWarning,
-            stacklevel=4,
-        )
-        return None
-    return ["+".join(sorted({str(name) for name in names[row]})) or "none" for row in rows]
-
-
-def _unique(labels: list[Any], what: str) -> list[Any]:
-    """Labels, or if some repeat, labels with the row number appended."""
-    if len(set(labels)) == len(labels):
-        return labels
-    warnings.warn(
-        f"{what} repeat in the file; they are labelled ID.ROW instead", UserWarning, stacklevel=4
-    )
-    return [f"{label}.{row}" for row, label in enumerate(labels)]
-
-
-def _selected(
-    frame: pd.DataFrame, keep: Callable[[pd.DataFrame], Any] | None, argument: str, name: str
-) -> NDArray[np.bool_]:
-    """Mask of the rows that a filter keeps."""
-    if keep is None:
-        return np.ones(len(frame), bool)
-    try:
-        mask = np.asarray(keep(frame))
-    except KeyError as error:
-        raise ValueError(
-            f"{argument} asks for the column {error}, which the {name} table lacks; its columns"
-            f" are {', '.join(map(str, frame.columns))}"
-        ) from None
-    if mask.dtype != bool or mask.shape != (len(frame),):
-        raise ValueError(f"{argument} must give one bool for each of the {len(frame)} {name}")
-    if not mask.any():
-        raise ValueError(f"{argument} keeps none of the {len(frame)} {name}")
-    return mask
-
-
-def _whole_session(spikes: _Spikes, bin_width: float) -> pd.DataFrame:
-    """A trials table of one trial: from the start of the session to the last spike."""
-    last = [times[-1] for times in spikes.times if times.size]
-    if not last:
-        raise ValueError("the units have no spikes, so the session has no known end")
-    first = min(0.0, *(times[0] for times in spikes.times if times.size))
-    # The last bin holds the last spike.
-    stop = first + bin_width * (np.floor((max(last) - first) / bin_width + EDGE) + 1)
-    return pd.DataFrame({"start_time": [first], "stop_time": [stop]})
-
-
-def _windows(
-    trials: pd.DataFrame,
-    align_to: str,
-    window: tuple[float, float] | None,
-    bin_width: float,
-) -> tuple[NDArray, NDArray]:
-    """The first bin's left edge and the number of bins of every trial."""
-    events = _times(trials, align_to)
-    if {"start_time", "stop_time"} <= set(trials.columns) and align_to != "start_time":
-        begin, end = _times(trials, "start_time"), _times(trials, "stop_time")
-        known = np.isfinite(events) & np.isfinite(begin) & np.isfinite(end)
-        outside = known & ((events < begin - bin_width) | (events > end + bin_width))
-        if outside.sum() > 0.5 * known.sum():
-            warnings.warn(
-                f"{align_to} lies outside start_time and stop_time in {outside.sum()} of"
-                f" {known.sum()} trials; it must be in seconds from the start of the session, as"
-                " they are",
-                UserWarning,
-                stacklevel=3,
-            )
-    if window is not None:
-        return events + window[0], np.full(len(events), bins_in_window(window, bin_width))
-    spans = np.nan_to_num(_times(trials, "stop_time") - events, nan=-1.0, posinf=-1.0)
-    bins = np.floor(np.clip(spans, -1.0, None) / bin_width + EDGE)
-    positive = bins[bins > 0]
-    if positive.size:
-        longest, median = int(np.argmax(bins)), float(np.median(positive))
-        filled = positive.sum() / (positive.size * positive.max())
-        if positive.max() > LONGEST_TRIAL * median or filled < LEAST_FILLED:
-            raise ValueError(
-                f"trial {trials.index[longest]} lasts {spans[longest]:g} s where the median trial"
-                f" lasts {median * bin_width:g} s, and all would be padded to its length; give"
-                " window=, or drop it by trial_filter=lambda trials: trials.index !="
-                f" {trials.index[longest]}"
-            )
-    return events, bins.astype(int)
-
-
-def _times(trials: pd.DataFrame, column: str) -> NDArray:
-    """A column of times in seconds."""
-    values = trials[column]
-    try:
-        if values.dtype == bool:
-            raise TypeError
-        return values.to_numpy(float)
-    except (TypeError, ValueError):
-        raise ValueError(f"column {column!r} does not hold one time in seconds per trial") from None
-
-
-def _kept_trials(
-    trials: pd.DataFrame,
-    align_to: str,
-    spikes: _Spikes,
-    starts: NDArray,
-    lengths: NDArray,
-    bin_width: float,
-) -> tuple[NDArray, NDArray]:
-    """Which trials are kept, and which units were observed in those, ``(trial, 1, unit)``."""
-    known = np.isfinite(starts)
-    long_enough = lengths > 0
-    # The session begins at time 0 unless there are spikes before.
-    opening = min([0.0, *(times[0] for times in spikes.times if times.size)])
-    slack = EDGE * bin_width
-    in_session = starts >= opening - slack
-    stops = starts + lengths * bin_width
-    observed = np.stack([covered(starts, stops, spans, slack) for spans in spikes.observed], axis=1)
-    reasons = (
-        (~known, f"whose {align_to} is missing"),
-        (known & ~long_enough, "whose stop_time is missing or does not follow the event"),
-        (known & long_enough & ~in_session, "whose window begins before the session"),
-        (
-            known & long_enough & in_session & ~observed.any(axis=1),
-            "whose window was not observed",
-        ),
-    )
-    kept = known & long_enough & in_session & observed.any(axis=1)
-    dropped = [
-        f"{int(mask.sum())} {reason} ({shortened(trials.index[mask])})"
-        for mask, reason in reasons
-        if mask.any()
-    ]
-    if not kept.any():
-        raise ValueError(f"no trial of {len(trials)} can be used: {'; '.join(dropped)}")
-    if dropped:
-        warnings.warn(
-            f"{int((~kept).sum())} of {len(trials)} trials are dropped: {'; '.join(dropped)}",
-            UserWarning,
-            stacklevel=3,
-        )
-    return kept, observed[kept][:, None, :]
-
-
-def _observed_bins(
-    spikes: _Spikes, start: float, num_bins: np.integer, bin_width: float
-) -> NDArray[np.bool_]:
-    """Which bins of a continuous session were observed for which unit, ``(1, bin, unit)``."""
-    edges = start + bin_width * np.arange(num_bins + 1)
-    observed = [
-        covered(edges[:-1], edges[1:], spans, EDGE * bin_width) for spans in spikes.observed
-    ]
-    return np.stack(observed, axis=-1)[None]
-
-
-def _check_trials(
-    trials: pd.DataFrame, spikes: _Spikes, starts: NDArray, lengths: NDArray, bin_width: float
-) -> None:
-    """Warn of trials that overlap and of those after the last spike."""
-    if {"start_time", "stop_time"} <= set(trials.columns):
-        begin, end = _times(trials, "start_time"), _times(trials, "stop_time")
-        order = np.argsort(begin, kind="stable")
-        overlap = np.flatnonzero(begin[order][1:] < end[order][:-1] - bin_width)
-        if overlap.size:
-            pair = trials.index[order[overlap[0] : overlap[0] + 2]].tolist()
-            warnings.warn(
-                f"{overlap.size} of {len(trials)} trials begin before the one before has stopped"
-                f" (trials {pair[0]} and {pair[1]}), so that some spikes are in two trials",
-                UserWarning,
-                stacklevel=3,
-            )
-    last = max((times[-1] for times in spikes.times if times.size), default=np.inf)
-    after = starts > last
-    if after.any() and not after.all() and sum(t.size for t in spikes.times) > MANY_SPIKES:
-        warnings.warn(
-            f"{after.sum()} of {len(trials)} trials begin after the last spike of any unit"
-            f" ({last:g} s) and may not have been recorded ({shortened(trials.index[after])}); drop"
-            f" them by trial_filter=lambda trials: trials['start_time'] < {last:g}",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _conditions(trials: pd.DataFrame, column: str) -> NDArray:
-    """One label per trial."""
-    values = trials[column]
-    missing = values.isna().to_numpy(bool)
-    if missing.any():
-        raise ValueError(
-            f"condition {column!r} is missing in trials {shortened(trials.index[missing])}; drop"
-            f" them by trial_filter=lambda trials: trials[{column!r}].notna()"
-        )
-    if any(isinstance(value, list | tuple | np.ndarray) for value in values):
-        raise ValueError(f"column {column!r} holds several values per trial, not one condition")
-    return values.to_numpy()
-
-
 def _check_spikes(
-    spikes: _Spikes, counts: NDArray, starts: NDArray, lengths: NDArray, bin_width: float
+    spikes: Spikes, counts: NDArray, starts: NDArray, lengths: NDArray, bin_width: float
 ) -> None:
     """Refuse windows without a single spike; warn if nearly all spikes lie outside the trials."""
-    total = sum(times.size for times in spikes.times)
+    total = spikes.total
     first, last = starts.min(), (starts + lengths * bin_width).max()
     if not total:
         raise ValueError("the units have no spikes")
     between = sum(
         int(np.searchsorted(times, last) - np.searchsorted(times, first)) for times in spikes.times
     )
-    spike_range = (
-        f"{min(times[0] for times in spikes.times if times.size):g} to"
-        f" {max(times[-1] for times in spikes.times if times.size):g} s"
-    )
+    spike_range = f"{spikes.first:g} to {spikes.last:g} s"
     remedy = "all times of an NWB file must be in seconds; some may be in milliseconds or samples"
     if not counts.any():
         raise ValueError(
@@ -540,26 +274,30 @@ def _check_spikes(
         )
 
 
-def _behavior(series: Series, starts: NDArray, lengths: NDArray, bin_width: float) -> NDArray:
-    """A series' means in the bins of the trials."""
+def _means(
+    series: Series,
+    starts: NDArray,
+    lengths: NDArray,
+    bin_width: float,
+    is_signal: bool = False,
+) -> NDArray:
+    """A series' means in the bins of the trials, ``(trial, time, column)``."""
     first, last = starts.min(), (starts + lengths * bin_width).max()
     chunks = series.chunks(first - EDGE * bin_width, last)
     means = averaged(chunks, len(series.labels), starts, lengths, bin_width)
     inside = np.arange(means.shape[1]) < lengths[:, None]
     filled = (~np.isnan(means).all(axis=-1))[inside].mean()
     if filled == 0:
-        shown, last_sample = "none", series.num_samples - 1
-        if series.num_samples:
-            ends = (series.times(0, 1)[0], series.times(last_sample, last_sample + 1)[0])
-            shown = f"{ends[0]:g} to {ends[1]:g} s"
+        shown = f"{series.span[0]:g} to {series.span[1]:g} s" if series.num_samples else "none"
         raise ValueError(
             f"no sample of {series.name!r} with a value lies in a trial (samples: {shown}; trials:"
             f" {first:g} to {last:g} s)"
         )
-    if filled < LEAST_SAMPLED:
+    if filled < (LEAST_SIGNAL if is_signal else LEAST_SAMPLED):
         warnings.warn(
-            f"{series.name!r} has samples in {filled:.1%} of the bins, and the others are NaN;"
-            " check its timestamps or rate, or use wider bins",
+            f"{series.name!r} has samples in {filled:.1%} of the bins, and the others are"
+            f" {'marked as unmeasured' if is_signal else 'NaN'}; check its timestamps or rate, or"
+            " use wider bins",
             UserWarning,
             stacklevel=3,
         )

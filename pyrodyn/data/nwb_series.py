@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrodyn.data.schema import shortened
+
 GROUPS = ("processing", "acquisition", "stimulus", "presentation", "analysis", "root")
 """Top-level groups of a file, which a path may include."""
 
@@ -35,12 +37,34 @@ class Series(NamedTuple):
     """Of the stored values, one or one per column."""
     offset: float
     """Added after multiplication, in ``unit``."""
+    is_regular: bool
+    """Whether the times follow from a rate."""
     transposed: bool
     """Whether time is the second dim of ``data``."""
     labels: list[str]
     """One per column."""
+    channels: list[Any]
+    """Ids of the columns' electrodes or regions of interest; their positions, if it has none."""
     unit: str
     """As in the file."""
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """From the first sample to the end of the last, which lasts one sampling interval.
+
+        Raises:
+            ValueError: if there are no samples.
+        """
+        num = self.num_samples
+        ends = [
+            (np.nanmin(times), np.nanmax(times))
+            for begin in ((0, num - 1) if self.is_regular else range(0, num, CHUNK))
+            if np.isfinite(times := self.times(begin, min(num, begin + CHUNK))).any()
+        ]
+        if not ends:
+            raise ValueError(f"time series {self.name!r} has no samples")
+        first, last = float(min(ends)[0]), float(max(end for _, end in ends))
+        return first, last + (last - first) / max(1, num - 1)
 
     @property
     def num_samples(self) -> int:
@@ -95,12 +119,20 @@ def find(items: list[Any], name: str, kind: str, argument: str) -> Any:
     return found[0]
 
 
-def read_series(file: Any, name: str) -> Series:
+def series_paths(file: Any) -> list[str]:
+    """The paths of all time series of an opened file."""
+    from pynwb import TimeSeries
+
+    return sorted(path_of(one) for one in file.objects.values() if isinstance(one, TimeSeries))
+
+
+def read_series(file: Any, name: str, argument: str) -> Series:
     """A time series of an opened file.
 
     Args:
         file: the `pynwb.NWBFile`.
         name: its name, or its path if several series have the same name.
+        argument: of the user, by which the series was chosen.
 
     Raises:
         ValueError: if there is no such series, or its samples have no times or are not numbers.
@@ -110,9 +142,16 @@ def read_series(file: Any, name: str) -> Series:
             second dim.
     """
     from pynwb import TimeSeries
+    from pynwb.image import IndexSeries
+    from pynwb.misc import IntervalSeries
 
     every = [one for one in file.objects.values() if isinstance(one, TimeSeries)]
-    series = find(every, name, "time series", "behavior=")
+    series = find(every, name, "time series", argument)
+    if isinstance(series, IndexSeries | IntervalSeries):
+        raise ValueError(
+            f"time series {name!r} is an {type(series).__name__}, whose samples are positions or"
+            " the begin and end of intervals and have no mean; make a column of the trials of it"
+        )
     shape = tuple(np.shape(series.data))
     kind = np.dtype(getattr(series.data, "dtype", None) or np.asarray(series.data).dtype).kind
     if kind not in "biuf":
@@ -139,8 +178,10 @@ def read_series(file: Any, name: str) -> Series:
         times=_times(series, name),
         factor=factor,
         offset=float(series.offset),
+        is_regular=series.timestamps is None,
         transposed=transposed,
         labels=labels,
+        channels=_channels(series, num_columns, name),
         unit=str(series.unit),
     )
     if series.timestamps is not None:
@@ -172,6 +213,22 @@ def _transposed(series: Any, shape: tuple[int, ...], name: str) -> bool:
     return False
 
 
+def _channels(series: Any, num_columns: int, name: str) -> list[Any]:
+    """Ids of the rows of the table that the series' columns refer to."""
+    region = getattr(series, "electrodes", None)
+    region = getattr(series, "rois", None) if region is None else region
+    if region is None:
+        return list(range(num_columns))
+    rows = np.asarray(region.data[:], int)
+    ids = np.asarray(region.table.id[:])
+    if len(rows) != num_columns or not (rows < len(ids)).all():
+        raise ValueError(
+            f"time series {name!r} has {num_columns} columns and refers to the rows"
+            f" {shortened(rows)} of a table of {len(ids)}; there must be one row per column"
+        )
+    return list(ids[rows].tolist())
+
+
 def _times(series: Any, name: str) -> Callable[[int, int], NDArray]:
     """Times in seconds of the samples from one position to another."""
     if series.timestamps is not None:
@@ -183,6 +240,8 @@ def _times(series: Any, name: str) -> Callable[[int, int], NDArray]:
             f"time series {name!r} has no timestamps and the rate {rate}; its samples have no times"
         )
     first = 0.0 if start is None else float(start)
+    if not np.isfinite(first):
+        raise ValueError(f"time series {name!r} has the starting_time {first}")
     return lambda begin, end: first + np.arange(begin, end) / rate
 
 

@@ -173,6 +173,11 @@ def write(data: xr.Dataset, path: str | PathLike[str]) -> None:
     for name in [*data.variables, *data.dims]:
         if not str(name) or "/" in str(name):
             raise ValueError(f"the name {name!r} cannot be stored in a file; rename it without '/'")
+        if kind != ".npz" and name in data.coords and [str(name)] != str(name).split():
+            raise ValueError(
+                f"the coordinate {name!r} cannot be stored in a {kind} file, which separates names"
+                " by blanks; rename it without blanks"
+            )
     for name in (name for name in data.variables if data[name].dtype.kind in "cOmM"):
         if data[name].dtype.kind != "M" or kind != ".npz":
             what = "coordinate" if name in data.coords else "variable"
@@ -287,7 +292,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from None
     except Warning:
         raise  # where warnings are errors
-    except (RuntimeError, OSError, KeyError, TypeError, MemoryError) as error:
+    except (RuntimeError, OSError, KeyError, TypeError, MemoryError, SystemError) as error:
         # Libraries read some parts of a broken file only when they are asked for.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is broken: {reason}") from None

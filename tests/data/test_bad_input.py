@@ -725,7 +725,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "nwb without units": (
         lambda at: read(nwb(at / "a.nwb", units=()), bin_width=0.1),
-        r"a\.nwb: the file has no units table, .*; its time series are none",
+        r"a\.nwb: the file has no units table, .*; its time series are none$",
     ),
     "no such event": (
         lambda at: read_nwb(nwb(at / "a.nwb"), bin_width=0.1, align_to="go"),
@@ -771,6 +771,14 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "write attributes that are no JSON": (
         lambda at: write(good().assign_attrs(made_by=object()), at / "a.nc"),
         r"attribute made_by is <object object .*>, which JSON cannot represent; attributes may be",
+    ),
+    "write an attribute whose name is no line of text": (
+        lambda at: write(good().assign_attrs({"a\nb": object()}), at / "a.npz"),
+        r"'attrs a\\nb' is <object",
+    ),
+    "write blanks in the name of a coordinate": (
+        lambda at: write(good().assign_coords({"brain area": ("trial", [1] * 3)}), at / "a.nc"),
+        r"coordinate 'brain area' cannot be stored in a \.nc file, .*; rename it without blanks",
     ),
 }
 

@@ -142,7 +142,7 @@ def test_another_table_of_intervals_may_be_the_trials(tmp_path: Path) -> None:
 
 
 def test_spike_times_need_not_be_ordered_nor_finite(tmp_path: Path) -> None:
-    times = [2.95, np.nan, 2.05, 4.15, 2.05]
+    times = [2.95, np.nan, 2.05, 4.15, 2.06]
     path = saved(tmp_path / "a.nwb", with_trials(spikes=[times]))
     with pytest.warns(UserWarning, match="1 spike times are not finite and are left out"):
         data = read_nwb(path, bin_width=0.1)
@@ -170,6 +170,29 @@ def series(**arguments: Any) -> Callable[[], Any]:
     return make
 
 
+def of_intervals() -> Any:
+    file = with_trials()
+    licks = {"data": np.array([1, -1], np.int8), "timestamps": [2.1, 2.4]}
+    file.add_acquisition(pynwb.misc.IntervalSeries(name="licks", **licks))
+    return file
+
+
+def waveforms() -> Any:
+    file = new_file()
+    for trial in ONE_PER_SECOND:
+        file.add_trial(**trial)
+    for _ in range(2):
+        file.add_unit(waveform_mean=np.zeros((10, 2)))
+    return file
+
+
+def with_invalid_times(*intervals: tuple[float, float]) -> Any:
+    file = with_trials()
+    for start, stop in intervals:
+        file.add_invalid_time_interval(start_time=start, stop_time=stop)
+    return file
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no spike in any trial": (
         lambda: with_trials(spikes=[np.linspace(20e3, 90e3, 50)]),
@@ -185,12 +208,32 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "samples in milliseconds": (
         series(data=np.arange(9.0), timestamps=1e3 * np.arange(1.0, 10)),
         {"behavior": ["speed"]},
-        r"no sample of 'speed' .*lies in a trial \(samples: 1000 to 9000 s; trials: 2 to 11 s\)",
+        r"no sample of 'speed' .*lies in a trial \(samples: 1000 to 10000 s; trials: 2 to 11 s\)",
     ),
     "text for samples": (
         series(data=["a", "b"], timestamps=[2.0, 3.0]),
         {"behavior": ["speed"]},
         "the data of time series 'speed' are not numbers",
+    ),
+    "begin and end of intervals for samples": (
+        of_intervals,
+        {"behavior": ["licks"]},
+        "'licks' is an IntervalSeries, whose samples .* have no mean; make a column of the trials",
+    ),
+    "a clock that counts from 1970": (
+        lambda: with_trials((), [1.7e9 + np.arange(200.0) / 7]),
+        {"trials": None},
+        r"session would last from 0 to 17000000.* s, .* too long for bins of 0.1 s; give window=",
+    ),
+    "units without spike times": (
+        waveforms,
+        {},
+        "the file has no spike_times in its units table, so there .*; its time series are none$",
+    ),
+    "all trials removed": (
+        lambda: with_invalid_times((1.0, 20.0)),
+        {},
+        r"no trial of 5 can be used: 5 whose window lies in the file's invalid_times \(0, 1, 2",
     ),
     "images for samples": (
         series(data=np.zeros((5, 2, 2)), rate=1.0),
@@ -311,11 +354,37 @@ def test_more_timestamps_than_samples(tmp_path: Path) -> None:
             {"behavior": ["speed"]},
             r"'speed' has samples in 4.0% of the bins, .* check its timestamps or rate",
         ),
+        (
+            lambda: with_trials(spikes=[[2.05], [*np.linspace(0, 11, 300), 2.06, 2.06, 2.06] * 2]),
+            {},
+            r"30\d spike times are exactly those of another .* \(units 1\) and are counted twice",
+        ),
+        (
+            lambda: with_trials([{"start_time": 0.0, "stop_time": 1e4}], [np.arange(0, 9e3, 30)]),
+            {"bin_width": 100.0},
+            r"all 300 spike times are integers; .* these may be in milliseconds or samples",
+        ),
+        (
+            lambda: with_trials([{"start_time": 0.0, "stop_time": 1.0 + i} for i in range(5)]),
+            {},
+            r"start_time is 0 s in all 5 trials; it must be in seconds from the start of the sess",
+        ),
+        (
+            lambda: with_trials((), [4000 + 0.05 * np.arange(200)]),
+            {"trials": None},
+            r"begins with 4000 s without a spike, .*give window=\(first, last\), such as from 4000",
+        ),
+        (
+            series(data=np.arange(240.0), rate=20.0),
+            {"signal": "speed", "bin_width": 0.02},
+            r"'speed' has samples in 40.0% of the bins, and the others are marked as unmeasured",
+        ),
     ],
     ids=[
         *("milliseconds beside seconds", "events from the trial's start", "before the session"),
         *("after the recording", "overlapping trials", "no stop", "clock set back"),
-        *("time not finite", "period for rate"),
+        *("time not finite", "period for rate", "spikes twice", "spikes in samples"),
+        *("trials that begin together", "a late session", "short bins"),
     ],
 )
 def test_what_is_in_doubt_warns(
@@ -497,3 +566,129 @@ def test_nwb_in_zarr_is_named(tmp_path: Path) -> None:
         (tmp_path / name / ".zgroup").write_text('{"zarr_format": 2}')
         with pytest.raises(ValueError, match=r"is NWB in Zarr; pyrodyn reads NWB in HDF5"):
             read(tmp_path / name, bin_width=0.1 if name == "a.nwb" else None)
+
+
+def test_invalid_times_are_unmeasured(tmp_path: Path) -> None:
+    # Bins 2 to 5 of the trial from 4 s on, and the whole trial from 8 s on.
+    path = saved(tmp_path / "a.nwb", with_invalid_times((4.21, 4.6), (7.0, 9.0)))
+    with pytest.warns(UserWarning, match=r"1 of 5 trials are dropped: 1 whose .*invalid_times \(3"):
+        data = read_nwb(path, bin_width=0.1)
+    expected = np.ones((4, 10), bool)
+    expected[1, 2:6] = False
+    np.testing.assert_array_equal(data["valid"], expected)
+    session = read_nwb(path, bin_width=0.1, trials=None)
+    unmeasured = np.flatnonzero(~session["valid"][0].values)
+    assert unmeasured.tolist() == [*range(42, 46), *range(70, 90)]
+
+
+def imaging() -> Any:
+    """Fluorescence of the regions of interest 0, 20 and 30 at 20 Hz: sample number plus 1000 i."""
+    file = new_file()
+    for trial in ONE_PER_SECOND:
+        file.add_trial(**trial)
+    device = file.create_device("microscope")
+    channel = pynwb.ophys.OpticalChannel(name="c", description="c", emission_lambda=500.0)
+    about = {"description": "p", "indicator": "GCaMP", "location": "V1", "excitation_lambda": 600.0}
+    plane = file.create_imaging_plane(name="p", optical_channel=channel, device=device, **about)
+    module = file.create_processing_module("ophys", "o")
+    found = pynwb.ophys.ImageSegmentation()
+    module.add(found)
+    regions = found.create_plane_segmentation(name="r", description="r", imaging_plane=plane)
+    for region in range(4):
+        regions.add_roi(image_mask=np.ones((2, 2)), id=10 * region)
+    rows = regions.create_roi_table_region(region=[0, 2, 3], description="kept")
+    samples = np.arange(240.0)[:, None] + 1000 * np.arange(3)
+    samples[42:44, 1] = np.nan
+    samples[46, 2] = np.nan
+    traces = pynwb.ophys.DfOverF()
+    module.add(traces)
+    traces.create_roi_response_series(
+        name="RoiResponseSeries", data=samples, rois=rows, unit="n.a.", rate=20.0
+    )
+    return file
+
+
+def test_fluorescence_is_a_signal(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.nwb", imaging())
+    sentence = (
+        "no units table, so there are no spike times to bin; its time series are"
+        " ophys/DfOverF/RoiResponseSeries; choose the one to model by signal="
+    )
+    with pytest.raises(ValueError, match=sentence):
+        read_nwb(path, bin_width=0.1)
+    data = read_nwb(path, bin_width=0.1, signal="DfOverF/RoiResponseSeries")
+    assert "counts" not in data and data["channel"].values.tolist() == [0, 20, 30]
+    # Bin k of a trial from s on averages samples 20 s + 2 k and the next.
+    first = 20 * data["trial"].values[:, None] * 2 + 40 + 2 * np.arange(10) + 0.5
+    expected = first[..., None] + 1000 * np.arange(3)
+    expected[0, 3, 2] += 0.5  # of its two samples one is not known
+    known = np.ones((5, 10, 3), bool)
+    known[0, 1, 1] = False
+    np.testing.assert_array_equal(data["valid"], known)
+    np.testing.assert_allclose(data["signal"].values[known], expected[known])
+    session = read_nwb(path, bin_width=0.1, signal="RoiResponseSeries", trials=None)
+    assert session.sizes == {"trial": 1, "time": 120, "channel": 3}
+    assert int((~session["valid"]).sum()) == 1
+
+
+def test_a_field_potential_beside_spikes(tmp_path: Path) -> None:
+    file = with_trials()
+    device = file.create_device("d")
+    group = file.create_electrode_group("A", "g", "here", device)
+    for electrode in (100, 101, 102):
+        file.add_electrode(group=group, location="CA1", id=electrode)
+    raw = np.random.default_rng(0).integers(-2000, 2000, (1000, 2)).astype(np.int16)
+    potential = pynwb.ecephys.ElectricalSeries(
+        name="lfp",
+        data=raw,
+        electrodes=file.create_electrode_table_region([0, 2], "kept"),
+        rate=100.0,
+        conversion=1e-6,
+        channel_conversion=[1.0, 2.0],
+    )
+    file.add_acquisition(potential)
+    path = saved(tmp_path / "a.nwb", file)
+    data = read_nwb(path, bin_width=0.1, signal="lfp")
+    assert data["channel"].values.tolist() == [100, 102]
+    assert data["signal"].attrs["units"] == "volts"
+    assert (data["counts"] == 2).all()
+    # The samples end at 10 s, with the last trial's first bin.
+    blocks = 1e-6 * np.array([1.0, 2.0]) * raw.reshape(100, 10, 2).mean(1)
+    for trial in range(4):
+        begin = 20 * (trial + 1)
+        np.testing.assert_allclose(data["signal"][trial], blocks[begin : begin + 10], rtol=1e-5)
+    assert not data["signal_valid"][4].any() and data["signal_valid"][:4].all()
+    with pytest.raises(ValueError, match=r"0 time series are named 'eeg'; there are lfp"):
+        read_nwb(path, bin_width=0.1, signal="eeg")
+    broken(path, lambda f: replaced(f["acquisition/lfp"], "electrodes", [1]))
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match="'lfp' has 2 columns and refers to the rows 1 of a table"),
+    ):
+        warnings.simplefilter("ignore")
+        read_nwb(path, bin_width=0.1, signal="lfp")
+
+
+def test_a_bin_averages_the_samples_that_are_known(tmp_path: Path) -> None:
+    samples = np.where(np.arange(1200) % 7 == 0, np.nan, np.arange(1200.0))
+    samples[210:220] = np.nan
+    path = saved(tmp_path / "a.nwb", series(data=samples, rate=100.0)())
+    found = read_nwb(path, bin_width=0.1, behavior=["speed"])["behavior"][0, :, 0]
+    assert np.isnan(found[1])
+    rest = np.array([np.nanmean(samples[200 + 10 * k : 210 + 10 * k]) for k in range(2, 10)])
+    np.testing.assert_allclose(found[2:], rest)
+
+
+def test_spike_times_of_single_precision(tmp_path: Path) -> None:
+    """About two days after the start of the clock they are 16 ms apart."""
+    file = with_trials(
+        [{"start_time": 2e5 + t, "stop_time": 2e5 + t + 1} for t in range(0, 8, 2)],
+        [np.linspace(2e5, 200_008, 60)],
+    )
+    path = saved(tmp_path / "a.nwb", file)
+    read_nwb(path, bin_width=0.1)
+    times = np.linspace(2e5, 200_008, 60).astype(np.float32)
+    broken(path, lambda f: replaced(f["units"], "spike_times", times))
+    with pytest.warns(UserWarning, match=r"float32, which resolves 0.016 s at 200008 s; .* of 0.1"):
+        read_nwb(path, bin_width=0.1)
+    read_nwb(path, bin_width=0.5)

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from pyrodyn.data import readers
 from pyrodyn.data.lfads_hdf5 import lfads_recording
@@ -510,3 +511,12 @@ def test_spikes_on_edges_fall_in_the_bin_that_begins_there(
     alone = separate.sum(1) == len(starts) - 1
     assert alone.sum() > 30
     assert (data["counts"].values[alone] == 1).all()
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    write(recording(np.ones((2, 3, 1), int), bin_width=0.1, condition=["a", "b"]), path)
+    stored = zarr.open_group(path, mode="r+")["condition"]
+    stored[:] = np.frombuffer(b"\xff" * 2 * stored.dtype.itemsize, stored.dtype)
+    with pytest.raises(ValueError, match=r"a\.zarr"):
+        read(path)
