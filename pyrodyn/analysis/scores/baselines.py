@@ -6,8 +6,9 @@ Of spike counts, each from the visible neurons of the test trial unless stated o
   trial's label and no spike. Without conditions it is the average over all trials.
 - templates: these averages, mixed by the probability of each condition given the visible counts,
   p(c | x) ~ prod Poisson(x | average_c).
-- Poisson GLM: regression of each held-out neuron on the smoothed visible neurons. Features of all
-  regressions are square roots of rates, which stabilises their variance.
+- Poisson GLM: regression of each held-out neuron on the smoothed visible neurons and on cosines of
+  the time in the trial. Features of all regressions are square roots of rates, which stabilises
+  their variance, and these cosines.
 - principal components: regression of all neurons on the first components of these features.
 - linear dynamical system: regression of all neurons on what a system fitted to the standardised
   visible neurons by EM expects of these neurons, by its Kalman smoother, in place of the smoothed
@@ -62,6 +63,9 @@ SMALLEST_SD, SMALLEST_EXPECTED = 1e-2, 1e-3
 
 ROWS_TO_CHOOSE = 10_000
 """Bins of training trials with which widths, dimensions and penalties are chosen."""
+
+COSINES = 10
+"""Functions of the time in the trial among the features of a regression."""
 
 RIDGE = tuple(float(penalty) for penalty in np.logspace(-2, 6, 9))
 """Penalties of the regression of channels."""
@@ -323,14 +327,33 @@ def _best(
 
 
 def _predicted(train: _Spikes, test: _Spikes, candidate: _Candidate, neurons: Mask) -> Rates:
-    """Expected counts of some neurons by Poisson regression on a candidate's features."""
+    """Expected counts of some neurons by Poisson regression on a candidate's features, at most the
+    largest count of each in training (an exponential extrapolates far).
+    """
     features = candidate.features(train)
     rows = train.measured.any(-1)
-    on_train, on_test = features(train), features(test)
-    scale = np.sqrt(on_train[rows].var(0).mean()) or 1.0
+    scale = np.sqrt(features(train)[rows].var(0).mean()) or 1.0
+    on_train, on_test = (
+        _with_time(features(part) / scale, np.sqrt(candidate.penalty)) for part in (train, test)
+    )
     counts, mask = train.counts[rows][:, neurons], train.measured[rows][:, neurons]
-    fitted = poisson_regression(on_train[rows] / scale, counts, candidate.penalty, mask)
-    return poisson_rates(on_train / scale, *fitted), poisson_rates(on_test / scale, *fitted)
+    fitted = poisson_regression(on_train[rows], counts, candidate.penalty, mask)
+    largest = np.maximum(np.where(mask, counts, 0.0).max(0), 1.0)
+    predicted = (poisson_rates(features, *fitted) for features in (on_train, on_test))
+    rates_on_train, rates_on_test = (np.minimum(rates, largest) for rates in predicted)
+    return rates_on_train, rates_on_test
+
+
+def _with_time(features: Array, size: float) -> Array:
+    """Features ``(trial, time, feature)`` and cosines of the time, of standard deviation ``size``:
+    the larger, the less a penalty shrinks their weights.
+    """
+    num_trials, num_bins = features.shape[:2]
+    frequencies = np.arange(1, min(COSINES, num_bins - 1) + 1)
+    time = (np.arange(num_bins) + 0.5) / num_bins
+    cosines = size * np.sqrt(2) * np.cos(np.pi * np.outer(time, frequencies))
+    shape = (num_trials, *cosines.shape)
+    return np.concatenate([features, np.broadcast_to(cosines, shape)], -1)
 
 
 # ------------------------------------------------------------------ signals

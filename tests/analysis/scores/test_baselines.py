@@ -116,6 +116,19 @@ def test_the_glm_is_exact_where_it_is_the_truth() -> None:
     assert baselines(train, test)["co_smoothing"]["Poisson GLM"] == pytest.approx(truth, rel=0.03)
 
 
+def test_regressions_know_the_time_in_the_trial() -> None:
+    """Rates that depend on the time alone need no visible neuron."""
+    rng = np.random.default_rng(0)
+    rates = np.exp(np.sin(2 * np.pi * np.arange(20) / 20)[:, None] * np.ones(6)) / 2
+    counts = rng.poisson(np.broadcast_to(rates, (100, 20, 6)))
+    data = held_out(recording(counts, bin_width=0.02), neurons=[4, 5])
+    train, test = data.isel(trial=slice(0, 70)), data.isel(trial=slice(70, 100))
+    truth = oracle(test, np.broadcast_to(rates, (30, 20, 6)))
+    found = baselines(train, test)["co_smoothing"]
+    for name in ("Poisson GLM", "principal components", "linear dynamical system"):
+        assert found[name] == pytest.approx(truth, rel=0.1), name
+
+
 def test_ragged_trials_and_conditions_without_training_trials(parts) -> None:
     train, test = parts
     length = np.arange(45) % 10 + 20
