@@ -24,7 +24,6 @@ import torch
 import xarray as xr
 
 from pyrodyn import analysis, data, fit, models, predict
-from pyrodyn.analysis.scores.rates import entry_mask
 
 NAME = "defaults"
 MODELS = ("LFADS", "LowRankRNN", "NodeSAE")
@@ -103,7 +102,6 @@ def run(name: str, recording: str, seed: int) -> dict[str, Any]:
     started = time.process_time()
     fitted = fit(model, train, valid, seed=seed, progress=False)
     seconds = time.process_time() - started
-    predicted = predict(fitted, test)
     row: dict[str, Any] = {
         "model": name,
         "recording": recording,
@@ -113,22 +111,15 @@ def run(name: str, recording: str, seed: int) -> dict[str, Any]:
         "diagnostics": len(fitted.diagnostics),
     }
     everything = xr.concat([train, valid], "trial")
+    rates = [predict(fitted, part)["rates"] for part in (everything, test)]
+    scores = analysis.prediction_scores(everything, test, *rates, lag=lag)
     table = baselines_of(recording, seed)
-    row["co-smoothing"] = co_smoothing(predicted["rates"], test)
+    row["co-smoothing"] = scores["co_smoothing"]
     row |= table["co_smoothing"].to_dict()
-    if "rates" in test:
-        row["rate R2"] = analysis.rate_r2(predicted["rates"], test["rates"]).pooled
-    if "behavior" in test:
-        masks = [entry_mask(part).any("neuron") for part in (everything, test)]
-        row["behaviour"] = analysis.decode(
-            predict(fitted, everything)["rates"],
-            everything["behavior"],
-            predicted["rates"],
-            test["behavior"],
-            lag=lag,
-            valid_train=masks[0],
-            valid_test=masks[1],
-        ).r2
+    if "rate_r2" in scores:
+        row["rate R2"] = scores["rate_r2"]
+    if "behavior_r2" in scores:
+        row["behaviour"] = scores["behavior_r2"]
         row["behaviour of GLM"] = table["behavior_r2"]["Poisson GLM"]
     return row
 
@@ -138,18 +129,6 @@ def baselines_of(recording: str, seed: int) -> pd.DataFrame:
     """The same for all models."""
     train, valid, test, lag = RECORDINGS[recording](seed)
     return analysis.baselines(xr.concat([train, valid], "trial"), test, lag=lag)
-
-
-def co_smoothing(rates: xr.DataArray, test: xr.Dataset) -> float:
-    """Of held-out neurons in bits per spike, of held-out channels R2."""
-    if "counts" in test:
-        return analysis.recording_bits_per_spike(rates, test, "held_out")
-    mask = entry_mask(test, "held_out").values
-    hidden = test["held_out"].values
-    found = analysis.rate_r2(
-        rates.values[..., hidden], test["signal"].values[..., hidden], mask[..., hidden]
-    )
-    return found.mean
 
 
 def main() -> None:

@@ -43,6 +43,22 @@ BinWidth = Annotated[
 ]
 
 
+def _completion(*names: str) -> Callable[[str], list[str]]:
+    """Completes the beginning of a name in the shell."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}; if left out, the smoother for models"
+        " fitted by a particle filter, exact for those fitted by the Kalman filter, otherwise the"
+        " guide.",
+        autocompletion=_completion(*METHODS),
+    ),
+]
+
+
 def main() -> None:
     """Run the command line; turn bad input into one line and exit code 2."""
     try:
@@ -58,11 +74,6 @@ def main() -> None:
     if code == INTERRUPTED:
         typer.echo("\npyrodyn: interrupted", err=True)
     sys.exit(code)
-
-
-def _completion(*names: str) -> Callable[[str], list[str]]:
-    """Completes the beginning of a name in the shell."""
-    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def _print_version(is_wanted: bool) -> bool:
@@ -189,6 +200,16 @@ def fit(
             " otherwise 0.2."
         ),
     ] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="Fraction of trials that the fit leaves to check, score and plot.")
+    ] = 0.0,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of neurons hidden from the encoder, by which score compares the model"
+            " with baselines; by default those that the file marks, if any."
+        ),
+    ] = None,
     bin_width: BinWidth = None,
     align_to: Annotated[
         str | None, typer.Option(help="NWB: column of the event that becomes time 0.")
@@ -234,6 +255,7 @@ def fit(
 
     import pyrodyn
     from pyrodyn.data import CoordinatedDropout, split
+    from pyrodyn.data import held_out as with_held_out
     from pyrodyn.infer.training.checkpoint import CHECKPOINT
 
     autoencoder = {"latent_dim": latents, "process_noise": process_noise}
@@ -249,8 +271,15 @@ def fit(
         "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}),
         "linear-dynamics": (pyrodyn.models.LinearDynamics, {"latent_dim": latents}),
     }
-    if valid_fraction is not None and not 0 < valid_fraction < 1:
-        raise ValueError(f"--valid-fraction {valid_fraction:g} must lie between 0 and 1")
+    for option, given_fraction in (("valid-fraction", valid_fraction), ("held-out", held_out)):
+        if given_fraction is not None and not 0 < given_fraction < 1:
+            raise ValueError(f"--{option} {given_fraction:g} must lie between 0 and 1")
+    fraction = 0.2 if valid_fraction is None else valid_fraction
+    if not 0 <= test_fraction < 1 - fraction:
+        raise ValueError(
+            f"--test-fraction {test_fraction:g} must lie between 0 and {1 - fraction:g}, since"
+            f" {fraction:g} of the trials are for validation"
+        )
     if model.lower() not in zoo:
         raise ValueError(f"--model {model} is unknown; the models are {', '.join(zoo)}")
     kind, given = zoo[model.lower()]
@@ -269,13 +298,15 @@ def fit(
     }
     data = _recording(recording, bin_width, **{k: v for k, v in nwb.items() if v})
     typer.echo(f"read {recording}: {_summary(data)}")
+    if held_out is not None:
+        data = with_held_out(data, neurons=held_out, seed=seed)
     parts = ("train", "valid")
     has_parts = "split" in data.coords and set(parts) <= set(data["split"].values)
-    if valid_fraction is None and has_parts:
+    if valid_fraction is None and not test_fraction and has_parts:
         train, valid = (data.isel(trial=data["split"].values == part) for part in parts)
     else:
-        fraction = 0.2 if valid_fraction is None else valid_fraction
-        train, valid = split(data, (1 - fraction, fraction), seed=seed)
+        fractions = [1 - fraction - test_fraction, fraction, test_fraction]
+        train, valid = split(data, fractions if test_fraction else fractions[:2], seed=seed)[:2]
     transforms = None
     if dropout is not None:
         transforms = [CoordinatedDropout(dropout)] if dropout else []
@@ -322,15 +353,7 @@ def posterior(
     recording: Recording,
     out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
     draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="guide, importance, smoother, pool or exact; if left out, the smoother for models"
-            " fitted by a particle filter, exact for those fitted by the Kalman filter, otherwise"
-            " the guide.",
-            autocompletion=_completion(*METHODS),
-        ),
-    ] = None,
+    method: Method = None,
     particles: Annotated[int, typer.Option(help="Particles of importance and smoother.")] = 256,
     bin_width: BinWidth = None,
     seed: Seed = 0,
@@ -348,7 +371,7 @@ def posterior(
     started = time.monotonic()
     tree = pyrodyn.to_datatree(
         fitted,
-        _recording(recording, bin_width),
+        _marked_as_fitted(_recording(recording, bin_width), fitted),
         num_draws=draws,
         method=method,
         num_particles=particles,
@@ -366,13 +389,7 @@ def check(
     out: Annotated[
         Path | None, typer.Option(help="HTML file to write; without it the summary is printed.")
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="guide, importance, smoother, pool or exact, as for posterior.",
-            autocompletion=_completion(*METHODS),
-        ),
-    ] = None,
+    method: Method = None,
     bin_width: BinWidth = None,
     seed: Seed = 0,
 ) -> None:
@@ -383,10 +400,63 @@ def check(
         raise ValueError(f"--out {out} must end in .html")
     fitted = _fitted(folder)
     _require_own_guide(fitted, folder, "check it in Python: pyrodyn.posterior.check")
-    report = check_fit(fitted, _recording(recording, bin_width), method=method, seed=seed)
+    data = _marked_as_fitted(_recording(recording, bin_width), fitted)
+    report = check_fit(fitted, data, method=method, seed=seed)
     typer.echo(report)
     if out is not None:
         typer.echo(f"\nwrote {report.save(out)}")
+
+
+@app.command()
+def score(
+    folder: Folder,
+    recording: Recording,
+    lag: Annotated[int, typer.Option(help="Bins by which behaviour follows the rates.")] = 0,
+    method: Method = None,
+    bin_width: BinWidth = None,
+    seed: Seed = 0,
+) -> None:
+    """Score a fitted model on trials that the fit has not seen, beside baselines: held-out neurons,
+    true rates and decoded behaviour, as far as the recording has them.
+    """
+    import pandas as pd
+
+    import pyrodyn
+    from pyrodyn import analysis
+    from pyrodyn.posterior.report import ROLES, least_seen
+    from pyrodyn.posterior.tree import role_in_fit
+
+    fitted = _fitted(folder)
+    _require_own_guide(fitted, folder, "score it in Python: pyrodyn.analysis.prediction_scores")
+    data = _marked_as_fitted(_recording(recording, bin_width), fitted)
+    role, test = least_seen(fitted, data)
+    if role not in ("unseen", "validated"):
+        raise ValueError(
+            f"{recording} has no trial that is known to be new to the fit in {folder}; give other"
+            " trials, or leave some out of the fit by --test-fraction"
+        )
+    train = data.isel(trial=[each != role for each in role_in_fit(fitted, data) or ()])
+    if train.sizes["trial"] < 2:
+        raise ValueError(
+            f"{recording} lacks the trials that the fit was trained on, with which baselines and"
+            " decoders are fitted; give the whole recording"
+        )
+    rates = [
+        pyrodyn.predict(fitted, part, method=method, seed=seed)["rates"] for part in (train, test)
+    ]
+    scores = analysis.prediction_scores(train, test, *rates, lag=lag)
+    if not scores:
+        raise ValueError(
+            f"{recording} has neither held-out neurons (fit with --held-out 0.25) nor behaviour nor"
+            " true rates to score by; pyrodyn check needs none"
+        )
+    table = pd.DataFrame({type(fitted).__name__: scores}).T
+    if "co_smoothing" in scores:
+        table = pd.concat([table, analysis.baselines(train, test, lag=lag)])
+    typer.echo(f"{test.sizes['trial']} trials. {ROLES[role]}\n")
+    typer.echo(table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="-"))
+    if "co_smoothing" not in scores:
+        typer.echo("\nBaselines need held-out neurons: fit with --held-out 0.25.")
 
 
 @app.command()
@@ -408,7 +478,7 @@ def plot(
     if out.exists():
         raise ValueError(f"{out} exists; choose another folder with --out, or remove it first")
     _require_own_guide(fitted, folder, "draw in Python, with pyrodyn.load(folder, guide=...)")
-    data = _recording(recording, bin_width)
+    data = _marked_as_fitted(_recording(recording, bin_width), fitted)
     if trial >= data.sizes["trial"]:
         raise ValueError(f"--trial {trial}: {recording} has {data.sizes['trial']} trials")
     predicted = pyrodyn.predict(fitted, data, seed=seed)
@@ -471,7 +541,8 @@ def fixed_points(
         _require_own_guide(
             fitted, folder, "leave RECORDING out to start from states that the model generates"
         )
-        states = visited_states(fitted, _recording(recording, bin_width), seed=seed).cpu().numpy()
+        data = _marked_as_fitted(_recording(recording, bin_width), fitted)
+        states = visited_states(fitted, data, seed=seed).cpu().numpy()
     points = found_points(fitted, starts=states, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     # netCDF has no complex numbers.
@@ -603,6 +674,21 @@ def _recording(name: str, bin_width: float | None, **nwb: Any) -> "xr.Dataset":
             " recording, which does"
         )
     return load(name)
+
+
+def _marked_as_fitted(data: "xr.Dataset", fitted: "LatentDynamics") -> "xr.Dataset":
+    """A recording whose encoder must not see the neurons that the fit held out, unless it has marks
+    of its own.
+    """
+    from pyrodyn.data import held_out
+    from pyrodyn.data.schema import blocks
+
+    for block, argument in zip(blocks(data), ("neurons", "channels"), strict=False):
+        hidden = fitted.record.get("data", {}).get(block.held_out)
+        is_there = bool(hidden) and max(hidden) < block.size
+        if is_there and block.held_out not in data.coords:
+            data = held_out(data, **{argument: hidden})
+    return data
 
 
 if __name__ == "__main__":

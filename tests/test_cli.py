@@ -15,11 +15,12 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyrodyn
 from pyrodyn import cli
-from pyrodyn.analysis import fixed_points
+from pyrodyn.analysis import fixed_points, prediction_scores
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
 from pyrodyn.cli import main
-from pyrodyn.data import read, recording, write
+from pyrodyn.data import held_out, read, recording, write
 from pyrodyn.posterior import draws
+from pyrodyn.posterior.tree import role_in_fit
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -275,6 +276,61 @@ def test_plot_draws_what_the_recording_has(command, tmp_path):
     assert code == 2 and "--trial 10" in err and not (tmp_path / "more").exists()
 
 
+@pytest.fixture
+def known_rates_file(tmp_path):
+    """Trials of which one latent drives six neurons, with the true rates and behaviour."""
+    rng = np.random.default_rng(0)
+    latents = np.sin(0.4 * np.arange(12) + rng.uniform(0, 6, (40, 1)))[..., None]
+    rates = np.exp(latents * np.array([1.0, -1.0, 0.7, -0.7, 1.2, 0.5]))
+    counts = rng.poisson(rates)
+    path = tmp_path / "known.npz"
+    write(recording(counts=counts, bin_width=0.02, rates=rates, behavior=latents), path)
+    return path
+
+
+def test_score_compares_unseen_trials_with_baselines(command, known_rates_file, tmp_path):
+    marks = ("--test-fraction", 0.25, "--held-out", 0.34)
+    assert command("fit", known_rates_file, "--out", tmp_path / "run", *FIT, *marks)[0] == 0
+    code, out, err = command("score", tmp_path / "run", known_rates_file)
+    assert code == 0, err
+    assert out.startswith("10 trials. Out of sample")
+    header, *rows = out.strip().splitlines()[2:]
+    assert header.split() == ["co_smoothing", "rate_r2", "behavior_r2"]
+    assert rows[0].startswith("LFADS") and rows[3].startswith("Poisson GLM")
+
+    # The same in Python, with the neurons that the fit held out.
+    fitted = pyrodyn.load(tmp_path / "run" / "model")
+    hidden = fitted.record["data"]["held_out"]
+    assert len(hidden) == 2
+    data = held_out(read(known_rates_file), neurons=hidden)
+    is_new = np.array(role_in_fit(fitted, data)) == "unseen"
+    train, test = data.isel(trial=~is_new), data.isel(trial=is_new)
+    rates = [pyrodyn.predict(fitted, part)["rates"] for part in (train, test)]
+    expected = prediction_scores(train, test, *rates)
+    assert [float(value) for value in rows[0].split()[1:]] == pytest.approx(
+        [*expected.values()], abs=6e-4
+    )
+
+
+def test_score_without_held_out_neurons_or_new_trials(command, known_rates_file, tmp_path):
+    assert command("fit", known_rates_file, "--out", tmp_path / "run", *FIT)[0] == 0
+    code, out, err = command("score", tmp_path / "run", known_rates_file)
+    assert code == 0, err
+    assert out.startswith("8 trials. By these trials the fit chose its weights")
+    assert "rate_r2" in out and "Baselines need held-out neurons: fit with --held-out" in out
+
+    data = read(known_rates_file)
+    roles = np.array(role_in_fit(pyrodyn.load(tmp_path / "run" / "model"), data))
+    for name, part, sentence in (
+        ("seen", data.isel(trial=roles == "trained"), "no trial that is known to be new"),
+        ("new", data.isel(trial=roles == "validated"), "lacks the trials that the fit was trained"),
+        ("bare", data.drop_vars(["rates", "behavior"]), "neither held-out neurons"),
+    ):
+        write(part, tmp_path / f"{name}.npz")
+        code, _, err = command("score", tmp_path / "run", tmp_path / f"{name}.npz")
+        assert code == 2 and sentence in err, name
+
+
 def test_resume_goes_on(command, counts_file, tmp_path):
     assert command("fit", counts_file, "--out", tmp_path / "run", *FIT)[0] == 0
     more = [
@@ -408,6 +464,8 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_so(counts_file, tmp_path):
         (("nope",), "No such command 'nope'"),
         (("fit", "FILE", "--out", "run", "--bin-width", "0"), "states its own bin width"),
         (("fit", "lorenz_lfads_truth", "--out", "run", "--bin-width", "0.5"), "--bin-width 0.5"),
+        (("fit", "FILE", "--out", "run", "--test-fraction", "0.8"), "must lie between 0 and 0.8"),
+        (("fit", "FILE", "--out", "run", "--held-out", "1"), "--held-out 1 must lie between"),
         (
             ("fit", "FILE", "--out", "run", "--valid-fraction", "0"),
             "--valid-fraction 0 must lie between",

@@ -55,6 +55,7 @@ from pyrodyn.analysis.scores.extraneous import (
     readout_null_fraction,
     steering_gap,
 )
+from pyrodyn.analysis.scores.prediction import prediction_scores
 from pyrodyn.analysis.scores.psth import condition_psth, psth_r2, smooth
 from pyrodyn.analysis.scores.rates import (
     bits_per_spike,
@@ -98,6 +99,7 @@ __all__ = [
     "plot_rates",
     "plot_spectra",
     "power_spectrum",
+    "prediction_scores",
     "psth_r2",
     "rate_r2",
     "readout_null_fraction",

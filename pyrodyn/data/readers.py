@@ -313,20 +313,15 @@ def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
         if not is_number(value):
             raise ValueError(f"{key} is {value!r}; it must be one number, in seconds")
         arguments[key] = float(value)
-    names: dict[str, Any] = {}
-    others: dict[str, tuple[tuple[str, ...], NDArray]] = {}
+    coords: dict[str, tuple[tuple[str, ...], NDArray]] = {}
     for key, values in arrays.items():
-        if not key.startswith("coords/"):
-            continue
-        *dims, name = key.split("/")[1:]
-        if dims == [name]:
-            names[name] = values
-        else:
-            others[name] = (tuple(dims), values)
+        if key.startswith("coords/"):
+            *dims, name = key.split("/")[1:]
+            coords[name] = (tuple(dims), values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `validate` below repeats them
-        data = assembled(**arguments, names=names)
-    for name, (coord_dims, values) in others.items():
+        data = assembled(**arguments)
+    for name, (coord_dims, values) in coords.items():
         sizes = tuple(data.sizes.get(dim) for dim in coord_dims)
         if len(sizes) != values.ndim or any(
             size not in (None, length) for size, length in zip(sizes, values.shape, strict=True)
@@ -335,7 +330,7 @@ def _recording_from_npz(arrays: Mapping[str, NDArray]) -> xr.Dataset:
                 f"coordinate {name} has shape {values.shape} along {coord_dims}, whose sizes are"
                 f" {sizes}"
             )
-    data = data.assign_coords(others)
+    data = data.assign_coords(coords)
     data.attrs.update(_attrs_from_npz(arrays, "attrs"))
     for variable in data.variables:
         data[variable].attrs.update(_attrs_from_npz(arrays, f"attrs/{variable}"))

@@ -343,6 +343,14 @@ def test_coordinates_with_a_dim_of_their_own_come_back(tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
+def test_labels_of_a_dim_that_no_variable_has_come_back(tmp_path: Path, kind: str) -> None:
+    data = full_recording().drop_vars("behavior")
+    assert "quantity" in data.coords
+    write(data, tmp_path / f"recording{kind}")
+    xr.testing.assert_identical(read(tmp_path / f"recording{kind}"), data)
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
 @pytest.mark.parametrize(
     ("name", "values", "sentence"),
     [

@@ -31,17 +31,9 @@ import xarray as xr
 from pyrodyn.analysis.scores.decoding import decode
 from pyrodyn.analysis.scores.linear_dynamics import fit_linear_dynamics, smoothed_states
 from pyrodyn.analysis.scores.poisson_regression import poisson_rates, poisson_regression
+from pyrodyn.analysis.scores.prediction import only_block, prediction_scores
 from pyrodyn.analysis.scores.psth import condition_averages, condition_psth, smooth
-from pyrodyn.analysis.scores.rates import (
-    SMALLEST_RATE,
-    Array,
-    Mask,
-    entry_mask,
-    mean_r2,
-    r2,
-    rate_r2,
-    recording_bits_per_spike,
-)
+from pyrodyn.analysis.scores.rates import SMALLEST_RATE, Array, Mask, entry_mask, mean_r2, r2
 from pyrodyn.data.schema import blocks, measured
 
 WIDTHS = (0.03, 0.06, 0.12, 0.25, 0.5)
@@ -117,23 +109,17 @@ def baselines(train: xr.Dataset, test: xr.Dataset, *, lag: int = 0) -> pd.DataFr
         lag: bins by which ``behavior`` follows the rates, as in `decode`.
 
     Returns:
-        One row per baseline. Columns: ``co_smoothing``, in bits per spike (of a signal: R2, the
-        mean over held-out channels); ``rate_r2``, pooled over all neurons, if the true rates are
-        known; ``behavior_r2``, of `decode` from the rates of all neurons, if there is behaviour.
-        The rates of the visible neurons are their smoothed counts in the Poisson GLM, and
-        predictions in the others. The condition average is NaN if a test condition has no training
-        trial.
+        One row per baseline, one column per score of `prediction_scores` (of a signal only
+        ``co_smoothing``). The rates of the visible neurons are their smoothed counts in the Poisson
+        GLM, and predictions in the others. The condition average is NaN if a test condition has no
+        training trial.
 
     Raises:
         ValueError: for a recording of both counts and a signal, without held-out neurons or
             channels, or with fewer than five training trials.
     """
     for part in (train, test):
-        if len(blocks(part)) > 1:
-            raise ValueError(
-                "the recording holds counts and a signal; baselines need one of them, which"
-                " pyrodyn.data.select_modality selects"
-            )
+        only_block(part)
         entry_mask(part, "held_out")
     if train.sizes["trial"] < 5:
         raise ValueError(
@@ -151,7 +137,7 @@ def baselines(train: xr.Dataset, test: xr.Dataset, *, lag: int = 0) -> pd.DataFr
             ("linear dynamical system", _from_states),
         )
     }
-    return pd.DataFrame(rows).T.rename_axis("baseline")
+    return pd.DataFrame(rows, dtype=float).T.rename_axis("baseline")
 
 
 # ------------------------------------------------------------------ counts
@@ -166,28 +152,8 @@ def _scores(
     predict: Callable[[xr.Dataset, xr.Dataset], Rates | None],
     lag: int,
 ) -> dict[str, float]:
-    has_behavior = "behavior" in train and "behavior" in test
-    columns = ["co_smoothing"]
-    columns += ["rate_r2"] if "rates" in test else []
-    columns += ["behavior_r2"] if has_behavior else []
     rates = predict(train, test)
-    if rates is None:
-        return dict.fromkeys(columns, np.nan)
-    on_train, on_test = rates
-    scores = {"co_smoothing": recording_bits_per_spike(on_test, test, "held_out")}
-    if "rates" in test:
-        scores["rate_r2"] = rate_r2(on_test, test["rates"], entry_mask(test)).pooled
-    if has_behavior:
-        scores["behavior_r2"] = decode(
-            on_train,
-            train["behavior"],
-            on_test,
-            test["behavior"],
-            lag=lag,
-            valid_train=entry_mask(train).any("neuron"),
-            valid_test=entry_mask(test).any("neuron"),
-        ).r2
-    return scores
+    return {} if rates is None else prediction_scores(train, test, *rates, lag=lag)
 
 
 def _condition_average(train: xr.Dataset, test: xr.Dataset) -> Rates | None:
