@@ -55,6 +55,7 @@ class Draws(NamedTuple):
         log_p: log p(x, latents).
         log_q: log q(latents | x); None for draws that were not made by a guide with a density.
         diagnostics: what the method reports about itself, ``(trial,)`` or ``(trial, time)``.
+        observation: the site ``x`` of the model's trace.
     """
 
     sites: Values
@@ -63,6 +64,7 @@ class Draws(NamedTuple):
     log_p: LogDensity
     log_q: LogDensity | None
     diagnostics: dict[str, Tensor]
+    observation: Mapping[str, Any]
 
 
 METHODS = ("guide", "importance", "smoother", "pool", "exact")
@@ -323,6 +325,7 @@ def _draws_of(
         log_p=log_p,
         log_q=log_q,
         diagnostics=diagnostics or {},
+        observation=x,
     )
 
 

@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import OBSERVED, Block, blocks, measured
+from pyrodyn.posterior.predictions import CONSTANT, GROUP, Predicted
 
 PREDICTIVE = ("posterior_predictive", "prior_predictive")
+
+REMEDIES = {
+    PREDICTIVE[0]: "see to_datatree",
+    PREDICTIVE[1]: "draw it with num_prior_draws=",
+    GROUP: "mark held-out neurons or forecast bins of the recording by pyrodyn.data.held_out",
+}
+"""What makes a group."""
 
 Statistic = Callable[..., xr.DataArray]
 """Reduces some of the dims ``trial, time, neuron`` of observations, over any dims to their left."""
@@ -27,7 +35,7 @@ def for_ppc(
     by: Literal["neuron", "channel", "trial", "time"] | None = None,
     *,
     statistic: Statistic | None = None,
-    group: Literal["posterior_predictive", "prior_predictive"] | None = None,
+    group: Literal["posterior_predictive", "prior_predictive", "predictions"] | None = None,
     num_draws: int | None = None,
 ) -> xr.DataTree:
     """A view of a tree whose observations lie along one dim ``observation``, measured entries only.
@@ -42,15 +50,19 @@ def for_ppc(
             to the data and to every draw; its values are then what is observed and predicted. A
             parameter ``rates`` of it gets the posterior mean rates. Values that are undefined (NaN)
             for the data or any draw are left out.
-        group: the predictive group to keep; None keeps those that the tree has.
+        group: the predictive group to keep; None keeps ``posterior_predictive`` and, if the tree
+            has it, ``prior_predictive``. ``"predictions"`` views held-out neurons and forecast bins
+            alone, and their observed values; for ArviZ's functions that do not take ``group=`` the
+            same draws are also its ``posterior_predictive``.
         num_draws: evenly spaced draws to keep per chain; None keeps all.
 
     Returns:
         A tree, loaded, with ``observed_data`` and the predictive groups (integers where the data
         are counts); without a statistic also ``log_likelihood`` (each entry with that of its whole
-        trial, the unit that was sampled: `arviz_stats.loo` belongs to the tree itself),
-        ``posterior`` with the expected value of each entry, and ``constant_data`` with what may
-        explain it: ``observation_time``, ``observation_trial``, ... and the truth of simulations.
+        trial, the unit that was sampled: `arviz_stats.loo` belongs to the tree itself; or with its
+        own, where the tree holds these), ``posterior`` with the expected value of each entry, and
+        ``constant_data`` with what may explain it: ``observation_time``, ``observation_trial``, ...
+        and the truth of simulations.
         The coordinates of an observation are its trial, time, unit and condition. Panels with the
         same entries share the dim ``observation``.
 
@@ -58,13 +70,15 @@ def for_ppc(
         ValueError: when ``by`` is no dim of the observations or the statistic, ``group`` is not in
             the tree, or a statistic is undefined throughout.
     """
+    if "observed_data" not in tree.children or "constant_data" not in tree.children:
+        raise ValueError(
+            f"the tree has the groups {', '.join(tree.children) or 'of none'}; a view needs"
+            " observed_data, constant_data and predictive draws, see to_datatree"
+        )
     groups = [name for name in PREDICTIVE if name in tree.children]
     if group is not None:
-        if group not in groups:
-            remedy = (
-                "draw it with num_prior_draws=" if group == PREDICTIVE[1] else "see to_datatree"
-            )
-            raise ValueError(f"group={group!r} is not in the tree; {remedy}")
+        if group not in tree.children:
+            raise ValueError(f"group={group!r} is not in the tree; {REMEDIES[group]}")
         groups = [group]
     if num_draws is not None:
         check_integer(1, num_draws=num_draws)
@@ -107,6 +121,11 @@ def for_ppc(
                 own = name if by is None or not is_shared else f"{name}_{panel.name}"
                 constant[f"{own}{suffix}"] = (f"observation{suffix}", values)
         datasets["constant_data"] = xr.Dataset(constant)
+    if group == GROUP:
+        # Under the names that ArviZ's functions without a choice of group ask for, too.
+        datasets[PREDICTIVE[0]] = datasets[GROUP]
+        if "constant_data" in datasets:
+            datasets[CONSTANT] = datasets["constant_data"]
     return xr.DataTree.from_dict(datasets)
 
 
@@ -149,12 +168,17 @@ class _Source:
         self.recorded = recorded_data(tree)
         self.blocks: tuple[Block, ...] = blocks(self.recorded)
         self.predictive = predictive
-        wanted = [*predictive, "log_likelihood", "posterior"]
-        self.groups = {
-            name: _thinned(tree[name].to_dataset(), num_draws)
-            for name in wanted
-            if name in tree.children
-        }
+        wanted = [name for name in ("log_likelihood", "posterior") if name in tree.children]
+        whole = {name: tree[name].to_dataset() for name in wanted}
+        if predictive == [GROUP]:
+            predicted = Predicted(self.recorded)
+            constant = tree[CONSTANT].to_dataset().load()
+            names = {block.x: block.observed for block in predicted.blocks}
+            self.observed, self.recorded = constant[list(names)], constant.rename(names)
+            self.blocks = predicted.blocks
+            whole = {name: predicted.restricted(drawn) for name, drawn in whole.items()}
+        whole = {name: tree[name].to_dataset() for name in predictive} | whole
+        self.groups = {name: _thinned(drawn, num_draws) for name, drawn in whole.items()}
 
     def panels(self, block: Block, by: str | None) -> list[_Panel]:
         """The measured entries of a block, whole or one panel per label of a dim."""
@@ -177,8 +201,12 @@ class _Source:
                 if variable in self.groups.get(group, ()):
                     drawn = self.groups[group][variable].isel(part).transpose(*lead, *dims)
                     panel.groups[group] = (lead, drawn.values[..., keep])
-            if "log_likelihood" in self.groups:
-                of_trial = self.groups["log_likelihood"][block.x].transpose(*lead, "trial")
+            likelihood = self.groups.get("log_likelihood", xr.Dataset()).get(block.x)
+            if likelihood is not None and block.unit in likelihood.dims:
+                own = likelihood.isel(part).transpose(*lead, *dims)
+                panel.groups["log_likelihood"] = (lead, own.values[..., keep])
+            elif likelihood is not None:
+                of_trial = likelihood.transpose(*lead, "trial")
                 position = xr.DataArray(np.arange(where.sizes["trial"]), dims="trial")
                 positions = position.broadcast_like(where).transpose(*block.dims)
                 panel.groups["log_likelihood"] = (

@@ -133,6 +133,29 @@ def _log_density(trace: poutine.Trace, names: list[str], shape: tuple[int, int])
     return LogDensity(local.expand(shape), shared)
 
 
+def entry_log_density(site: Mapping[str, Any], scored: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Log density of every entry of the site ``x``, ``(draw, trial, time, neuron)``, NaN where
+    nothing was measured.
+
+    Args:
+        site: of a trace of the model.
+        scored: which entries were measured, ``(trial, time, neuron)``.
+        shape: number of draws and trials.
+
+    Raises:
+        ValueError: for an observation model whose entries are not independent given the latents.
+    """
+    event = site["value"].shape[-2:]
+    base = getattr(site["fn"], "base_dist", None)
+    if base is None or tuple(base.batch_shape[-2:]) != tuple(event):
+        raise ValueError(
+            f"the entries of x are not independent in this {type(site['fn']).__name__}, so that"
+            " they have no log likelihoods of their own; take log_likelihood='trial'"
+        )
+    entries: Tensor = (base.log_prob(site["value"]) * site["scale"]).detach()
+    return entries.expand(*shape, *event).masked_fill(~scored, torch.nan)
+
+
 def deterministic_sites(trace: poutine.Trace) -> list[str]:
     """Names of the deterministic sites of a trace."""
     return [

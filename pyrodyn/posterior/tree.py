@@ -4,7 +4,11 @@
 ``posterior``                       latent sites, factors and rates, ``(chain, draw, trial, ...)``;
                                     sites that all trials share have no dim ``trial``
 ``posterior_predictive``            ``x`` drawn from the observation model
-``log_likelihood``                  ``x``: log p(x | latents) summed within each trial
+``log_likelihood``                  ``x``: log p(x | latents) summed within each trial; or of every
+                                    entry, NaN where nothing was measured, on request
+``predictions``                     ``x`` of held-out neurons and forecast bins, if there are any
+``predictions_constant_data``       their observed values and constant data, see
+                                    `pyrodyn.posterior.predictions`
 ``log_prior``                       ``latents``: log p(latents) of each trial; ``shared``: that of
                                     sites that all trials share
 ``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and for draws of a
@@ -26,14 +30,15 @@ Rates are expected observations per bin. Where nothing was measured ``x`` is 0 i
 in the predicted data alike; ``constant_data.valid`` marks them.
 
 Where counts and a signal are observed, ``counts`` and ``signal`` stand for ``x``, and beside
-``rates`` (of the counts) there is ``signal_mean``. ``log_likelihood`` holds those of both and their
-sum ``x``.
+``rates`` (of the counts) there is ``signal_mean``. ``log_likelihood`` holds those of both and,
+summed within each trial, that of both together, ``x``.
 
 The attributes of the root name model, guide, method, seed, versions and how the model was fitted.
 """
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,8 +58,9 @@ from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import Draws, Sampler, prior_draws, sampler
 from pyrodyn.posterior.given import GivenDraws
+from pyrodyn.posterior.predictions import CONSTANT, GROUP, Predicted
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.sites import Values, by_block, event_dims
+from pyrodyn.posterior.sites import Values, by_block, entry_log_density, event_dims
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import joined, new_zarr, storable, stream
 
@@ -73,6 +79,7 @@ def to_datatree(
     method: str | None = None,
     num_particles: int = 1000,
     draws: Mapping[str, Any] | None = None,
+    log_likelihood: str = "trial",
     batch_size: int = 32,
     seed: int = 0,
     path: str | Path | None = None,
@@ -102,6 +109,10 @@ def to_datatree(
         draws: draws of another sampler, such as NUTS or HMC, in place of a method's: for each
             latent site an array ``(chain, draw, trial, *event)``, or ``(chain, draw, *event)`` for
             one that all trials share.
+        log_likelihood: ``"trial"`` keeps log p(x | latents) of each trial, the unit that leaving
+            out should leave out; ``"entry"`` that of each observation, ``(chain, draw, trial, time,
+            neuron)``, as large as the predictive draws. Where counts and a signal are observed,
+            that of both together stays per trial.
         batch_size: trials drawn at once. Sites that all trials share are drawn with the first
             batch.
         seed: seeds the draws.
@@ -125,6 +136,8 @@ def to_datatree(
     model_and_guide(model)[0].check(recording)
     check_integer(1, num_chains=num_chains, batch_size=batch_size)
     check_integer(0, num_prior_draws=num_prior_draws)
+    if log_likelihood not in ("trial", "entry"):
+        raise ValueError(f"log_likelihood={log_likelihood!r} is unknown; it is 'trial' or 'entry'")
     trials = model_and_guide(model)[0].trials_of(recording)
     draw: Sampler
     if draws is None:
@@ -152,10 +165,14 @@ def to_datatree(
     target = None if path is None else new_zarr(path)
     reliability = Reliability()
     batches = trials.batches(batch_size)
-    parts = _parts(
-        of, draw, recording, batches, (num_chains, total), num_prior_draws, seed, reliability
+    predicted = Predicted(recording.isel(time=slice(of.model.first_bin, None)))
+    builder = functools.partial(
+        _Builder, of.model, recording, predicted, by_entry=log_likelihood == "entry"
     )
-    data = _data_groups(of.model, recording)
+    parts = _parts(
+        of, draw, builder, batches, (num_chains, total), num_prior_draws, seed, reliability
+    )
+    data = _data_groups(of.model, recording, predicted)
     attrs = {**_attrs(of.model, recording), **how}
     if target is not None:
         tree = stream(parts, data, attrs, target)
@@ -169,7 +186,7 @@ def to_datatree(
 def _parts(
     of: Source,
     draw: Sampler,
-    recording: xr.Dataset,
+    builder: "Callable[[Batch], _Builder]",
     batches: Iterable[Batch],
     chains_and_draws: tuple[int, int],
     num_prior_draws: int,
@@ -185,11 +202,13 @@ def _parts(
         for batch in batches:
             drawn = draw(batch, num_draws)
             reliability.add(drawn.diagnostics)
-            build = _Builder(model, recording, batch)
+            build = builder(batch)
+            predictive = build.predictive(drawn.predictive, num_chains)
             groups = {
                 "posterior": build.sites(drawn.sites, num_chains),
-                "posterior_predictive": build.predictive(drawn.predictive, num_chains),
-                "log_likelihood": build.per_trial(drawn.log_likelihood, num_chains),
+                "posterior_predictive": predictive,
+                **build.predictions(predictive),
+                "log_likelihood": build.log_likelihood(drawn, num_chains),
                 "log_prior": build.log_prior(drawn, num_chains),
                 "sample_stats": build.sample_stats(drawn, num_chains),
             }
@@ -206,11 +225,21 @@ class _Builder:
     Args:
         model: the model.
         recording: the whole recording.
+        predicted: its predicted entries.
         batch: some of its trials.
+        by_entry: whether the log likelihood is that of every entry.
     """
 
-    def __init__(self, model: LatentDynamics, recording: xr.Dataset, batch: Batch) -> None:
+    def __init__(
+        self,
+        model: LatentDynamics,
+        recording: xr.Dataset,
+        predicted: Predicted,
+        batch: Batch,
+        by_entry: bool,
+    ) -> None:
         self.model, self.batch = model, batch
+        self.predicted, self.by_entry = predicted, by_entry
         self.observed = blocks(recording)
         self.coords = {
             "trial": recording["trial"].values[batch.trial.cpu().numpy()],
@@ -247,10 +276,22 @@ class _Builder:
             dims[name] = ["trial", *its_dims]
         return self._dataset("posterior_predictive", arrays, dims, num_chains)
 
-    def per_trial(self, values: dict[str, Tensor], num_chains: int) -> xr.Dataset:
-        """One value per draw and trial."""
-        names = {name.replace("/", "_"): value for name, value in values.items()}
+    def predictions(self, predictive: xr.Dataset) -> dict[str, xr.Dataset]:
+        """The predicted entries of the predictive draws, if there are any."""
+        if not self.predicted.blocks:
+            return {}
+        return {GROUP: self.predicted.drawn(predictive, self.batch.trial.cpu().numpy())}
+
+    def log_likelihood(self, drawn: Draws, num_chains: int) -> xr.Dataset:
+        """One value per draw and trial, or per draw and entry of ``x``."""
+        names = {name.replace("/", "_"): value for name, value in drawn.log_likelihood.items()}
         dims = {name: ["trial"] for name in names}
+        if self.by_entry:
+            scored = self.batch.scored[:, self.model.first_bin :]
+            num_draws, num_trials = drawn.log_likelihood["x"].shape
+            entries = entry_log_density(drawn.observation, scored, (num_draws, num_trials))
+            for block in self.observed:
+                names[block.x], dims[block.x] = entries[..., block.columns], [*block.dims]
         return self._dataset("log_likelihood", names, dims, num_chains, units="nats")
 
     def log_prior(self, drawn: Draws, num_chains: int) -> xr.Dataset:
@@ -301,7 +342,9 @@ class _Builder:
         return dataset
 
 
-def _data_groups(model: LatentDynamics, recording: xr.Dataset) -> dict[str, xr.Dataset]:
+def _data_groups(
+    model: LatentDynamics, recording: xr.Dataset, predicted: Predicted
+) -> dict[str, xr.Dataset]:
     """Observed and constant data over the bins that the model generates."""
     role = role_in_fit(model, recording)
     generated = recording.isel(time=slice(model.first_bin, None))
@@ -309,10 +352,11 @@ def _data_groups(model: LatentDynamics, recording: xr.Dataset) -> dict[str, xr.D
     constant = generated.drop_vars(names)
     if role is not None:
         constant["role_in_fit"] = ("trial", role)
-    return {
-        "observed_data": storable(generated[list(names)].rename(names)),
-        "constant_data": storable(constant),
-    }
+    observed = generated[list(names)].rename(names)
+    groups = {"observed_data": observed, "constant_data": constant}
+    if predicted.blocks:
+        groups[CONSTANT] = predicted.constant(constant, observed)
+    return {name: storable(data) for name, data in groups.items()}
 
 
 def role_in_fit(model: LatentDynamics, recording: xr.Dataset) -> list[str] | None:
