@@ -48,6 +48,7 @@ def fit[Model: LatentDynamics](
     out: str | Path | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
+    loggers: Sequence[Any] = (),
     seed: int = 0,
     accelerator: str = "auto",
     progress: bool = True,
@@ -91,6 +92,8 @@ def fit[Model: LatentDynamics](
         resume: continue from the checkpoint in ``out``, with the same recordings, seed, batch size,
             guide, objective, transforms and ``average_weights``.
         checkpoint_seconds: seconds between checkpoints, which are written at the end of an epoch.
+        loggers: Lightning's loggers, such as ``WandbLogger()``, which get losses, learning rate and
+            diagnostics in addition to the logs in ``out``.
         seed: seeds batches, masks and noise (initial weights are drawn when the model is made).
         accelerator: Lightning's name of the hardware; ``"auto"`` uses CUDA if it is available and
             otherwise the CPU.
@@ -113,6 +116,7 @@ def fit[Model: LatentDynamics](
             " unless that is the model's own"
         )
     _check_kinds(objective, schedule, transforms, valid_transforms)
+    _check_loggers(loggers)
     check_integer(1, **_given(max_steps=max_steps, max_epochs=max_epochs, batch_size=batch_size))
     if max_minutes is not None and max_minutes <= 0:
         raise ValueError(f"max_minutes={max_minutes} must be positive")
@@ -160,6 +164,7 @@ def fit[Model: LatentDynamics](
         max_minutes=max_minutes,
         checkpoint=None if folder is None else folder / CHECKPOINT,
         checkpoint_seconds=checkpoint_seconds,
+        loggers=loggers,
         accelerator=accelerator,
         progress=progress,
     )
@@ -276,6 +281,17 @@ def _check_kinds(
     for name, value in _given(transforms=transforms, valid_transforms=valid_transforms).items():
         if not isinstance(value, Sequence) or not all(callable(each) for each in value):
             raise ValueError(f"{name}={value!r}; give a list, such as [SpikeJitter(1)]")
+
+
+def _check_loggers(loggers: object) -> None:
+    if isinstance(loggers, Sequence) and not loggers:
+        return
+    from lightning.pytorch.loggers import Logger
+
+    if not isinstance(loggers, Sequence) or not all(isinstance(each, Logger) for each in loggers):
+        raise ValueError(
+            f"loggers={loggers!r}; give a list of Lightning's loggers, such as [WandbLogger()]"
+        )
 
 
 def _given(**arguments: Any) -> dict[str, Any]:

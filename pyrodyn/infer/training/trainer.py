@@ -5,7 +5,7 @@ import datetime
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import lightning
 import pyro
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pyrodyn.infer.training.callbacks import KeepBest, SaveCheckpoint
 from pyrodyn.infer.training.module import Training
@@ -29,11 +29,12 @@ def trainer_with(
     max_minutes: float | None,
     checkpoint: Path | None,
     checkpoint_seconds: float,
+    loggers: Sequence[Logger],
     accelerator: str,
     progress: bool,
 ) -> lightning.Trainer:
-    """A Trainer that calls ``best``, stops early if ``stop_patience`` is given, and writes a
-    checkpoint, with logs in the same folder, if its path is given.
+    """A Trainer that calls ``best`` and ``loggers``, stops early if ``stop_patience`` is given, and
+    writes a checkpoint, with logs in the same folder, if its path is given.
     """
     callbacks: list[Any] = [best]
     if stop_patience is not None:
@@ -41,12 +42,12 @@ def trainer_with(
         callbacks.append(EarlyStopping("settled_loss", patience=stop_patience, strict=False))
     if progress:
         callbacks.append(FitProgress(best, max_minutes))
-    loggers: list[Any] = []
+    all_loggers = [*loggers]
     if checkpoint is not None:
         callbacks.append(SaveCheckpoint(checkpoint, checkpoint_seconds))
         # Without a version Lightning numbers the logs: a resumed run does not replace earlier ones.
         logs = checkpoint.parent / "logs"
-        loggers = [
+        all_loggers += [
             CSVLogger(logs, "csv", flush_logs_every_n_steps=1),
             TensorBoardLogger(logs, "tensorboard"),
         ]
@@ -60,7 +61,7 @@ def trainer_with(
             max_epochs=max_epochs,
             max_time=None if max_minutes is None else datetime.timedelta(minutes=max_minutes),
             callbacks=callbacks,
-            logger=loggers,
+            logger=all_loggers,
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,

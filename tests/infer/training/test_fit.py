@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from lightning.pytorch.loggers import CSVLogger
 from pyro.infer.autoguide import AutoGuideList, AutoLowRankMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
@@ -776,6 +777,18 @@ def test_a_run_is_not_overwritten(train, make_lfads, tmp_path):
     with pytest.raises(ValueError, match="holds a run already; resume it or choose another folder"):
         fit(make_lfads(train), train, max_epochs=1, out=tmp_path, **QUIET)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_loggers_of_ones_own_get_every_metric(train, valid, make_lfads, tmp_path):
+    logger = CSVLogger(tmp_path, "mine")
+    fitted = fit(make_lfads(train), train, valid, max_epochs=2, loggers=[logger], **QUIET)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["valid_loss"]]
+    np.testing.assert_allclose(
+        [float(row["valid_loss"]) for row in rows], fitted.history["valid_loss"]
+    )
+    with pytest.raises(ValueError, match="give a list of Lightning's loggers"):
+        fit(make_lfads(train), train, loggers=["csv"], **QUIET)
 
 
 def test_a_resumed_run_keeps_the_earlier_logs(train, make_lfads, tmp_path):
