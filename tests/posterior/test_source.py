@@ -1,15 +1,123 @@
-"""What a model is given to draw from, compared with what it was fitted to."""
+"""Which model, guide and method draws come from, and warnings of unreliable weights."""
 
 import json
 import warnings
 
+import numpy as np
 import pytest
+import torch
+import xarray as xr
+from pyro.infer.autoguide import AutoNormal
 
 from pyrodyn import fit, load, predict, save, to_datatree
 from pyrodyn.data import held_out
-from pyrodyn.infer import ELBO
+from pyrodyn.infer import ELBO, VSMC, Fit, SmoothedScore
 from pyrodyn.models import LowRankRNN
 from pyrodyn.models.state_space import Bootstrap
+from pyrodyn.posterior.reliability import Reliability
+from pyrodyn.posterior.source import source
+
+
+def draw(model, counts, **options):
+    return to_datatree(model, counts, num_draws=3, batch_size=20, **options)
+
+
+def means(model, counts, **options):
+    return predict(model, counts, num_draws=3, **options)
+
+
+@pytest.fixture
+def counts(make_recording):
+    return make_recording(6)
+
+
+def fitted_by(objective, model, counts, guide=None):
+    return fit(model, counts, objective=objective, guide=guide, max_epochs=1, progress=False)
+
+
+def test_a_fit_brings_its_guide(make_lfads, counts, tmp_path):
+    model = make_lfads(counts)
+    fitted = fitted_by(ELBO(), model, counts, guide=AutoNormal(model))
+    assert isinstance(fitted, Fit)
+    tree = draw(fitted, counts)
+    assert tree.attrs["guide"] == "AutoNormal" and tree.attrs["method"] == "guide"
+    xr.testing.assert_equal(
+        tree["posterior"].to_dataset(),
+        draw(model, counts, guide=fitted.guide)["posterior"].to_dataset(),
+    )
+    xr.testing.assert_equal(means(fitted, counts), means(model, counts, guide=fitted.guide))
+    save(model, tmp_path)
+    for ask in (draw, means):
+        for alone in (model, load(tmp_path)):
+            with pytest.raises(ValueError, match="fitted with the guide AutoNormal, so that its"):
+                ask(alone, counts)
+        assert ask(model, counts, method="pool", num_particles=2000) is not None
+
+
+def test_seen_trials_and_the_making_are_recorded(make_lfads, make_recording):
+    everything = make_recording(9)
+    train, valid = everything.isel(trial=slice(4)), everything.isel(trial=slice(4, 7))
+    model = make_lfads(train)
+    fit(model, train, valid, max_epochs=1, progress=False, seed=3)
+    tree = draw(model, everything.isel(trial=slice(None, None, -1)), seed=5)
+    expected = ["unseen"] * 2 + ["validated"] * 3 + ["trained"] * 4
+    assert list(tree["constant_data/role_in_fit"].values) == expected
+    assert json.loads(tree.attrs["objective"])["name"] == "ELBO"
+    assert json.loads(tree.attrs["training"])["seed"] == 3
+    assert tree.attrs["seed"] == 5 and "torch_version" in tree.attrs
+    changed = everything.copy(deep=True)
+    changed["counts"][2, 0, 0] += 1
+    assert draw(model, changed)["constant_data/role_in_fit"].values[2] == "unseen"
+    model.record = {}
+    assert "role_in_fit" not in draw(model, everything)["constant_data"]
+
+
+@pytest.mark.filterwarnings("ignore:draws by method=")
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        (ELBO(), "guide"),
+        (VSMC(16), "smoother"),
+        (SmoothedScore(16, 4), "smoother"),
+    ],
+)
+def test_the_method_follows_the_objective(counts, objective, method):
+    torch.manual_seed(0)
+    model = LowRankRNN.for_recording(counts, latent_dim=2, num_units=5)
+    fitted = fitted_by(objective, model, counts)
+    assert source(fitted, None, None).method == method
+    assert draw(model, counts, num_particles=200).attrs["method"] == method
+    assert means(model, counts, num_particles=200).attrs["method"] == method
+    assert draw(model, counts, method="guide").attrs["method"] == "guide"
+
+
+def test_predictions_report_weights_and_warn(counts):
+    torch.manual_seed(0)
+    model = LowRankRNN.for_recording(counts, latent_dim=2, num_units=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = means(model, counts, method="importance", num_particles=300)
+    assert found["pareto_k"].dims == found["effective_sample_size"].dims == ("trial",)
+    assert (found["effective_sample_size"] <= 300).all()
+    tree_warning = r"of 6 trials; take more particles"
+    with pytest.warns(UserWarning, match=tree_warning):
+        means(model, counts, method="smoother", num_particles=10)
+    with pytest.warns(UserWarning, match=tree_warning):
+        draw(model, counts, method="smoother", num_particles=10)
+
+
+def test_the_warning_counts_trials():
+    reliability = Reliability()
+    reliability.add({})  # of a guide
+    reliability.warn("guide")
+    for k, effective in (([0.2, 0.9], [400.0, 400.0]), ([np.inf, 0.1], [2.0, 300.0])):
+        reliability.add(
+            {"pareto_k": torch.tensor(k), "effective_sample_size": torch.tensor(effective)}
+        )
+    with pytest.warns(
+        UserWarning, match=r"k-hat is above 0.7 in 2 and there are fewer than 20 .* in 1 of 4 trial"
+    ):
+        reliability.warn("pool")
 
 
 @pytest.mark.filterwarnings("ignore::pyrodyn.infer.training.diagnostics.FitWarning")
