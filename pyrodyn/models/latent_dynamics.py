@@ -9,6 +9,7 @@ replaced by any Pyro callable with the same latent sites.
 """
 
 import contextlib
+import itertools
 import math
 import warnings
 from abc import abstractmethod
@@ -301,11 +302,16 @@ class LatentDynamics(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        return next(self.parameters()).device
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the device and precision of the model, which may have no parameters."""
+        return next(itertools.chain(self.parameters(), self.buffers()))
 
     def trials_of(self, recording: xr.Dataset) -> Trials:
         """A recording's tensors, on the device and in the precision of this model."""
-        return Trials(recording, self.device, next(self.parameters()).dtype)
+        return Trials(recording, self.device, self._like.dtype)
 
 
 @contextlib.contextmanager

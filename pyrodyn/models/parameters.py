@@ -184,3 +184,20 @@ def _forget(parameters: dict[str, nn.Parameter]) -> None:
     for full_name, parameter in parameters.items():
         if full_name in store and store[full_name].unconstrained() is parameter:
             del store[full_name]
+
+
+def parameters_behind(value: Tensor) -> set[Tensor]:
+    """The leaves of a value's autograd graph; the value itself if it is a leaf."""
+    found, visited, pending = set(), set(), [value.grad_fn]
+    if value.requires_grad and value.is_leaf:
+        found.add(value)
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.add(leaf)
+        pending.extend(before for before, _ in node.next_functions)
+    return found

@@ -22,6 +22,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -319,6 +320,18 @@ class OptimalFactor(FactorProposal):
         return encoding.is_exact
 
 
+class EncodedFactor(NamedTuple):
+    """The factors that an encoder outputs.
+
+    Attributes:
+        h: slope at 0.
+        J: precision.
+    """
+
+    h: Float[Tensor, "trial time dim"]
+    J: Float[Tensor, "trial time dim dim"]
+
+
 class EncoderFactor(FactorProposal):
     """A factor whose mean and precision per dimension a convolutional network outputs.
 
@@ -354,7 +367,9 @@ class EncoderFactor(FactorProposal):
 
     def encode(self, model: Any, batch: Batch) -> Factor:
         """Factors of all bins; in forecast bins their precision is 0, so that q is the prior."""
-        return self._read(model, batch, None)[0]
+        noises = model.process_noise()
+        read, _ = self.read(model, batch, len(noises[1].matrix))
+        return Factor.combined(*read, noises)
 
     def encode_next(
         self, model: Any, batch: Batch, state: State | None, past: list[Tensor] | None
@@ -365,6 +380,13 @@ class EncoderFactor(FactorProposal):
         Raises:
             ValueError: for an encoder that looks ahead.
         """
+        self.check_causal()
+        noises = model.process_noise()
+        read, last = self.read(model, batch, len(noises[1].matrix), past)
+        return Factor.combined(*read, noises), last
+
+    def check_causal(self) -> None:
+        """Refuse to filter online with an encoder that looks ahead."""
         ahead = 0 if self.is_causal else sum(kernel // 2 for kernel in self.kernels)
         if ahead:
             raise ValueError(
@@ -372,15 +394,13 @@ class EncoderFactor(FactorProposal):
                 " build the model with proposal='causal_encoder' or set model.proposal ="
                 " Bootstrap()"
             )
-        return self._read(model, batch, past)
 
-    def _read(
-        self, model: Any, batch: Batch, past: list[Tensor] | None
-    ) -> tuple[Factor, list[Tensor]]:
+    def read(
+        self, model: Any, batch: Batch, latent_dim: int, past: list[Tensor] | None = None
+    ) -> tuple["EncodedFactor", list[Tensor]]:
         """Factors, and the last inputs of every layer. Before the first bin all are 0."""
-        noises = model.process_noise()
         made_for = self.num_neurons, len(self.basis)
-        wanted = batch.seen.shape[-1], len(noises[1].matrix)
+        wanted = batch.seen.shape[-1], latent_dim
         if made_for != wanted:
             raise ValueError(
                 f"this encoder was made for {made_for[0]} neurons and {made_for[1]} latents; the"
@@ -405,4 +425,64 @@ class EncoderFactor(FactorProposal):
         )
         precision = functional.softplus(raw_precision) * is_visible[:, None]
         J = self.basis.mT @ (precision[..., None] * self.basis)
-        return Factor.combined((precision * mean) @ self.basis, J, noises), last
+        return EncodedFactor((precision * mean) @ self.basis, J), last
+
+
+class GeneralEncoderFactor(Proposal):
+    """The factor of an encoder for any Gaussian prior of z_t, whose covariance may depend on the
+    state: q = N(P (Q^-1 m + h), P), P = (Q^-1 + J)^-1.
+
+    Args:
+        encoder: outputs the factor.
+    """
+
+    def __init__(self, encoder: EncoderFactor) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def encode(self, model: Any, batch: Batch) -> EncodedFactor:
+        """Factors of all bins."""
+        return self.encoder.read(model, batch, model.config["latent_dim"])[0]
+
+    def encode_next(
+        self, model: Any, batch: Batch, state: State | None, past: list[Tensor] | None
+    ) -> tuple[EncodedFactor, list[Tensor]]:
+        """Factors of a new bin; see `EncoderFactor.encode_next`."""
+        self.encoder.check_causal()
+        return self.encoder.read(model, batch, model.config["latent_dim"], past)
+
+    def propose(
+        self, prior: Distribution, memory: Any, encoding: EncodedFactor, t: int, is_first: bool
+    ) -> Distribution:
+        """From mean and covariance of the prior.
+
+        Raises:
+            ValueError: for a prior that is not Gaussian.
+        """
+        gaussian = gaussian_of(prior)
+        h, J = encoding.h[:, t], encoding.J[:, t]
+        if isinstance(gaussian, torch.distributions.Normal):
+            precision = gaussian.scale.pow(-2)
+            diagonal = precision + J.diagonal(dim1=-2, dim2=-1)
+            mean = (precision * gaussian.loc + h) / diagonal
+            return dist.Normal(mean, diagonal.rsqrt(), validate_args=False).to_event(1)
+        if isinstance(gaussian, torch.distributions.MultivariateNormal):
+            Q_inverse, m = gaussian.precision_matrix, gaussian.loc
+            pushed = (Q_inverse @ m[..., None])[..., 0] + h
+            P = Covariance.of_precision(Q_inverse + J)
+            return SharedNormal((P.matrix @ pushed[..., None])[..., 0], P)
+        raise ValueError(
+            f"{type(self).__name__} multiplies the distribution of z_t by a Gaussian factor, so"
+            " that it must be Gaussian itself: set model.proposal to Bootstrap() or a Proposal of"
+            " your own"
+        )
+
+
+def gaussian_of(distribution: Any) -> Any:
+    """The `torch.distributions.Normal` or `MultivariateNormal` inside wrappers that change nothing
+    but shapes, else None.
+    """
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    kinds = (torch.distributions.Normal, torch.distributions.MultivariateNormal)
+    return distribution if isinstance(distribution, kinds) else None

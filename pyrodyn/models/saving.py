@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pyrodyn.models.density_model import DensityModel
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.linear_dynamics import LinearDynamics
@@ -68,6 +69,7 @@ def load(
     folder: str | Path,
     proposal: Proposal | None = None,
     model_class: type[LatentDynamics] | None = None,
+    model: LatentDynamics | None = None,
 ) -> LatentDynamics:
     """Load a model that `save` wrote, in evaluation mode on the CPU.
 
@@ -76,6 +78,8 @@ def load(
         proposal: a proposal of the class that the model was saved with, if that is not the model's
             default; its weights are loaded too. Not needed for `Bootstrap`.
         model_class: the class of the model, if it is not one of `pyrodyn.models.MODELS`.
+        model: for one from `StateSpaceModel.of`: a model built again from the same functions, which
+            are not saved; it is given the saved weights and returned.
 
     Raises:
         FileNotFoundError: if there is no card.
@@ -86,7 +90,10 @@ def load(
     folder = Path(folder)
     card = read_card(folder)
     try:
-        model = _class_of(card["model"], model_class, folder)(**card["config"])
+        if card["model"] == DensityModel.__name__ or model is not None:
+            model = _built_again(model, card, folder)
+        else:
+            model = _class_of(card["model"], model_class, folder)(**card["config"])
         model.record = card["record"]
     except KeyError as error:
         raise ValueError(f"{folder}/card.json lacks {error}") from None
@@ -124,6 +131,25 @@ def _class_of(name: str, given: type[LatentDynamics] | None, folder: Path) -> ty
         raise ValueError(
             f"the model in {folder} is a {name}, not a {given.__name__}; pass model_class={name}"
         )
+    return given
+
+
+def _built_again(
+    given: LatentDynamics | None, card: dict[str, Any], folder: Path
+) -> LatentDynamics:
+    """The model that a user has built again."""
+    if given is None:
+        raise ValueError(
+            f"the model in {folder} was built by StateSpaceModel.of from functions, which are not"
+            " saved: build it again from the same functions and pass it, load(..., model=...)"
+        )
+    found = {"model": type(given).__name__, "config": json.loads(json.dumps(given.config))}
+    for name, value in found.items():
+        if card[name] != value:
+            raise ValueError(
+                f"the model in {folder} has {name} {card[name]}, not {value}; pass load(...,"
+                " model=...) a model built in the same way"
+            )
     return given
 
 

@@ -33,7 +33,7 @@ from pyrodyn.distributions.masked import Masked
 from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.linear_gaussian import LinearGaussian
-from pyrodyn.models.observations import Observation, observe
+from pyrodyn.models.observations import Observation, ObservationSpec, observe
 
 State = Any
 """A NamedTuple of tensors."""
@@ -110,6 +110,61 @@ class StateSpaceModel(LatentDynamics):
         return all(
             getattr(getattr(self, name), "__func__", None) is getattr(of, name) for name in methods
         )
+
+    @staticmethod
+    def of(
+        *,
+        initial: Callable[[Tensor], Any],
+        transition: Callable[[Tensor, Tensor], Any],
+        emission: Callable[[Tensor], Any],
+        latent_dim: int,
+        input_dim: int = 0,
+        parameters: nn.Module | None = None,
+        observation: ObservationSpec | None = None,
+        proposal: "str | Proposal" = "bootstrap",
+    ) -> "StateSpaceModel":
+        """A model from three functions, on which everything works that works on the zoo.
+
+        A random walk seen by Poisson neurons::
+
+            own = nn.ParameterDict({"log_sd": torch.tensor(-1.0), "loading": torch.randn(9, 2)})
+            model = StateSpaceModel.of(
+                initial=lambda inputs: Normal(torch.zeros(2), 1.0),
+                transition=lambda z, inputs: Normal(z, own["log_sd"].exp()),
+                emission=lambda z: z @ own["loading"].mT,
+                latent_dim=2,
+                parameters=own,
+            )
+
+        The functions must treat all dims but the last alike, as those above do: among the left dims
+        of z are particles, trials and bins. They are tried with a few left dims here.
+
+        Args:
+            initial: from the inputs ``(*left, input)`` of the first bin to the distribution of z_1.
+                It is one of vectors ``(latent,)``, or of scalars whose last dim has that size,
+                which are independent then; a batch shape that is left out is expanded.
+            transition: from z ``(*left, latent)`` of the previous bin and the inputs of this one to
+                the distribution of z_t.
+            emission: from z to the linear predictors ``(*left, predictor)`` of the observation
+                model, or to the distribution of every entry of x_t, batch shape ``(*left,
+                neuron)``.
+            latent_dim: dimensions of z.
+            input_dim: known external inputs.
+            parameters: the module whose parameters the functions use. It is trained and saved.
+            observation: a name in `pyrodyn.models.observations.OBSERVATIONS`, or two (see
+                `ObservationSpec`), ``"poisson"`` by default; the linear predictors are in the unit
+                of the data. Not for an emission that is a distribution.
+            proposal: ``"bootstrap"``, which suffices for few latents; ``"encoder"`` or
+                ``"causal_encoder"``, for Gaussian latents; or a `Proposal`.
+
+        Raises:
+            ValueError: in one sentence, for a function that fails, returns another shape, does not
+                broadcast or uses parameters that are not in ``parameters``.
+        """
+        from pyrodyn.models.density_model import Densities, DensityModel
+
+        densities = Densities(initial, transition, emission)
+        return DensityModel(densities, latent_dim, input_dim, parameters, observation, proposal)
 
     def initial_condition(self) -> Distribution:
         """The distribution of the initial condition."""

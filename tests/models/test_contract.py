@@ -19,11 +19,24 @@ from pyro.infer import (
     TraceMeanField_ELBO,
 )
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from torch import nn
 
 from pyrodyn.data import Trials, recording
+from pyrodyn.data.batch import num_units
+from pyrodyn.data.schema import blocks
 from pyrodyn.infer import ELBO
 from pyrodyn.infer.traces import paired_traces
-from pyrodyn.models import LFADS, OBSERVATIONS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import (
+    LFADS,
+    OBSERVATIONS,
+    LinearDynamics,
+    LowRankRNN,
+    NodeSAE,
+    RnnSAE,
+    StateSpaceModel,
+)
+from pyrodyn.models.observations import observation as observation_model
+from pyrodyn.models.observations import observation_for
 
 NUM_TRIALS, NUM_BINS, NUM_NEURONS, NUM_CHANNELS = 4, 8, 3, 2
 COUNTS_AND_SIGNAL = {"counts": "zero_inflated_poisson", "signal": "gaussian"}
@@ -35,7 +48,38 @@ TINY_LFADS = {
     "controller_encoder_dim": 4,
     "controller_dim": 4,
 }
+
+
+class OfFunctions:
+    """A model from three functions, which `StateSpaceModel.of` builds."""
+
+    @staticmethod
+    def for_recording(recorded, observation):
+        spec = observation_for(blocks(recorded), observation)
+        num_predictors = observation_model(spec, num_units(recorded)).predictor_dim
+        own = nn.ParameterDict(
+            {
+                "log_sd": torch.tensor([-1.0, 0.0]),
+                "push": torch.randn(1, 2),
+                "loading": torch.randn(2, num_predictors),
+            }
+        )
+        return StateSpaceModel.of(
+            initial=lambda inputs: dist.Normal(inputs @ own["push"], own["log_sd"].exp()),
+            transition=lambda z, inputs: torch.distributions.Normal(
+                torch.tanh(z) + inputs @ own["push"], own["log_sd"].exp()
+            ),
+            emission=lambda z: z @ own["loading"],
+            latent_dim=2,
+            input_dim=1,
+            parameters=own,
+            observation=spec,
+            proposal="encoder",
+        )
+
+
 ZOO = {
+    "of_functions": (OfFunctions, {}),
     "lfads": (LFADS, {**TINY_LFADS}),
     "lfads_inputs": (LFADS, {**TINY_LFADS, "inferred_input_dim": 1}),
     "lfads_heavy_tails": (
@@ -95,6 +139,7 @@ ZOO = {
     ),
 }
 LATENT = {
+    "of_functions": {"z"},
     "lfads": {"g0"},
     "lfads_inputs": {"g0", "u"},
     "lfads_heavy_tails": {"g0", "u"},

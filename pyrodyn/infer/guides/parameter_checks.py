@@ -14,8 +14,8 @@ from typing import Any
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.traces import Program, drawn_sites, module_of, runs_the_model
+from pyrodyn.models.parameters import parameters_behind
 
 
 def _leaves(trace: poutine.Trace) -> set[Tensor]:

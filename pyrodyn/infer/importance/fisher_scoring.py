@@ -38,12 +38,12 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.importance.path_pool import MOST_ENTRIES, path_pool
 from pyrodyn.infer.smc.resampling import effective_sample_size
 from pyrodyn.infer.traces import is_local, observed_sites, traced
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.parameters import parameters_behind
 
 LEAST_EFFECTIVE = 0.5
 """Smallest effective fraction of the draws at which the gain of a step is trusted."""

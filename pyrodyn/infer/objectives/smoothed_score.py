@@ -31,12 +31,13 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.frozen import frozen, parameters_behind
+from pyrodyn.infer.frozen import frozen
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, check_own_guide
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import SmoothedPaths, particle_smoother
 from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program, traced
+from pyrodyn.models.parameters import parameters_behind
 from pyrodyn.models.state_space import StateSpaceModel
 
 FEWEST_EFFECTIVE = 5.0

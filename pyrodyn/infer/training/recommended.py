@@ -17,7 +17,8 @@ Common to all models:
   inferred inputs is not ramped, so that they do not replace autonomous dynamics.
 - The low-rank RNN is fitted by particles. Its encoder copies noise within a few hundred steps if
   trials are few, and half of the entries are hidden from it. So is the linear dynamical system,
-  unless its observation is Gaussian: then it is fitted by the exact evidence.
+  unless its observation is Gaussian: then it is fitted by the exact evidence. Models from three
+  functions are fitted by particles too, and more of them where the prior proposes them.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from pyrodyn.infer.objectives.vsmc import VSMC
 from pyrodyn.infer.traces import Program
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.infer.training.schedule import Schedule
+from pyrodyn.models.density_model import DensityModel
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.linear_dynamics import LinearDynamics
@@ -64,6 +66,7 @@ class Family(NamedTuple):
 
 OF_LFADS = Family(5e-3, 0.3, 2000, 12_800_000)
 OF_LOW_RANK_RNN = Family(3e-3, 0.5, 800, 4_000_000)
+OF_DENSITIES = Family(1e-2, 0.5, 400, 4_000_000)
 OF_LINEAR_DYNAMICS = Family(1e-2, 0.5, 800, 4_000_000)
 OF_SAE = Family(5e-3, 0.3, 1000, 6_400_000)
 
@@ -72,6 +75,9 @@ FINAL_FRACTION = 0.2
 
 NUM_PARTICLES = 4
 """Few particles leave more of the work to the encoder, by which rates are predicted."""
+
+NUM_PRIOR_PARTICLES = 32
+"""Of a model from functions whose particles are proposed by the prior."""
 
 RAMP_STEPS = 500
 
@@ -137,7 +143,9 @@ def recommended(
     objective: Objective
     if isinstance(model, LinearDynamics) and model.observation.is_gaussian():
         objective = Kalman()
-    elif isinstance(model, LinearDynamics | LowRankRNN):
+    elif isinstance(model, DensityModel) and not model.proposal.has_encoder:
+        objective = VSMC(NUM_PRIOR_PARTICLES)
+    elif isinstance(model, DensityModel | LinearDynamics | LowRankRNN):
         objective = VSMC(NUM_PARTICLES)
     else:
         objective = ELBO(beta={model.initial_condition_site or str(model.path_site): ramp})
@@ -156,6 +164,8 @@ def _family(model: LatentDynamics) -> Family | None:
         return OF_LOW_RANK_RNN
     if isinstance(model, LinearDynamics):
         return OF_LINEAR_DYNAMICS
+    if isinstance(model, DensityModel):
+        return OF_DENSITIES
     return OF_SAE if isinstance(model, SequentialAutoencoder) else None
 
 

@@ -98,7 +98,7 @@ def load(
             or what makes it for the loaded model, such as ``AutoNormal`` or
             ``lambda model: MyGuide(model, width=16)``. Its weights are read.
         parts: what else the model was built from, see `pyrodyn.models.saving.load`: a ``proposal``
-            of one's own.
+            of one's own, or the ``model`` from `StateSpaceModel.of` itself.
 
     Returns:
         The model alone; with ``guide`` the `Fit`. `predict` and `to_datatree` refuse the model
