@@ -19,6 +19,7 @@ from pyrodyn.infer import (
     importance_sample, particle_filter,
 )
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, load, save
+from pyrodyn.posterior import elpd, for_ppc, kfold, predictive_p_values
 
 recorded = recording(counts=np.ones((2, 5, 3), int), bin_width=0.01)
 model = LowRankRNN(3, latent_dim=1, num_units=2, proposal="bootstrap")
@@ -61,6 +62,10 @@ for name, call in {
     "class": lambda: saved_and_loaded_as(model),
     "flow": lambda: FlowStart("fit"),
     "refined": lambda: RefinedGuide(model.guide),
+    "elpd": lambda: elpd(3),
+    "view": lambda: for_ppc(recorded),
+    "p-values": lambda: predictive_p_values(xr.DataTree()),
+    "folds": lambda: kfold(lambda train: None, recorded, num_folds=2),
     "encoder": lambda: made_for_more()(model.trials_of(recorded).batch()),
 }.items():
     try:
@@ -105,6 +110,11 @@ SENTENCES = (
     " process noise); this str does not: use its own guide",
     "refined: RefinedGuide refines the guide of a model or of the Fit that fit(...) returned; a"
     " method is neither",
+    "elpd: expected the DataTree that to_datatree returns, not a value of type int",
+    "view: expected the DataTree that to_datatree returns, not a value of type Dataset",
+    "p-values: the tree has no group posterior_predictive and observed_data and constant_data; its"
+    " groups are none",
+    "folds: fit returned a NoneType; it must return the Fit of pyrodyn.fit, or a model",
     "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
     " model 1",
 )

@@ -41,6 +41,7 @@ from pyrodyn.infer.traces import (
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import Draws, prior_draws, replayed, sampler
+from pyrodyn.posterior.groups import require_draws, require_groups
 from pyrodyn.posterior.ppc_view import recorded_data
 from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
 from pyrodyn.posterior.reliability import Reliability
@@ -179,11 +180,12 @@ def coverage(tree: xr.DataTree, levels: Sequence[float] = LEVELS, seed: int = 0)
         from the variation between trials (or simulations); NaN for a single one.
 
     Raises:
-        ValueError: for a tree without known truth, and levels outside (0, 1).
+        ValueError: for a tree without known truth or with a single draw, and levels outside (0, 1).
     """
     wrong = [level for level in levels if not 0 < level < 1]
     if wrong or not len(levels):
         raise ValueError(f"levels must lie between 0 and 1, unlike {wrong or 'an empty list'}")
+    require_groups(tree)
     return covered(_ranks_of_truth(tree, np.random.default_rng(seed)), levels)
 
 
@@ -202,6 +204,7 @@ def summarise_calibration(tree: xr.DataTree, levels: Sequence[float] = (0.5, 0.9
     Raises:
         ValueError: for a tree without ``prior_sbc``.
     """
+    require_groups(tree)
     if "prior_sbc" not in tree.children:
         raise ValueError("the tree has no group prior_sbc; make it by pyrodyn.posterior.calibrate")
     ranks = tree["prior_sbc"].to_dataset().load()
@@ -361,6 +364,8 @@ def _ranks_of_truth(tree: xr.DataTree, rng: np.random.Generator) -> dict[str, xr
             for name, values in ranks.items()
         }
     found: dict[str, xr.DataArray] = {}
+    if "posterior" in tree.children:
+        require_draws(tree["posterior"].to_dataset())
     if {"posterior", "constant_data", "observed_data"} <= set(tree.children):
         constant, posterior = tree["constant_data"].to_dataset(), tree["posterior"].to_dataset()
         recorded = recorded_data(tree)

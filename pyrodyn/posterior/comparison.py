@@ -13,6 +13,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import validate
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.posterior.groups import require_groups
 from pyrodyn.posterior.reliability import LARGEST_K
 from pyrodyn.posterior.source import source
 from pyrodyn.posterior.tree import role_in_fit, to_datatree
@@ -64,6 +65,7 @@ def elpd(tree: xr.DataTree) -> ELPDDataEvidence:
     Warns:
         UserWarning: when the fit was trained on some of the trials.
     """
+    require_groups(tree)
     stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
     if "log_evidence" not in stats:
         raise ValueError(
@@ -153,6 +155,11 @@ def kfold(
     roles: list[str] = []
     for number in range(num_folds):
         fitted, left_out = fit(recording.isel(trial=fold != number)), fold == number
+        if not isinstance(fitted, Fit | LatentDynamics):
+            raise ValueError(
+                f"fit returned a {type(fitted).__name__}; it must return the Fit of pyrodyn.fit, or"
+                " a model"
+            )
         role = role_in_fit(model_and_guide(fitted)[0], recording.isel(trial=left_out)) or []
         num_leaked = len(role) - role.count("unseen")
         if num_leaked:

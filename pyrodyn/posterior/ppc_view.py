@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import OBSERVED, Block, blocks, measured
+from pyrodyn.posterior.groups import require_groups
 from pyrodyn.posterior.predictions import CONSTANT, GROUP, Predicted
 
 PREDICTIVE = ("posterior_predictive", "prior_predictive")
@@ -70,11 +71,7 @@ def for_ppc(
         ValueError: when ``by`` is no dim of the observations or the statistic, ``group`` is not in
             the tree, or a statistic is undefined throughout.
     """
-    if "observed_data" not in tree.children or "constant_data" not in tree.children:
-        raise ValueError(
-            f"the tree has the groups {', '.join(tree.children) or 'of none'}; a view needs"
-            " observed_data, constant_data and predictive draws, see to_datatree"
-        )
+    require_groups(tree, "observed_data", "constant_data")
     groups = [name for name in PREDICTIVE if name in tree.children]
     if group is not None:
         if group not in tree.children:

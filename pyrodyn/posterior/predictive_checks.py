@@ -10,6 +10,7 @@ from scipy import stats
 
 from pyrodyn.data.schema import Block, blocks, measured
 from pyrodyn.posterior import statistics
+from pyrodyn.posterior.groups import require_draws, require_groups
 from pyrodyn.posterior.ppc_view import PREDICTIVE, Statistic, recorded_data, takes_rates
 from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
 
@@ -54,9 +55,13 @@ def predictive_p_values(
         Carlo standard errors, and as ``{name}_observed`` and ``{name}_predicted`` its value for the
         data and the mean over draws of its predicted value; NaN where the statistic is undefined.
         The attribute ``num_draws`` is the number of draws behind each.
+
+    Raises:
+        ValueError: for a tree without predictive draws, or with a single one.
     """
     checks = OF_COUNTS if checks is None else checks
     (observed, predicted), rates = _observed_and_predicted(tree, variable=variable), None
+    require_draws(predicted)
     found = {}
     for name, statistic in checks.items():
         if takes_rates(statistic):
@@ -157,10 +162,7 @@ def _observed_and_predicted(
     tree: xr.DataTree, group: str = PREDICTIVE[0], variable: str | None = None
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Data and predictions, NaN where nothing was measured, with their conditions."""
-    if group not in tree.children:
-        raise ValueError(
-            f"the tree has no group {group}; its groups are {', '.join(tree.children)}"
-        )
+    require_groups(tree, group, "observed_data", "constant_data")
     recorded = recorded_data(tree)
     block = _block(recorded, variable)
     where = measured(recorded, block)

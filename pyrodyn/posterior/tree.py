@@ -48,6 +48,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
@@ -83,6 +84,7 @@ def to_datatree(
     batch_size: int = 32,
     seed: int = 0,
     path: str | Path | None = None,
+    progress: bool | None = None,
 ) -> xr.DataTree:
     """Draw from the posterior of every trial.
 
@@ -119,6 +121,8 @@ def to_datatree(
         path: a new ``.zarr`` folder to which the tree is streamed, ``batch_size`` trials at a
             time; memory then does not grow with the number of trials, and the tree returned reads
             from the folder lazily.
+        progress: show a progress bar of the trials with the time left; None shows it where the
+            tree is streamed.
 
     Returns:
         The tree, see the module's docstring.
@@ -164,7 +168,8 @@ def to_datatree(
         how = {"model": type(of.model).__name__, "method": "draws", "seed": seed}
     target = None if path is None else new_zarr(path)
     reliability = Reliability()
-    batches = trials.batches(batch_size)
+    is_shown = path is not None if progress is None else progress
+    batches = _with_progress(trials.batches(batch_size), recording.sizes["trial"], is_shown)
     predicted = Predicted(recording.isel(time=slice(of.model.first_bin, None)))
     builder = functools.partial(
         _Builder, of.model, recording, predicted, by_entry=log_likelihood == "entry"
@@ -181,6 +186,14 @@ def to_datatree(
         tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups, **data})
     reliability.warn(of.method)
     return tree
+
+
+def _with_progress(batches: Iterable[Batch], num_trials: int, is_shown: bool) -> Iterator[Batch]:
+    """The batches, while a bar shows how many trials are done and the time left."""
+    with tqdm(total=num_trials, desc="trials", unit="", disable=not is_shown) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(batch.num_trials)
 
 
 def _parts(

@@ -215,5 +215,7 @@ def test_what_a_view_and_a_log_likelihood_cannot_be(counts):
         tree_of(counts, log_likelihood="bin")
     tree = tree_of(counts)
     bare = xr.DataTree.from_dict({"posterior": tree["posterior"].to_dataset()})
-    with pytest.raises(ValueError, match="the tree has the groups posterior; a view needs"):
+    with pytest.raises(
+        ValueError, match="has no group observed_data and constant_data; its groups"
+    ):
         for_ppc(bare)

@@ -5,7 +5,12 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from pyrodyn.posterior import predictive_p_values, randomised_pit, summarise_p_values
+from pyrodyn.posterior import (
+    predictive_p_values,
+    randomised_pit,
+    summarise_p_values,
+    to_datatree,
+)
 from pyrodyn.posterior.statistics import autocorrelation, mean_rate
 
 SHAPE, NUM_DRAWS = (40, 12, 6), 400
@@ -77,6 +82,13 @@ def test_p_values_keep_the_dims_of_a_statistic():
     tree = world(np.random.default_rng(1), poisson)
     p = predictive_p_values(tree, {"autocorrelation": autocorrelation})
     assert set(p["autocorrelation"].dims) == {"lag", "neuron"} and p.attrs["num_draws"] == 400
+
+
+def test_one_draw_has_no_p_value(make_recording, make_lfads):
+    counts = make_recording(2, 3, 2)
+    tree = to_datatree(make_lfads(counts), counts, num_draws=1)
+    with pytest.raises(ValueError, match="the tree has 1 draw; it takes at least 2, see num_draws"):
+        predictive_p_values(tree)
 
 
 def test_few_draws_cannot_flag():

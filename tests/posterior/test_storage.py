@@ -58,3 +58,17 @@ def test_any_attributes_and_names_survive_files(counts, kind, tmp_path):
     assert back.attrs["method"] == "guide" and back.attrs["seed"] == 0
     back.close()
     assert counts.attrs["subject"] is None  # the recording itself is left as it was
+
+
+@pytest.mark.parametrize(("options", "is_shown"), [({}, True), ({"progress": False}, False)])
+def test_streaming_shows_the_trials_that_are_done(
+    options, is_shown, make_recording, make_lfads, tmp_path, capsys
+):
+    counts = make_recording(5, 3, 2)
+    to_datatree(
+        make_lfads(counts), counts, num_draws=2, batch_size=2, path=tmp_path / "a.zarr", **options
+    )
+    shown = capsys.readouterr().err
+    assert ("trials: 100%" in shown and "5/5" in shown) is is_shown
+    to_datatree(make_lfads(counts), counts, num_draws=2)
+    assert not capsys.readouterr().err
