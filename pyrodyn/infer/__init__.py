@@ -10,6 +10,7 @@ from pyrodyn.infer.importance.importance_sampling import ImportanceSample, impor
 from pyrodyn.infer.importance.path_pool import PathPool, path_pool
 from pyrodyn.infer.kalman.kalman_filter import KalmanResult, kalman_filter
 from pyrodyn.infer.kalman.kalman_smoother import SmootherResult, exact_paths, kalman_smoother
+from pyrodyn.infer.marginal import marginal
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.kalman import Kalman
@@ -70,6 +71,7 @@ __all__ = [
     "importance_sample",
     "kalman_filter",
     "kalman_smoother",
+    "marginal",
     "particle_filter",
     "particle_smoother",
     "path_pool",
