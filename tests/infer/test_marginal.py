@@ -142,4 +142,4 @@ def test_what_has_no_evidence_is_refused(model, batch):
         marginal(kinked, batch)
     assert marginal(kinked, batch, 10).shape == (3,)
     with pytest.raises(ValueError, match="this model was made for"):
-        marginal(model, batch.replace(seen=batch.seen[..., :2]))
+        marginal(LowRankRNN(5, input_dim=1).double(), batch, 10)
