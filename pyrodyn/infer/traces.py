@@ -17,7 +17,9 @@ from pyro.poutine.guide import GuideMessenger
 from torch import nn
 
 from pyrodyn.data.batch import Batch
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.parameters import local_parameters
+from pyrodyn.models.priors import Priors
 
 Program = Callable[[Batch], Any]
 """A model or a guide."""
@@ -33,6 +35,12 @@ def module_of(program: Program) -> nn.Module | None:
     """The module whose parameters a program has: itself, or the one that it is a method of."""
     owner = getattr(program, "__self__", program)
     return owner if isinstance(owner, nn.Module) else None
+
+
+def priors_of(model: Program) -> Priors | None:
+    """The priors on parameters of a model; None for a model without, or another program."""
+    owner = module_of(model)
+    return owner.priors if isinstance(owner, LatentDynamics) else None
 
 
 def runs_the_model(guide: Program) -> bool:

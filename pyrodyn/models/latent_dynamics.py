@@ -6,6 +6,12 @@
 Both run inside the plate ``trials`` at dim -1, scaled by the number of trials of the recording per
 trial of the minibatch. Every parameter is an ordinary `torch.nn.Parameter`, and a guide can be
 replaced by any Pyro callable with the same latent sites.
+
+Parameters may have priors (``priors=`` of `LatentDynamics.for_recording`). Each is then a latent
+site of its own, drawn before the plate, and both programs run at the values drawn::
+
+    model(batch)   theta ~ prior,   p(latents | theta) p(x | latents, theta)
+    guide(batch)   theta ~ N(parameter, s^2),   q(latents | seen, theta)
 """
 
 import contextlib
@@ -29,7 +35,8 @@ from pyrodyn.data.schema import blocks, validate
 from pyrodyn.models.class_arguments import check_arguments, with_class_arguments
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
-from pyrodyn.models.parameters import registered
+from pyrodyn.models.parameters import registered, substituted
+from pyrodyn.models.priors import Priors, priors_of
 from pyrodyn.models.summary import as_html, as_text, model_summary
 
 # Run-time shape checks refuse a bound in brackets, since the class does not exist yet.
@@ -54,18 +61,21 @@ class LatentDynamics(nn.Module):
             ``training``.
         first_bin: the first bin of a batch that the model generates (later than 0 if leading
             bins only set the initial state).
+        priors: of parameters, see `set_priors`; None for none.
+        guide_parameters: patterns of the names of parameters on which only the guide depends.
     """
 
     site_dims: ClassVar[dict[str, tuple[str, ...]]]
+    guide_parameters: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
     first_bin: int = 0
     observation: Observation
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name in ("model", "guide"):
+        for name, drawn in (("model", _from_priors), ("guide", _from_guide)):
             if name in vars(cls):
-                setattr(cls, name, registered(vars(cls)[name]))
+                setattr(cls, name, registered(vars(cls)[name], drawn))
         if "for_recording" not in vars(cls):
             inherited = cls.for_recording.__func__  # type: ignore[attr-defined]
             listed = classmethod(with_class_arguments(inherited, cls))
@@ -74,6 +84,7 @@ class LatentDynamics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
+        self.priors: Priors | None = None
 
     def __repr__(self) -> str:
         return as_text(self._summary())
@@ -101,6 +112,7 @@ class LatentDynamics(nn.Module):
         *,
         seed: int | None = None,
         observation: str | Mapping[str, str] | None = None,
+        priors: Mapping[str, Any] | None = None,
         **sizes: Any,
     ) -> Model:
         """A model with the sizes of a recording, its readout initialised at each neuron's mean.
@@ -112,12 +124,13 @@ class LatentDynamics(nn.Module):
             observation: observation model; by default ``"poisson"`` for counts and ``"gaussian"``
                 for a signal. For a recording of both: ``{"counts": "negative_binomial", "signal":
                 "gaussian"}``.
+            priors: of parameters, see `set_priors`.
             sizes: other arguments of the class.
 
         Raises:
             TypeError: for an argument that the class does not have.
-            ValueError: for invalid sizes, an invalid recording, and observations outside the
-                support of the observation model.
+            ValueError: for invalid sizes, an invalid recording, priors that do not fit, and
+                observations outside the support of the observation model.
 
         Warns:
             UserWarning: for one long trial, which `pyrodyn.data.segment` cuts.
@@ -141,7 +154,68 @@ class LatentDynamics(nn.Module):
         model.observation.check(everything.x, everything.scored)
         with torch.no_grad():
             model.start_from(everything)
+        if priors is not None:
+            model.set_priors(priors)
         return model
+
+    def set_priors(self, priors: Mapping[str, Any]) -> None:
+        """Give parameters priors, in place of those that they have.
+
+        A parameter with a prior is a latent site named as the parameter, drawn once for all trials.
+        The guide draws it from a normal distribution around the parameter, independently for every
+        entry, with scales that are trained (a tenth of the prior's standard deviation at first).
+
+        Inference that is given no value for such a parameter, such as a particle filter or the
+        analysis of the dynamics, takes the location of this guide, the parameter itself; `at` gives
+        the model at other values.
+
+        Args:
+            priors: distributions of torch or Pyro by the names of their parameters, as
+                ``named_parameters()`` has them, or by patterns such as ``"phi.*"``; an empty
+                mapping takes all priors away. A prior has the shape of its parameter or expands to
+                it, and the real line as its support. A positive quantity whose log is the parameter
+                takes the prior of that log: ``TransformedDistribution(HalfNormal(1.0),
+                [ExpTransform().inv])`` for a half-normal one.
+
+        Raises:
+            ValueError: for a name that is no parameter of the generative program, a shape or
+                support that does not fit, and a distribution that a model's card cannot name.
+        """
+        self.priors = None
+        parameters = dict(self.named_parameters())
+        kind = type(self).__name__
+        self.priors = priors_of(priors, parameters, self.guide_parameters, kind)
+
+    def at(self: Model, values: Mapping[str, Tensor] | None = None) -> Model:
+        """A copy of the model at values of its parameters, without priors. It shares all other
+        tensors with the model.
+
+        Args:
+            values: by the names of parameters; a parameter without a value keeps its own, which for
+                one with a prior is the location of its guide.
+
+        Raises:
+            ValueError: for a name that is no parameter's and a value of another shape.
+        """
+        values = {} if values is None else values
+        parameters = dict(self.named_parameters())
+        for name, value in values.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                wanted = tuple(parameters[name].shape) if name in parameters else "none"
+                raise ValueError(
+                    f"{type(self).__name__} has no parameter {name!r} of the shape"
+                    f" {tuple(value.shape)} (its own is {wanted})"
+                )
+        return substituted(self, values)
+
+    def sample_parameters(self: Model) -> Model:
+        """Draw the parameters with priors from the model's guide of them, for a guide of one's own:
+        a Pyro site each, outside the plate over trials.
+
+        Returns:
+            The model at the values drawn.
+        """
+        return substituted(self, _from_guide(self))
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +240,15 @@ class LatentDynamics(nn.Module):
     @abstractmethod
     def guide(self, batch: Batch) -> None:
         """The inference program."""
+
+    def parameter_dims(self) -> dict[str, tuple[str, ...]]:
+        """Names of the dims of parameters, for the DataTree: by default those of the observation
+        model, which are per neuron.
+        """
+        if isinstance(self.observation, Joint):
+            return {}
+        names = (name for name, _ in self.observation.named_parameters())
+        return {f"observation.{name}": ("neuron",) for name in names}
 
     def forward(self, batch: Batch) -> None:
         """Run `model`, so that this module can be passed to Pyro as a model."""
@@ -312,6 +395,16 @@ class LatentDynamics(nn.Module):
     def trials_of(self, recording: xr.Dataset) -> Trials:
         """A recording's tensors, on the device and in the precision of this model."""
         return Trials(recording, self.device, self._like.dtype)
+
+
+def _from_priors(model: LatentDynamics) -> dict[str, Tensor]:
+    """Sites of the parameters with priors, in the generative program."""
+    return {} if model.priors is None else model.priors.sample_prior(model)
+
+
+def _from_guide(model: LatentDynamics) -> dict[str, Tensor]:
+    """The same in the inference program."""
+    return {} if model.priors is None else model.priors.sample_guide(model)
 
 
 @contextlib.contextmanager

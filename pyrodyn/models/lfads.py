@@ -100,6 +100,13 @@ class LFADS(StateSpaceModel):
 
     initial_condition_site = "g0"
     path_is_markov = False
+    guide_parameters = (
+        "encoder.*",
+        "g0_posterior.*",
+        "controller*",
+        "u_posterior.*",
+        "proposal.*",
+    )
     site_dims: ClassVar[dict[str, tuple[str, ...]]] = {
         "g0": ("initial_condition",),
         "u": ("time", "inferred_input"),
@@ -180,6 +187,21 @@ class LFADS(StateSpaceModel):
         self._initialise_guide_at_prior()
         self.proposal = ControllerProposal()
         self.rollout_cache = RolloutCache()
+
+    def parameter_dims(self) -> dict[str, tuple[str, ...]]:
+        """Also those of the readout and of the initial condition."""
+        return {
+            **super().parameter_dims(),
+            "g0_mean": ("initial_condition",),
+            "generator_start.weight": ("generator", "initial_condition"),
+            "generator_start.bias": ("generator",),
+            "factor_weight": ("factor", "generator"),
+            "readout.weight": ("predictor", "factor"),
+            "readout.bias": ("predictor",),
+            "input_prior.log_tau": ("inferred_input",),
+            "input_prior.log_nvar": ("inferred_input",),
+            "input_prior.log_df": ("inferred_input",),
+        }
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """Initialise the bias of the readout; the factors are centred at 0."""

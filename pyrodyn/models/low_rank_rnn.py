@@ -229,6 +229,28 @@ class LowRankRNN(StateSpaceModel):
         sizes.setdefault("encoder_bins", encoder_bins_for(recording.attrs["bin_width"]))
         return sizes
 
+    def parameter_dims(self) -> dict[str, tuple[str, ...]]:
+        """Also those of dynamics and readout; a second dim of latents is ``latent_from``."""
+        dims: dict[str, tuple[str, ...]] = {
+            **super().parameter_dims(),
+            "recurrent": ("latent", "latent_from"),
+            "m": ("unit", "latent"),
+            "n": ("latent", "unit"),
+            "input_weights": ("latent" if self.is_full_rank else "unit", "input"),
+            "threshold": ("latent" if self.is_full_rank else "unit",),
+            "start_mean": ("latent",),
+            "loading": ("predictor", "latent"),
+            "input_loading": ("predictor", "input"),
+            "gain": ("predictor",),
+            "bias": ("predictor",),
+        }
+        if self.noise != "scalar":
+            of_noise = ("latent", "latent_from") if self.noise == "full" else ("latent",)
+            dims |= {"raw_noise": of_noise, "raw_start_noise": of_noise}
+        if self.config["decay_per_latent"]:
+            dims["log_rate"] = ("latent",)
+        return dims
+
     def start_from(self, batch: Batch) -> None:
         """Also the loading, see `start_loading`."""
         super().start_from(batch)

@@ -1,21 +1,24 @@
-"""Parameters of Pyro programs: local to their modules, or in Pyro's global parameter store.
+"""Parameters of Pyro programs: local to their modules, in Pyro's global parameter store, or drawn.
 
 During pyrodyn's own inference (`local_parameters`) parameters belong to their modules alone and are
 trained through ``module.parameters()``. Under Pyro's own engines (`pyro.infer.SVI`,
 `pyro.poutine.lift`) the programs of a model register every parameter as `pyro.module` does, under a
 name that is unique among existing models (`registered`), since these engines train registered
 parameters only.
+
+Where values are drawn for parameters, by their priors (`pyrodyn.models.priors`) or by
+`pyro.poutine.lift`, a program runs on a copy of its module that has these values (`substituted`).
 """
 
 import contextlib
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
-from pyro.nn.module import _Context
+from pyro.nn.module import PyroModule, _Context
 from pyro.params.param_store import param_with_module_name
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
@@ -24,6 +27,9 @@ _SETTING = "module_local_params"
 
 _MARK = "unconstrained"
 """Attribute by which Pyro's engines find the tensor to train behind the value of a parameter."""
+
+SHARED = ("record", "config")
+"""Attributes that copies of a module share with it."""
 
 _is_local = False
 
@@ -78,35 +84,100 @@ _running: nn.Module | None = None
 _registrations: weakref.WeakKeyDictionary[nn.Module, _Registration] = weakref.WeakKeyDictionary()
 
 
-def registered(program: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+def registered(
+    program: Callable[[Any, Any], None],
+    drawn: Callable[[Any], Mapping[str, Tensor]],
+) -> Callable[[Any, Any], None]:
     """Decorate a module's Pyro program such that it registers the module's parameters whenever
-    Pyro's own engines run it.
+    Pyro's own engines run it, and runs on values drawn for parameters with priors.
 
     Args:
         program: a method ``program(module, batch)``.
+        drawn: the sites of the parameters with priors, by name, of a module with ``priors``.
     """
 
     @functools.wraps(program)
     def run(module: nn.Module, batch: Any) -> None:
         global _running
-        # A program may call the program of its base class, which must not register again.
-        if _is_local or module is _running or not am_i_wrapped():
+        # A program may call the program of its base class, which must do nothing of this again.
+        if module is _running:
             return program(module, batch)
-        outer, _running = _running, _as_registered(module)
+        if isinstance(module, PyroModule):
+            refuse_pyro_samples(module)
+        registers = not _is_local and am_i_wrapped()
+        if not registers and module.priors is None:
+            return program(module, batch)
+        ready = _as_registered(module) if registers else module
+        if module.priors is not None:
+            ready = substituted(ready, drawn(ready))
+        outer, _running = _running, ready
         try:
-            program(_running, batch)
+            program(ready, batch)
         finally:
             _running = outer
 
     return run
 
 
-def _as_registered(module: nn.Module) -> nn.Module:
-    """The module, or a copy with the values that `pyro.poutine.lift` draws for its parameters.
+def refuse_pyro_samples(module: nn.Module) -> None:
+    """Refuse a `pyro.nn.PyroSample` in place of a parameter.
 
-    A copy, because the distributions of the program's sites refer to it and are scored after the
-    program has ended.
+    Raises:
+        ValueError: naming it.
     """
+    for path, part in module.named_modules():
+        for name in vars(part).get("_pyro_samples", {}):
+            full_name = f"{path}.{name}" if path else name
+            raise ValueError(
+                f"{full_name!r} is a PyroSample, which would be drawn wherever it is read; give the"
+                f" parameter a prior by priors={{{full_name!r}: ...}} in for_recording, or by"
+                " set_priors"
+            )
+
+
+def substituted[Module: nn.Module](module: Module, values: Mapping[str, Tensor]) -> Module:
+    """A copy of a module in which values take the place of parameters, without its priors.
+
+    All other tensors, and submodules without such a parameter, are those of the module itself. A
+    copy, because the distributions of a program's sites refer to it and are scored after the
+    program has ended.
+
+    Args:
+        module: with an attribute ``priors``.
+        values: by the names of their parameters.
+
+    Raises:
+        ValueError: for a value that does not expand to the shape of its parameter.
+    """
+    parameters = dict(module.named_parameters())
+    new = {
+        id(parameters[name]): _shaped_as(parameters[name], value, name)
+        for name, value in values.items()
+    }
+    copied: Any = _copied(module, new)
+    copied.priors = None
+    of_kind: Module = copied
+    return of_kind
+
+
+def _copied[Module: nn.Module](module: Module, new: Mapping[int, Tensor]) -> Module:
+    """A copy with new tensors in place of those with these ids."""
+    memo: dict[int, Any] = {
+        id(part): part
+        for part in module.modules()
+        if part is not module and not any(id(p) in new for p in part.parameters())
+    }
+    kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    memo |= {id(vars(module)[name]): vars(module)[name] for name in SHARED if name in vars(module)}
+    marks = [(p, getattr(p, _MARK)) for p in module.parameters() if hasattr(p, _MARK)]
+    copied = copy.deepcopy(module, {**memo, **kept, **new})
+    for parameter, mark in marks:  # which a copy removes and the running engine reads
+        setattr(parameter, _MARK, mark)
+    return copied
+
+
+def _as_registered(module: nn.Module) -> nn.Module:
+    """The module, or a copy with the values that `pyro.poutine.lift` draws for its parameters."""
     registration = _registrations.get(module)
     if registration is None:
         registration = _Registration(_free_name(type(module).__name__), {})
@@ -114,19 +185,12 @@ def _as_registered(module: nn.Module) -> nn.Module:
         weakref.finalize(module, _forget, registration.parameters)
     lifted = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.is_leaf:
             full_name = param_with_module_name(registration.name, name)
             value = _register(full_name, parameter, registration.parameters)
             if value is not parameter:
                 lifted[id(parameter)] = _shaped_as(parameter, value, full_name)
-    if not lifted:
-        return module
-    kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    marks = [(p, getattr(p, _MARK)) for p in module.parameters() if hasattr(p, _MARK)]
-    copied = copy.deepcopy(module, {**kept, **lifted})
-    for parameter, mark in marks:  # which a copy removes and the running engine reads
-        setattr(parameter, _MARK, mark)
-    return copied
+    return _copied(module, lifted) if lifted else module
 
 
 def _register(
@@ -164,7 +228,7 @@ def _shaped_as(parameter: nn.Parameter, value: Tensor, full_name: str) -> Tensor
         raise ValueError(
             f"the value drawn for the parameter {full_name!r} has the shape {tuple(value.shape)};"
             f" a model needs one value of the shape {tuple(wanted)}, so give a prior of that shape"
-            " and run particles one by one (vectorize_particles=False)"
+            " and run particles one by one (vectorize_particles=False, parallel=False)"
         )
     return value.expand(wanted)
 

@@ -149,6 +149,23 @@ class SequentialAutoencoder(StateSpaceModel):
             )
         self.rollout_cache = RolloutCache()
 
+    def parameter_dims(self) -> dict[str, tuple[str, ...]]:
+        """Also those of the initial state, the process noise and the readout."""
+        last = len(self.readout) - 1
+        hidden = {
+            "readout.0.weight": ("readout_unit", "latent"),
+            "readout.0.bias": ("readout_unit",),
+        }
+        return {
+            **super().parameter_dims(),
+            **(hidden if last else {}),
+            f"readout.{last}.weight": ("predictor", "readout_unit" if last else "latent"),
+            f"readout.{last}.bias": ("predictor",),
+            "start_mean": ("latent",),
+            "start_log_scale": ("latent",),
+            "log_noise": ("latent",),
+        }
+
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """The bias of the readout's last layer."""
         last = self.readout[-1]

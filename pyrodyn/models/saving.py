@@ -55,6 +55,8 @@ def save(model: LatentDynamics, folder: str | Path) -> None:
     }
     if isinstance(model, StateSpaceModel):
         card["proposal"] = type(model.proposal).__name__
+    if model.priors is not None:
+        card["priors"] = model.priors.cards
     text = json.dumps(card, indent=2, default=_to_json)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     temporary = folder / "weights.safetensors.part"
@@ -104,6 +106,10 @@ def load(
         ) from None
     if isinstance(model, StateSpaceModel):
         _set_proposal(model, card.get("proposal"), proposal, folder)
+    try:
+        model.set_priors(card.get("priors", {}))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}/card.json has priors that do not fit: {error}") from None
     try:
         weights = load_file(folder / "weights.safetensors")
         if any(tensor.dtype == torch.double for tensor in weights.values()):

@@ -58,12 +58,19 @@ class StateSpaceModel(LatentDynamics):
 
     path_site: str | None = "z"
     initial_condition_site: str | None = None
+    guide_parameters: ClassVar[tuple[str, ...]] = ("proposal.*",)
     observation: Observation
     proposal: "Proposal"
 
     def __init__(self) -> None:
         super().__init__()
         self._hoisted: dict[tuple[str, bool], Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, which may have other weights, takes nothing over of what was computed from
+        these.
+        """
+        return {**super().__getstate__(), "_hoisted": None}
 
     @property
     def path_is_markov(self) -> bool:
@@ -223,7 +230,11 @@ class StateSpaceModel(LatentDynamics):
         """The distribution of every entry of x_t, batch shape ``(*left, neuron)``."""
 
     def weight_priors(self) -> dict[str, Float[Tensor, ""]]:
-        """Log densities of the model's weights, by the names of their factors; by default none."""
+        """Log densities of the model's weights, by the names of their factors; by default none.
+
+        They penalise a point estimate of the weights. A prior that makes a parameter random is
+        given by `set_priors`.
+        """
         return {}
 
     def dynamics_state(self, state: State) -> Float[Tensor, "*left dim"]:

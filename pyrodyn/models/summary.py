@@ -23,6 +23,9 @@ def model_summary(
         ("arguments", sizes),
         ("weights", f"{sum(p.numel() for p in model.parameters()):,}"),
     ]
+    priors = getattr(model, "priors", None)
+    if priors is not None:
+        rows.insert(2, ("priors", ", ".join(priors.cards)))
     if "data" in record:
         rows.insert(1, ("data", _data(record["data"])))
     return rows

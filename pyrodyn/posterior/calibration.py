@@ -40,12 +40,13 @@ from pyrodyn.infer.traces import (
 )
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.posterior.draws import Draws, prior_draws, replayed, sampler
+from pyrodyn.posterior.draws import prior_draws, replayed
 from pyrodyn.posterior.groups import require_draws, require_groups
 from pyrodyn.posterior.ppc_view import recorded_data
 from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.sites import by_block, event_dims
+from pyrodyn.posterior.samplers import sampler
+from pyrodyn.posterior.sites import Draws, by_block, event_dims
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import PartFiles, new_zarr
 

@@ -1,7 +1,8 @@
 """Draws from a model's posterior and prior for the trials of a batch."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import pyro
 import torch
@@ -10,7 +11,6 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
-from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
 from pyrodyn.infer.importance.path_pool import path_pool
@@ -32,74 +32,18 @@ from pyrodyn.infer.traces import (
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.observations import Joint
 from pyrodyn.models.state_space import StateSpaceModel
+from pyrodyn.posterior.parameter_draws import at_each_draw, concatenated, joined_values
 from pyrodyn.posterior.sites import (
+    Draws,
     LogDensity,
     Values,
     deterministic_sites,
+    entry_log_density,
     guide_log_density,
     local_value,
     model_log_density,
     values,
 )
-
-
-class Draws(NamedTuple):
-    """Draws of a posterior.
-
-    Attributes:
-        sites: latent and deterministic sites, local and shared.
-        predictive: ``x`` drawn from the observation model, ``(draw, trial, time, neuron)``.
-        log_likelihood: ``x``, log p(x | latents) over scored entries, ``(draw, trial)``; where
-            counts and a signal are observed, also that of each, and that of every observed site of
-            a user's own.
-        log_p: log p(x, latents).
-        log_q: log q(latents | x); None for draws that were not made by a guide with a density.
-        diagnostics: what the method reports about itself, ``(trial,)`` or ``(trial, time)``.
-        observation: the site ``x`` of the model's trace.
-    """
-
-    sites: Values
-    predictive: Tensor
-    log_likelihood: dict[str, Tensor]
-    log_p: LogDensity
-    log_q: LogDensity | None
-    diagnostics: dict[str, Tensor]
-    observation: Mapping[str, Any]
-
-
-METHODS = ("guide", "importance", "smoother", "pool", "exact")
-
-Sampler = Callable[[Batch, int], Draws]
-"""Makes so many draws for every trial of a batch."""
-
-
-def sampler(method: str, model: LatentDynamics, guide: Program, num_particles: int) -> Sampler:
-    """The sampler of a method.
-
-    One sampler draws for all batches of a recording, always the same number: sites that all trials
-    share are drawn with the first batch and kept for the later ones.
-
-    Raises:
-        ValueError: for an unknown method, or too few particles.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    check_integer(2, num_particles=num_particles)
-    if method == "guide":
-        return GuideSampler(model, guide)
-
-    def draw(batch: Batch, num_draws: int) -> Draws:
-        match method:
-            case "importance":
-                return importance_draws(model, guide, batch, num_draws, num_particles)
-            case "smoother":
-                return smoother_draws(model, batch, num_draws, num_particles)
-            case "exact":
-                return exact_draws(model, batch, num_draws)
-            case _:
-                return pool_draws(model, batch, num_draws, num_particles)
-
-    return draw
 
 
 class GuideSampler:
@@ -136,6 +80,25 @@ class GuideSampler:
         shape = (num_draws, batch.num_trials)
         log_q = guide_log_density(guide_trace, model_trace, shape)
         return _draws_of(self.model, batch, model_trace, latent, shape, log_q)
+
+
+class SingleDraws:
+    """Draws of a guide one by one, each with its own values of the parameters that have priors.
+
+    Args:
+        model: the model.
+        guide: the guide.
+    """
+
+    def __init__(self, model: LatentDynamics, guide: Program) -> None:
+        self.model, self.guide = model, guide
+        self._samplers: list[GuideSampler] = []
+
+    def __call__(self, batch: Batch, num_draws: int) -> Draws:
+        """Draws for the trials of a batch."""
+        if not self._samplers:
+            self._samplers = [GuideSampler(self.model, self.guide) for _ in range(num_draws)]
+        return concatenated([sampler(batch, 1) for sampler in self._samplers])
 
 
 @torch.no_grad()
@@ -271,6 +234,15 @@ def replayed(
     Raises:
         ValueError: when the model has latent sites that are not given.
     """
+    if model.priors is not None:
+        _refuse([name for name in model.priors.cards if name not in sites])
+        parameters = {name: sites[name][:, 0] for name in model.priors.cards}
+        others = {name: value for name, value in sites.items() if name not in parameters}
+        return at_each_draw(
+            model,
+            parameters,
+            lambda at, i: replayed(at, batch, {n: v[i : i + 1] for n, v in others.items()}),
+        )._replace(diagnostics=diagnostics or {})
     num_draws = len(next(iter(sites.values())))
     shape = (num_draws, batch.num_trials)
     draws = pyro.plate(PARTICLES, num_draws, dim=-2)
@@ -292,6 +264,8 @@ def prior_draws(
         shared: values of the sites that all trials share, as of the first batch: read, and filled
             when empty.
     """
+    if model.priors is not None:
+        return _prior_draws_one_by_one(model, batch, num_draws, shared)
     program = with_particles(model, num_draws)
     trace = traced(poutine.condition(program, data=shared), batch.unobserved())
     given = list(shared)
@@ -302,6 +276,28 @@ def prior_draws(
     names = [*given, *latent_sites(trace), *deterministic_sites(trace)]
     sites = values(trace, [name for name in dict.fromkeys(names) if name != "x"], shape)
     return sites, local_value("x", trace.nodes["x"], shape)
+
+
+def _prior_draws_one_by_one(
+    model: LatentDynamics, batch: Batch, num_draws: int, shared: dict[str, Tensor]
+) -> tuple[Values, Tensor]:
+    """`prior_draws` of a model whose parameters have priors."""
+    assert model.priors is not None
+    for name, (_, prior) in model.priors.pairs(model).items():
+        if name not in shared:
+            shared[name] = prior.expand(torch.Size((num_draws,))).sample()
+    parameters = {name: shared[name] for name in model.priors.cards}
+    parts, others = [], []
+    for i in range(num_draws):
+        own = {name: shared[name][i] for name in shared if name not in parameters}
+        at = model.at({name: value[i] for name, value in parameters.items()})
+        parts.append(prior_draws(at, batch, 1, own))
+        others.append(own)
+    for name in others[0]:
+        shared[name] = torch.stack([own[name] for own in others])
+    values, x = zip(*parts, strict=True)
+    joined = joined_values(values)
+    return Values(joined.local, {**parameters, **joined.shared}), torch.cat(x)
 
 
 def _draws_of(
@@ -325,7 +321,11 @@ def _draws_of(
         log_p=log_p,
         log_q=log_q,
         diagnostics=diagnostics or {},
-        observation=x,
+        entries=functools.partial(entry_log_density, x, shape=shape),
+        log_parameters={
+            name: trace.nodes[name]["log_prob"].detach().expand(shape[0])
+            for name in (model.priors.cards if model.priors else ())
+        },
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.traces import is_local, latent_sites, traced
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.posterior.draws import Draws, replayed
+from pyrodyn.posterior.draws import replayed
+from pyrodyn.posterior.sites import Draws
 
 
 class GivenDraws:

@@ -43,7 +43,8 @@ def one_step_predictions(
     counts.
 
     Args:
-        fitted: a state-space model, or the `Fit` that `fit` returned.
+        fitted: a state-space model, or the `Fit` that `fit` returned. Parameters with priors are at
+            the location of their guide.
         recording: trials of the neurons that the model was fitted to.
         num_particles: particles per trial, and draws of every prediction. A proposal that reads
             later bins, such as ``"encoder"``, makes the weights of early bins uneven.
@@ -71,6 +72,7 @@ def one_step_predictions(
         raise ValueError(
             f"one-step predictions need a StateSpaceModel; {type(model).__name__} is none"
         )
+    model = model if model.priors is None else model.at()
     rng = np.random.default_rng(seed)
     parts: list[dict[str, NDArray[Any]]] = []
     with model.evaluating(), torch.random.fork_rng():

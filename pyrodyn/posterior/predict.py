@@ -11,8 +11,8 @@ from pyrodyn.data.schema import blocks, validate
 from pyrodyn.infer.traces import Program
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.posterior.draws import sampler
 from pyrodyn.posterior.reliability import Reliability
+from pyrodyn.posterior.samplers import sampler
 from pyrodyn.posterior.sites import by_block, event_dims
 from pyrodyn.posterior.source import source
 

@@ -5,7 +5,7 @@ local sites are ``(draw, trial, *event)``, those of shared sites ``(draw, *event
 of the user's own counts as an event dim.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +46,33 @@ class Values(NamedTuple):
 
     local: dict[str, Tensor]
     shared: dict[str, Tensor]
+
+
+class Draws(NamedTuple):
+    """Draws of a posterior.
+
+    Attributes:
+        sites: latent and deterministic sites, local and shared.
+        predictive: ``x`` drawn from the observation model, ``(draw, trial, time, neuron)``.
+        log_likelihood: ``x``, log p(x | latents) over scored entries, ``(draw, trial)``; where
+            counts and a signal are observed, also that of each, and that of every observed site of
+            a user's own.
+        log_p: log p(x, latents).
+        log_q: log q(latents | x); None for draws that were not made by a guide with a density.
+        diagnostics: what the method reports about itself, ``(trial,)`` or ``(trial, time)``.
+        entries: log p(x | latents) of every entry, given which were measured, ``(draw, trial, time,
+            neuron)``.
+        log_parameters: log density of each parameter with a prior, ``(draw,)``; part of log_p.
+    """
+
+    sites: Values
+    predictive: Tensor
+    log_likelihood: dict[str, Tensor]
+    log_p: LogDensity
+    log_q: LogDensity | None
+    diagnostics: dict[str, Tensor]
+    entries: Callable[[Tensor], Tensor]
+    log_parameters: dict[str, Tensor]
 
 
 def values(trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Values:
@@ -166,8 +193,10 @@ def deterministic_sites(trace: poutine.Trace) -> list[str]:
 
 
 def event_dims(model: LatentDynamics, site: str, num_dims: int) -> tuple[str, ...]:
-    """Names of a site's event dims: the model's, or ArviZ's default for sites of a user's own."""
-    dims = model.site_dims.get(site)
+    """Names of the event dims of a site, or of a parameter with a prior: the model's, or ArviZ's
+    default for those that it does not name.
+    """
+    dims = {**model.parameter_dims(), **model.site_dims}.get(site)
     if dims is not None and len(dims) == num_dims:
         return dims
     return tuple(f"{variable_name(site)}_dim_{i}" for i in range(num_dims))
@@ -186,7 +215,8 @@ def by_block[Array: (Tensor, NDArray[Any])](
     Sites along neurons are split where counts and a signal are observed; other sites stay whole.
     """
     if dims[-1:] != ("neuron",) or site not in ("x", "rates"):
-        yield variable_name(site), dims, values
+        units = {"neuron": observed[0].unit}  # a parameter per channel of a signal, say
+        yield variable_name(site), tuple(units.get(dim, dim) for dim in dims), values
         return
     for block in observed:
         name = {"x": block.x, "rates": block.rates}[site]

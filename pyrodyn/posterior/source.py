@@ -32,7 +32,7 @@ class Source(NamedTuple):
     Attributes:
         model: the model.
         guide: the guide.
-        method: one of `pyrodyn.posterior.draws.METHODS`.
+        method: one of `pyrodyn.posterior.samplers.METHODS`.
     """
 
     model: LatentDynamics

@@ -2,15 +2,17 @@
 
 ==================================  ================================================================
 ``posterior``                       latent sites, factors and rates, ``(chain, draw, trial, ...)``;
-                                    sites that all trials share have no dim ``trial``
+                                    sites that all trials share, such as parameters with priors,
+                                    have no dim ``trial``
 ``posterior_predictive``            ``x`` drawn from the observation model
 ``log_likelihood``                  ``x``: log p(x | latents) summed within each trial; or of every
                                     entry, NaN where nothing was measured, on request
 ``predictions``                     ``x`` of held-out neurons and forecast bins, if there are any
 ``predictions_constant_data``       their observed values and constant data, see
                                     `pyrodyn.posterior.predictions`
-``log_prior``                       ``latents``: log p(latents) of each trial; ``shared``: that of
-                                    sites that all trials share
+``log_prior``                       ``latents``: log p(latents) of each trial; the log prior of each
+                                    parameter by its name; ``shared``: that of other sites that all
+                                    trials share
 ``sample_stats``                    per draw and trial ``lp``, log p(x, latents), and for draws of a
                                     guide ``log_q``, log q(latents | x); the terms of shared sites
                                     apart, as ``lp_shared`` and ``log_q_shared``. Per trial what the
@@ -57,11 +59,12 @@ from pyrodyn.data.trial_hashes import trial_hashes
 from pyrodyn.infer.traces import Program
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.posterior.draws import Draws, Sampler, prior_draws, sampler
+from pyrodyn.posterior.draws import prior_draws
 from pyrodyn.posterior.given import GivenDraws
 from pyrodyn.posterior.predictions import CONSTANT, GROUP, Predicted
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.sites import Values, by_block, entry_log_density, event_dims
+from pyrodyn.posterior.samplers import Sampler, sampler
+from pyrodyn.posterior.sites import Draws, Values, by_block, event_dims, variable_name
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import joined, new_zarr, storable, stream
 
@@ -116,7 +119,9 @@ def to_datatree(
             neuron)``, as large as the predictive draws. Where counts and a signal are observed,
             that of both together stays per trial.
         batch_size: trials drawn at once. Sites that all trials share are drawn with the first
-            batch.
+            batch. Where parameters have priors, draws are made one by one, each with parameters of
+            its own (and by a particle filter, a pool or importance weights of its own, with
+            ``num_particles`` each).
         seed: seeds the draws.
         path: a new ``.zarr`` folder to which the tree is streamed, ``batch_size`` trials at a
             time; memory then does not grow with the number of trials, and the tree returned reads
@@ -301,8 +306,7 @@ class _Builder:
         dims = {name: ["trial"] for name in names}
         if self.by_entry:
             scored = self.batch.scored[:, self.model.first_bin :]
-            num_draws, num_trials = drawn.log_likelihood["x"].shape
-            entries = entry_log_density(drawn.observation, scored, (num_draws, num_trials))
+            entries = drawn.entries(scored)
             for block in self.observed:
                 names[block.x], dims[block.x] = entries[..., block.columns], [*block.dims]
         return self._dataset("log_likelihood", names, dims, num_chains, units="nats")
@@ -314,8 +318,13 @@ class _Builder:
         observed = [value for name, value in drawn.log_likelihood.items() if name not in own]
         arrays = {"latents": drawn.log_p.local - torch.stack(observed).sum(0)}
         dims: dict[str, list[str]] = {"latents": ["trial"], "shared": []}
-        if drawn.log_p.shared is not None:
-            arrays["shared"] = drawn.log_p.shared
+        for name, value in drawn.log_parameters.items():
+            arrays[variable_name(name)] = value
+            dims[variable_name(name)] = []
+        shared = [name for name in drawn.sites.shared if name not in drawn.log_parameters]
+        if drawn.log_p.shared is not None and shared:
+            of_parameters = sum(drawn.log_parameters.values(), torch.zeros(()))
+            arrays["shared"] = drawn.log_p.shared - of_parameters
         return self._dataset("log_prior", arrays, dims, num_chains, units="nats")
 
     def sample_stats(self, drawn: Draws, num_chains: int) -> xr.Dataset:

@@ -40,7 +40,7 @@ from pyrodyn.infer.guides.site_checks import (
     weight_problems,
 )
 from pyrodyn.infer.objectives.elbo import ELBO
-from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
+from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS, local_draws
 from pyrodyn.infer.objectives.objective import Objective
 from pyrodyn.infer.traces import (
     Program,
@@ -48,9 +48,9 @@ from pyrodyn.infer.traces import (
     joint_sites,
     latent_sites,
     module_of,
+    priors_of,
     runs_the_model,
     traced,
-    with_particles,
 )
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.nn.solvers import DivergenceError
@@ -152,7 +152,7 @@ def check_guide(
         if not problems:
             problems += _joint_problems(guide, trace, model_trace, objective, batch, num_trials)
             problems += weight_problems(latent, trace, batch.weight)
-            problems += _vectorisation_problems(guide, watched)
+            problems += _vectorisation_problems(model, guide, watched)
     changed = [name for name, version in _versions(watched).items() if versions[name] != version]
     if changed:
         problems.append(
@@ -214,10 +214,12 @@ def _joint_problems(
     return joint_problems(trace, model_trace) if isinstance(objective, IWELBO | RWS) else []
 
 
-def _vectorisation_problems(guide: Program, batch: Batch) -> list[str]:
+def _vectorisation_problems(model: Program, guide: Program, batch: Batch) -> list[str]:
     """What ends a run that makes several draws per trial at once."""
+    draws_first = priors_of(model) is not None
     try:
-        _traced(guide, batch, False, num_draws=2)
+        with torch.no_grad():
+            local_draws(guide_program(guide), batch, 2, draws_first)
     except ArithmeticError:
         raise
     except Exception as error:
@@ -241,9 +243,9 @@ def _model_trace(model: Program, guide: Program, batch: Batch) -> poutine.Trace:
             return traced(poutine.replay(model, trace=drawn), few)
 
 
-def _traced(guide: Program, batch: Batch, with_gradient: bool, num_draws: int = 1) -> poutine.Trace:
+def _traced(guide: Program, batch: Batch, with_gradient: bool) -> poutine.Trace:
     with torch.set_grad_enabled(with_gradient):
-        return traced(with_particles(guide_program(guide), num_draws), batch)
+        return traced(guide_program(guide), batch)
 
 
 @contextlib.contextmanager

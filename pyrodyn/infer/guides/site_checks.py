@@ -85,6 +85,15 @@ def matching_problems(latent: Mapping[str, Site], trace: poutine.Trace) -> list[
                 f"{problem}; remove it, or mark it infer={{'is_auxiliary': True}} if latent sites"
                 " are made from it"
             )
+    shared = [name for name in missing if not is_local(latent[name])]
+    if shared:
+        names = ", ".join(map(repr, shared))
+        problems.append(
+            f"the guide does not draw {names} ({known}), which all trials share; add a pyro.sample"
+            " for each outside the plate over trials, or for parameters with priors call"
+            " model.sample_parameters()"
+        )
+        missing = [name for name in missing if name not in shared]
     if missing:
         names = ", ".join(map(repr, missing))
         problems.append(

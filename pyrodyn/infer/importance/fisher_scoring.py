@@ -98,8 +98,8 @@ def fisher_scoring(
         num_particles: trajectories in the pool of every step.
 
     Raises:
-        ValueError: for too few steps or draws, a model without trainable parameters, and whatever
-            `path_pool` refuses.
+        ValueError: for too few steps or draws, a model without trainable parameters or with priors
+            on some, and whatever `path_pool` refuses.
         ArithmeticError: if all trajectories of a pool diverge; the parameters are then those after
             the last step.
     """
@@ -109,6 +109,11 @@ def fisher_scoring(
     damping = 1.0
     if isinstance(model, Fit):
         model = model.model
+    if model.priors is not None:
+        raise ValueError(
+            f"Fisher scoring maximises over parameters, and {', '.join(model.priors.cards)} have"
+            " priors: pass model.at(), without them, or fit by another objective"
+        )
     with model.evaluating():
         while len(steps) < num_steps:
             pooled = path_pool(model, batch, num_draws, num_particles=num_particles)

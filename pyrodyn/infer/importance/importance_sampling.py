@@ -183,7 +183,9 @@ def importance_sample(
 
     Args:
         model: a model of the zoo, or any Pyro program with the plate ``trials`` at dim -1.
-        guide: its guide; every latent site must lie inside the plate ``trials``.
+        guide: its guide; every latent site must lie inside the plate ``trials``. With the model's
+            own guide, parameters that have priors are at the location of their guide;
+            ``model.at`` gives a model with other values.
         batch: trials.
         num_particles: K; the smoothing needs about 100.
 
@@ -202,6 +204,9 @@ def importance_sample(
         if guide_name(model, guide) is not None:
             tie_to_first_run(guide)
             check_guide(model, guide, batch, training=False).require()
+        elif model.priors is not None:
+            model = model.at()
+            guide = model.guide
     drawn = local_draws(guide_program(guide), batch, num_particles)
     points = point_sites(drawn)
     if points:

@@ -70,7 +70,8 @@ def path_pool(
 
     Args:
         model: a model of the zoo, or its `Fit`; the pool size needed grows with the number of
-            latent dims.
+            latent dims. Parameters with priors are at the location of their guide; ``model.at``
+            gives a model with other values.
         batch: trials, all with the same known inputs.
         num_draws: per trial, independent given the pool.
         num_particles: trajectories in the pool.
@@ -82,6 +83,7 @@ def path_pool(
     """
     if isinstance(model, Fit):
         model = model.model
+    model = model if model.priors is None else model.at()
     check_integer(1, num_draws=num_draws)
     check_integer(FEWEST_PARTICLES, num_particles=num_particles)
     model.check_batch(batch)

@@ -6,20 +6,18 @@
 The KL of every site, and every factor, may be given a weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.guides.site_checks import check_reparameterised, check_sites
-from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, Ramp
+from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, Ramp, kl_of_site
 from pyrodyn.infer.traces import (
     Program,
     drawn_sites,
@@ -28,6 +26,7 @@ from pyrodyn.infer.traces import (
     latent_sites,
     observed_sites,
     paired_traces,
+    priors_of,
 )
 
 
@@ -53,7 +52,8 @@ class ELBO(Objective):
     log q - log p of the guide's draw, which is unbiased and exactly 0 where guide and prior agree.
 
     Args:
-        num_particles: draws of the guide per step, vectorised.
+        num_particles: draws of the guide per step, vectorised; one by one where parameters have
+            priors, each with a draw of these.
         beta: weight per site (a number or a `Ramp`); sites not named have weight 1, which is the
             plain bound. A weight multiplies a latent site's KL, or the log density of a factor such
             as ``recurrent_weights``.
@@ -80,9 +80,25 @@ class ELBO(Objective):
         beta = {site: ramp._asdict() for site, ramp in self.ramps.items()}
         return {"name": "ELBO", "num_particles": self.num_particles, "beta": beta}
 
-    def __call__(self, model: Program, guide: Program) -> "ELBOLoss":
+    def loss(self, model: Program, guide: Program) -> "ELBOLoss":
         """The loss of this model and guide."""
         return ELBOLoss(self, model, guide)
+
+    @property
+    def num_parameter_draws(self) -> int:  # type: ignore[override]
+        """As many as draws of the latents."""
+        return self.num_particles
+
+    def given_parameters(self, names: Container[str]) -> "ELBO":
+        """One draw of the latents, without the weights of the parameters' KL."""
+        return ELBO(1, {site: ramp for site, ramp in self.ramps.items() if site not in names})
+
+    def weight(self, site: str, step: int | None) -> float:
+        """The ramp's weight."""
+        ramp = self.ramps.get(site)
+        if ramp is None:
+            return 1.0
+        return ramp.final if step is None else ramp.at(step)
 
 
 class ELBOLoss(Loss):
@@ -97,14 +113,26 @@ class ELBOLoss(Loss):
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative ELBO; the unweighted KL of every site is logged."""
         terms = self.terms(batch, step)
-        kl = [self._weight(site, step) * value for site, value in terms.kl.items()]
+        kl = [self.objective.weight(site, step) * value for site, value in terms.kl.items()]
         loss = torch.stack([-terms.log_likelihood, *kl]).sum()
         logged = {f"kl_{site}": value for site, value in terms.kl.items()}
         return Evaluation(loss, logged, terms.factors)
 
     def terms(self, batch: Batch, step: int | None = None) -> Terms:
-        """Log likelihood and KLs, from one vectorised run of both programs."""
+        """Log likelihood and KLs, from one vectorised run of both programs, or from one run per
+        particle where each has parameters of its own.
+        """
         num_particles = self.objective.num_particles
+        if num_particles > 1 and priors_of(self.model) is not None:
+            runs = [self._terms(batch, step, 1) for _ in range(num_particles)]
+            return Terms(
+                torch.stack([run.log_likelihood for run in runs]).mean(0),
+                {name: torch.stack([r.kl[name] for r in runs]).mean(0) for name in runs[0].kl},
+                runs[0].factors,
+            )
+        return self._terms(batch, step, num_particles)
+
+    def _terms(self, batch: Batch, step: int | None, num_particles: int) -> Terms:
         guide_trace, model_trace = paired_traces(self.model, self.guide, batch, num_particles)
         check_sites(guide_trace, model_trace)
         check_reparameterised(guide_trace, "the ELBO")
@@ -123,17 +151,11 @@ class ELBOLoss(Loss):
                     f" with a weight are {', '.join(weighable)}"
                 )
         evidence = [
-            (1.0 if name == "x" else self._weight(name, step))
+            (1.0 if name == "x" else self.objective.weight(name, step))
             * model_trace.nodes[name]["log_prob_sum"]
             for name in observed
         ]
         return Terms(torch.stack(evidence).sum() / num_particles, kl, factors)
-
-    def _weight(self, site: str, step: int | None) -> float:
-        ramp = self.objective.ramps.get(site)
-        if ramp is None:
-            return 1.0
-        return ramp.final if step is None else ramp.at(step)
 
 
 def _kl_terms(
@@ -165,12 +187,6 @@ def _kl_terms(
 
 
 def _kl(guide_site: Mapping[str, Any], model_site: Mapping[str, Any]) -> Float[Tensor, ""]:
-    q, p, value = guide_site["fn"], model_site["fn"], guide_site["value"]
-    try:
-        # Pyro's closed form for a Delta leaves its log density out.
-        closed_form = None if isinstance(q, Delta) else kl_divergence(q, p)
-    except NotImplementedError:
-        closed_form = None
-    kl = q.log_prob(value) - p.log_prob(value) if closed_form is None else closed_form
+    divergence = kl_of_site(guide_site["fn"], model_site["fn"], guide_site["value"])
     # The model's scale for both: a guide need not know the size of the recording.
-    return scale_and_mask(kl, model_site["scale"], model_site["mask"]).sum()
+    return scale_and_mask(divergence, model_site["scale"], model_site["mask"]).sum()

@@ -51,9 +51,11 @@ from pyrodyn.infer.traces import (
     module_of,
     observed_sites,
     point_sites,
+    priors_of,
     traced,
     with_particles,
 )
+from pyrodyn.models.latent_dynamics import LatentDynamics
 
 GRADIENTS = ("iwae", "stl", "dreg")
 
@@ -78,7 +80,7 @@ class IWELBO(Objective):
         """The settings, for a model's card."""
         return {"name": "IWELBO", "num_particles": self.num_particles, "gradient": self.gradient}
 
-    def __call__(self, model: Program, guide: Program) -> "IWELBOLoss":
+    def loss(self, model: Program, guide: Program) -> "IWELBOLoss":
         """The loss of this model and guide."""
         return IWELBOLoss(self, model, guide)
 
@@ -106,7 +108,7 @@ class RWS(Objective):
         """The settings, for a model's card."""
         return {"name": "RWS", "num_particles": self.num_particles}
 
-    def __call__(self, model: Program, guide: Program) -> "RWSLoss":
+    def loss(self, model: Program, guide: Program) -> "RWSLoss":
         """The loss of this model and guide."""
         return RWSLoss(self, model, guide)
 
@@ -149,8 +151,9 @@ class IWELBOLoss(Loss):
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound whose gradient is the chosen estimator."""
         num_particles, gradient = self.objective.num_particles, self.objective.gradient
+        draws_first = priors_of(self.model) is not None
         if gradient == "iwae":
-            drawn = local_draws(guide_program(self.guide), batch, num_particles)
+            drawn = local_draws(guide_program(self.guide), batch, num_particles, draws_first)
             check_reparameterised(drawn, "IWELBO")
             log_q = log_densities(drawn)
             weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
@@ -158,11 +161,12 @@ class IWELBOLoss(Loss):
             return _evaluation(bound, bound, weighted, batch)
         # Draws that lead back to the guide's parameters, densities of q that do not.
         guide = FixedDropout(guide_program(self.guide))
-        drawn = local_draws(guide, batch, num_particles)
+        drawn = local_draws(guide, batch, num_particles, draws_first)
         check_reparameterised(drawn, "IWELBO")
         _check_has_density(drawn, gradient)
         copies = _CopiedDraws(drawn)
         with _without_gradient(self.guide):
+            guide.program = guide_program(_detached(self.guide))
             program = with_particles(guide, num_particles)
             log_q = log_densities(traced(poutine.replay(program, trace=copies.trace), batch))
         weighted = weighted_draws(self.model, copies.trace, log_q, batch, num_particles)
@@ -185,8 +189,9 @@ class RWSLoss(Loss):
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound with the wake-phase gradients."""
         num_particles = self.objective.num_particles
+        draws_first = priors_of(self.model) is not None
         with _DrawnWithoutGradient():
-            drawn = local_draws(guide_program(self.guide), batch, num_particles)
+            drawn = local_draws(guide_program(self.guide), batch, num_particles, draws_first)
         log_q = log_densities(drawn)
         weighted = weighted_draws(self.model, drawn, log_q, batch, num_particles)
         weights = torch.softmax(weighted.log_weights, 0).detach()
@@ -209,16 +214,25 @@ def _evaluation(
     return Evaluation(-(total + (value - total).detach()), logged, weighted.factors)
 
 
-def local_draws(guide: Program, batch: Batch, num_particles: int) -> poutine.Trace:
+def local_draws(
+    guide: Program, batch: Batch, num_particles: int, draws_first: bool = False
+) -> poutine.Trace:
     """A trace of K draws per trial of the sites inside the plate over trials, and one draw of the
     sites outside it.
+
+    Args:
+        guide: the guide.
+        batch: the trials.
+        num_particles: K.
+        draws_first: whether the guide can only make K draws where it is given those outside, for
+            it runs a model at parameters that it draws.
     """
     program = with_particles(guide, num_particles)
-    drawn = traced(program, batch)
+    drawn = traced(guide if draws_first else program, batch)
     outside = [name for name in drawn_sites(drawn) if not is_local(drawn.nodes[name])]
-    if not outside or num_particles == 1:
+    if num_particles == 1 or not (outside or draws_first):
         return drawn  # the one run of the guide, and so of its encoder
-    once, kept = traced(guide, batch), poutine.Trace()
+    once, kept = drawn if draws_first else traced(guide, batch), poutine.Trace()
     for name in outside:
         kept.nodes[name] = once.nodes[name]
     return traced(poutine.replay(program, trace=kept), batch)
@@ -379,10 +393,16 @@ class _Multiplier:
 
 
 class _DrawnWithoutGradient(Messenger):
-    """Draws made inside carry no gradient; densities keep that of their parameters."""
+    """Draws made inside carry no gradient; densities keep that of their parameters.
+
+    Those that all trials share keep it where they are reparameterised, for they enter as in the
+    ELBO.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_plate(msg) or msg["done"] or msg["is_observed"]:
+            return
+        if not is_local(msg) and msg["fn"].has_rsample:
             return
         with torch.no_grad():
             # A copy: a distribution that recognises its own draw may score it by values that it
@@ -404,5 +424,15 @@ def _without_gradient(guide: Program) -> Iterator[None]:
             "the gradients 'stl' and 'dreg' need the guide's parameters: make the guide a"
             " torch.nn.Module or a method of one"
         )
-    with frozen(module.parameters()):
+    with frozen(p for p in module.parameters() if p.is_leaf):
         yield
+
+
+def _detached(guide: Program) -> Program:
+    """A guide whose densities do not lead back to values drawn for parameters of its model."""
+    model = getattr(guide, "__self__", None)
+    if not isinstance(model, LatentDynamics):
+        return guide
+    drawn = {name: p.detach() for name, p in model.named_parameters() if not p.is_leaf}
+    program: Program = getattr(model.at(drawn), guide.__name__) if drawn else guide
+    return program

@@ -2,17 +2,27 @@
 
 ``objective(model, guide)`` is a loss: a module with the model's and the guide's parameters. Called
 with a batch it returns the negative bound of the whole recording in nats, estimated from the batch.
+
+Where parameters theta of the model have priors, every objective is the expectation of its bound
+given the parameters, drawn once for all trials and particles::
+
+    E_q(theta)[bound(theta)] - KL(q(theta) || p(theta))   <=  log p(x)
 """
 
 from abc import abstractmethod
+from collections.abc import Container
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
+from pyro.distributions import Delta
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.traces import Program, module_of
+from pyrodyn.infer.traces import Program, module_of, priors_of
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import StateSpaceModel
 
 
@@ -68,11 +78,13 @@ class Objective:
         num_particles: draws per trial.
         final_step: first training step at which every weight is final.
         is_bound: whether the loss, with final weights, is a bound on the negative log evidence.
+        num_parameter_draws: draws of the parameters with priors, averaged.
     """
 
     num_particles: int
     final_step: int = 0
     is_bound: bool = True
+    num_parameter_draws: int = 1
 
     def __init__(self, num_particles: int) -> None:
         check_integer(1, num_particles=num_particles)
@@ -89,9 +101,29 @@ class Objective:
             f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items() if value)})"
         )
 
-    @abstractmethod
     def __call__(self, model: Program, guide: Program) -> "Loss":
-        """The loss of this model and guide."""
+        """The loss of this model and guide.
+
+        Raises:
+            ValueError: for a model or a guide that the objective does not accept.
+        """
+        loss = self.loss(model, guide)
+        if priors_of(model) is None or getattr(guide, "__self__", None) is not model:
+            return loss
+        assert isinstance(model, LatentDynamics)
+        return ParameterLoss(self, model, guide)
+
+    @abstractmethod
+    def loss(self, model: Program, guide: Program) -> "Loss":
+        """The loss of a model that has no priors on parameters, or whose guide draws them."""
+
+    def given_parameters(self, names: Container[str]) -> "Objective":
+        """The objective for one draw of the parameters that have priors."""
+        return self
+
+    def weight(self, site: str, step: int | None) -> float:
+        """The weight of a site's KL, or of a factor, at a training step; the final one without."""
+        return 1.0
 
 
 class Loss(nn.Module):
@@ -116,6 +148,59 @@ class Loss(nn.Module):
     def forward(self, batch: Batch, step: int | None = None) -> Float[Tensor, ""]:
         """Negative bound of the whole recording in nats, estimated from the batch."""
         return self.evaluate(batch, step).loss
+
+
+class ParameterLoss(Loss):
+    """Negative bound of a model that has priors on parameters, with the model's own guide.
+
+    The parameters are drawn from their guide, and the objective is that of the model at the values
+    drawn, which is an ordinary model.
+    """
+
+    model: LatentDynamics
+
+    def __init__(self, objective: Objective, model: LatentDynamics, guide: Program) -> None:
+        super().__init__(model, guide)
+        assert model.priors is not None
+        self.objective = objective
+        self._inner = objective.given_parameters(model.priors.cards)
+
+    def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
+        """Negative bound; the KL of every parameter is logged."""
+        num_draws = self.objective.num_parameter_draws
+        drawn = [self._evaluate_one(batch, step) for _ in range(num_draws)]
+        if num_draws == 1:
+            return drawn[0]
+        logged = {
+            name: torch.stack([each.logged[name] for each in drawn]).mean(0)
+            for name in drawn[0].logged
+        }
+        loss = torch.stack([each.loss for each in drawn]).mean(0)
+        return Evaluation(loss, logged, drawn[0].factors)
+
+    def _evaluate_one(self, batch: Batch, step: int | None) -> Evaluation:
+        assert self.model.priors is not None
+        values, kls = {}, {}
+        for name, (q, p) in self.model.priors.pairs(self.model).items():
+            values[name] = q.rsample()
+            kls[name] = kl_of_site(q, p, values[name]).sum()
+        at = self.model.at(values)
+        given = self._inner.loss(at, at.guide).evaluate(batch, step)
+        weighted = [self.objective.weight(name, step) * value for name, value in kls.items()]
+        logged = {f"kl_{name}": value for name, value in kls.items()}
+        return Evaluation(given.loss + sum(weighted), {**given.logged, **logged}, given.factors)
+
+
+def kl_of_site(q: Any, p: Any, value: Tensor) -> Tensor:
+    """KL(q || p) in closed form if torch has one, and otherwise log q - log p of a draw of q."""
+    try:
+        # Pyro's closed form for a Delta leaves its log density out.
+        closed_form = None if isinstance(q, Delta) else kl_divergence(q, p)
+    except NotImplementedError:
+        closed_form = None
+    if closed_form is None:
+        closed_form = q.log_prob(value) - p.log_prob(value)
+    return closed_form
 
 
 def check_own_guide(objective: Objective, model: Program, guide: Program) -> StateSpaceModel:

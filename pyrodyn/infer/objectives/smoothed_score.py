@@ -56,6 +56,9 @@ class SmoothedScore(Objective):
         num_particles: of the filter.
         num_draws: smoothed trajectories per trial.
         resampling: a name in `pyrodyn.infer.smc.resampling.RESAMPLING`.
+
+    Attributes:
+        has_warned: whether a warning of a poor proposal was issued.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class SmoothedScore(Objective):
         check_integer(1, num_draws=num_draws)
         scheme_named(resampling)
         self.num_draws, self.resampling = num_draws, resampling
+        self.has_warned = False
 
     def describe(self) -> dict[str, Any]:
         """The settings, for a model's card."""
@@ -75,7 +79,7 @@ class SmoothedScore(Objective):
             "resampling": self.resampling,
         }
 
-    def __call__(self, model: Program, guide: Program) -> "SmoothedScoreLoss":
+    def loss(self, model: Program, guide: Program) -> "SmoothedScoreLoss":
         """The loss of a state-space model and its own guide.
 
         Raises:
@@ -92,7 +96,6 @@ class SmoothedScoreLoss(Loss):
     def __init__(self, objective: SmoothedScore, model: StateSpaceModel, guide: Program) -> None:
         super().__init__(model, guide)
         self.objective = objective
-        self._has_warned = False
 
     @property
     def _fewest(self) -> float:
@@ -134,9 +137,9 @@ class SmoothedScoreLoss(Loss):
     def _warn_if_poor(self, effective: Float[Tensor, " trial"]) -> None:
         """Warn, once, if the proposal is so poor that the gradient is unreliable in most trials."""
         median = float(effective.median())
-        if self._has_warned or median >= self._fewest:
+        if self.objective.has_warned or median >= self._fewest:
             return
-        self._has_warned = True
+        self.objective.has_warned = True
         warnings.warn(
             f"SmoothedScore: half the trials have at most {median:.1f} effective particles of"
             f" {self.objective.num_particles}, so its gradient is unreliable; take a better"
@@ -158,10 +161,12 @@ class SmoothedScoreLoss(Loss):
         )
         log_p = self._log_density(model.model, drawn, batch)
         of_model = parameters_behind(log_p)
-        if of_model.issuperset(p for p in model.parameters() if p.requires_grad):
+        if of_model.issuperset(p for p in model.parameters() if p.requires_grad and p.is_leaf):
             return log_p  # the guide has no parameters of its own
+        values = {name: p.detach() for name, p in model.named_parameters() if not p.is_leaf}
+        fixed = model.at(values) if values else model
         with frozen(of_model):
-            return log_p + self._log_density(model.guide, drawn, batch)
+            return log_p + self._log_density(fixed.guide, drawn, batch)
 
     def _log_density(
         self, program: Program, drawn: SmoothedPaths, batch: Batch

@@ -82,7 +82,7 @@ class VSMC(Objective):
         is_classical = self.resampling != "soft" and self.gradient == "biased"
         return is_classical and self.num_particles > 1 and self.ess_threshold == 1
 
-    def __call__(self, model: Program, guide: Program) -> "VSMCLoss":
+    def loss(self, model: Program, guide: Program) -> "VSMCLoss":
         """The loss of a state-space model and its own guide.
 
         Raises:

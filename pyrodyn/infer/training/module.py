@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch, Transform, Trials
 from pyrodyn.infer.objectives.objective import Loss
-from pyrodyn.infer.traces import latent_sites, paired_traces
+from pyrodyn.infer.traces import latent_sites, paired_traces, priors_of
 from pyrodyn.infer.training.batches import (
     OrderedBatches,
     ShuffledBatches,
@@ -257,7 +257,7 @@ class Training(lightning.LightningModule):
                 self.loss.model,
                 self.loss.guide,
                 self._last.batch,
-                self.loss.objective.num_particles,
+                1 if priors_of(self.loss.model) else self.loss.objective.num_particles,
             )
         for name in latent_sites(guide_trace):
             value = guide_trace.nodes[name]["value"]

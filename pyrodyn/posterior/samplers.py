@@ -1,0 +1,107 @@
+"""The methods by which posterior draws are made, each a function of a batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyrodyn.data.arguments import check_integer
+from pyrodyn.data.batch import Batch
+from pyrodyn.infer.traces import Program, guide_program, traced
+from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.posterior.draws import (
+    GuideSampler,
+    SingleDraws,
+    exact_draws,
+    importance_draws,
+    pool_draws,
+    smoother_draws,
+)
+from pyrodyn.posterior.parameter_draws import at_each_draw
+from pyrodyn.posterior.sites import Draws
+
+METHODS = ("guide", "importance", "smoother", "pool", "exact")
+
+Sampler = Callable[[Batch, int], Draws]
+"""Makes so many draws for every trial of a batch."""
+
+
+def sampler(method: str, model: LatentDynamics, guide: Program, num_particles: int) -> Sampler:
+    """The sampler of a method.
+
+    One sampler draws for all batches of a recording, always the same number: sites that all trials
+    share are drawn with the first batch and kept for the later ones.
+
+    Raises:
+        ValueError: for an unknown method, or too few particles.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
+    check_integer(2, num_particles=num_particles)
+    if model.priors is not None:
+        single = method == "guide"
+        return (
+            SingleDraws(model, guide)
+            if single
+            else AtParameters(method, model, guide, num_particles)
+        )
+    if method == "guide":
+        return GuideSampler(model, guide)
+
+    def draw(batch: Batch, num_draws: int) -> Draws:
+        match method:
+            case "importance":
+                return importance_draws(model, guide, batch, num_draws, num_particles)
+            case "smoother":
+                return smoother_draws(model, batch, num_draws, num_particles)
+            case "exact":
+                return exact_draws(model, batch, num_draws)
+            case _:
+                return pool_draws(model, batch, num_draws, num_particles)
+
+    return draw
+
+
+class AtParameters:
+    """Draws by weights or by a filter, each given a draw of the parameters that have priors.
+
+    The parameters are drawn from the guide, with the first batch, and the latents of every trial
+    by the method, from the model at these parameters.
+
+    Args:
+        method: one of `METHODS` other than ``"guide"``.
+        model: a model with priors.
+        guide: draws its parameters.
+        num_particles: of each run of the method.
+
+    Raises:
+        ValueError: for importance weights of a guide that is not the model's own.
+    """
+
+    def __init__(
+        self, method: str, model: LatentDynamics, guide: Program, num_particles: int
+    ) -> None:
+        if method == "importance" and getattr(guide, "__self__", None) is not model:
+            raise ValueError(
+                "method='importance' weights draws of the latents given the parameters that have"
+                " priors, which only model.guide makes; take method='guide'"
+            )
+        self.method, self.model, self.guide = method, model, guide
+        self.num_particles = num_particles
+        self.parameters: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, num_draws: int) -> Draws:
+        """Draws for the trials of a batch."""
+        if self.parameters is None:
+            assert self.model.priors is not None
+            traces = [traced(guide_program(self.guide), batch) for _ in range(num_draws)]
+            self.parameters = {
+                name: torch.stack([trace.nodes[name]["value"] for trace in traces])
+                for name in self.model.priors.cards
+            }
+
+        def run(at: LatentDynamics, _: int) -> Draws:
+            return sampler(self.method, at, at.guide, self.num_particles)(batch, 1)
+
+        return at_each_draw(self.model, self.parameters, run)
