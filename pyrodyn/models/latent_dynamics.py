@@ -27,6 +27,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from pyro import poutine
+from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from pyrodyn.data.arguments import check_integer
@@ -35,7 +36,7 @@ from pyrodyn.data.schema import blocks, validate
 from pyrodyn.models.class_arguments import check_arguments, with_class_arguments
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
-from pyrodyn.models.parameters import registered, substituted
+from pyrodyn.models.parameters import refuse_pyro_samples, registered, substituted
 from pyrodyn.models.priors import Priors, priors_of
 from pyrodyn.models.summary import as_html, as_text, model_summary
 
@@ -327,8 +328,11 @@ class LatentDynamics(nn.Module):
         """Refuse a batch that cannot come from a recording that `check` accepts.
 
         Raises:
-            ValueError: if its sizes differ from the model's or its values are not finite.
+            ValueError: if its sizes differ from the model's or its values are not finite, and for
+                a model with a `pyro.nn.PyroSample`.
         """
+        if isinstance(self, PyroModule):
+            refuse_pyro_samples(self)
         if not isinstance(batch, Batch):
             raise ValueError(
                 f"expected a Batch, not a {type(batch).__name__}; make one from a recording by"

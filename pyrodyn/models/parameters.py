@@ -218,7 +218,7 @@ def _register(
     return value
 
 
-def _shaped_as(parameter: nn.Parameter, value: Tensor, full_name: str) -> Tensor:
+def _shaped_as(parameter: Tensor, value: Tensor, full_name: str) -> Tensor:
     """A lifted value, expanded to the shape of its parameter."""
     wanted = parameter.shape
     if value.ndim > len(wanted) or any(

@@ -111,7 +111,7 @@ def priors_of(
 
     Args:
         given: priors, or their cards, by name or pattern of names. Where a name has several
-            patterns, the last counts.
+            patterns, the last counts. A pattern leaves out parameters that are fixed or empty.
         parameters: all parameters of the model.
         of_guide: patterns of those of its guide.
         kind: the model's class, for errors.
@@ -129,7 +129,7 @@ def priors_of(
     for pattern, prior in given.items():
         matched = [name for name in named if fnmatchcase(name, pattern)]
         if pattern not in named:
-            matched = [name for name in matched if named[name].requires_grad]
+            matched = [n for n in matched if named[n].requires_grad and named[n].numel()]
         if not matched:
             raise ValueError(_unknown(pattern, named, parameters, kind))
         for name in matched:

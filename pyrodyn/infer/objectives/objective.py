@@ -23,6 +23,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.traces import Program, module_of, priors_of
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.parameters import refuse_pyro_samples
 from pyrodyn.models.state_space import StateSpaceModel
 
 
@@ -107,6 +108,9 @@ class Objective:
         Raises:
             ValueError: for a model or a guide that the objective does not accept.
         """
+        owner = module_of(model)
+        if owner is not None:
+            refuse_pyro_samples(owner)
         loss = self.loss(model, guide)
         if priors_of(model) is None or getattr(guide, "__self__", None) is not model:
             return loss
