@@ -168,7 +168,10 @@ class IWELBOLoss(Loss):
         with _without_gradient(self.guide):
             guide.program = guide_program(_detached(self.guide))
             program = with_particles(guide, num_particles)
-            log_q = log_densities(traced(poutine.replay(program, trace=copies.trace), batch))
+            fixed = _with_fixed_parameters(copies.trace) if draws_first else copies.trace
+            log_q = log_densities(traced(poutine.replay(program, trace=fixed), batch))
+        if draws_first:
+            log_q |= log_densities(_outside_trials(drawn))
         weighted = weighted_draws(self.model, copies.trace, log_q, batch, num_particles)
         weights = torch.softmax(weighted.log_weights, 0).detach()
         if gradient == "dreg":
@@ -229,13 +232,11 @@ def local_draws(
     """
     program = with_particles(guide, num_particles)
     drawn = traced(guide if draws_first else program, batch)
-    outside = [name for name in drawn_sites(drawn) if not is_local(drawn.nodes[name])]
+    outside = _outside_trials(drawn).nodes
     if num_particles == 1 or not (outside or draws_first):
         return drawn  # the one run of the guide, and so of its encoder
-    once, kept = drawn if draws_first else traced(guide, batch), poutine.Trace()
-    for name in outside:
-        kept.nodes[name] = once.nodes[name]
-    return traced(poutine.replay(program, trace=kept), batch)
+    once = _outside_trials(drawn if draws_first else traced(guide, batch))
+    return traced(poutine.replay(program, trace=once), batch)
 
 
 def log_densities(drawn: poutine.Trace) -> dict[str, Tensor]:
@@ -426,6 +427,25 @@ def _without_gradient(guide: Program) -> Iterator[None]:
         )
     with frozen(p for p in module.parameters() if p.is_leaf):
         yield
+
+
+def _outside_trials(drawn: poutine.Trace) -> poutine.Trace:
+    """The drawn sites of a guide's trace that all trials share."""
+    kept = poutine.Trace()
+    for name in drawn_sites(drawn):
+        if not is_local(drawn.nodes[name]):
+            kept.nodes[name] = drawn.nodes[name]
+    return kept
+
+
+def _with_fixed_parameters(drawn: poutine.Trace) -> poutine.Trace:
+    """A guide's trace whose values that all trials share lead back to nothing: the guide draws
+    trials by a model at these values.
+    """
+    fixed = drawn.copy()
+    for name in _outside_trials(drawn).nodes:
+        fixed.nodes[name] = {**drawn.nodes[name], "value": drawn.nodes[name]["value"].detach()}
+    return fixed
 
 
 def _detached(guide: Program) -> Program:

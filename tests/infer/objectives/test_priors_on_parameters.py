@@ -105,26 +105,29 @@ def test_every_model_under_every_objective(make_recording, kind, objective):
 
 @pytest.mark.filterwarnings("ignore:SmoothedScore")
 def test_a_narrow_prior_pins_its_parameter(objective):
-    """Value and gradient are those of the model with that value, to rounding."""
-    recorded = data()
+    """Value and gradient are those of the model with that value, to rounding; the proposal depends
+    on the process noise, not on the loading.
+    """
+    recorded, names = data(), ("loading", "raw_noise")
     batch = batch_of(recorded)
     free, model = (linear_network(recorded, proposal="encoder") for _ in range(2))
-    value = free.loading.detach().clone()
-    model.set_priors({"loading": dist.Normal(value, 1e-9)})
+    values = {name: free.get_parameter(name).detach().clone() for name in names}
+    model.set_priors({name: dist.Normal(value, 1e-9) for name, value in values.items()})
     with torch.no_grad():
-        model.priors.log_scale["loading"].fill_(np.log(1e-9))
+        for scale in model.priors.log_scale.values():
+            scale.fill_(np.log(1e-9))
     torch.manual_seed(0)
     loss = objective(model, model.guide)(batch)
     loss.backward()
     torch.manual_seed(0)
-    torch.randn(value.shape, dtype=value.dtype)  # the parameter's noise
+    for value in values.values():
+        torch.randn(value.shape, dtype=value.dtype)  # the parameters' noise
     wanted = objective(free, free.guide)(batch)
     wanted.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
     for name, parameter in free.named_parameters():
-        if name != "loading" or not isinstance(objective, RWS):
-            its = model.get_parameter(name).grad
-            torch.testing.assert_close(its, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+        its = model.get_parameter(name).grad
+        torch.testing.assert_close(its, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_draws_of_the_elbo_are_draws_of_parameters_too():
@@ -186,6 +189,31 @@ def test_a_guide_of_ones_own_may_draw_the_parameters(make_recording, objective):
     assert float(model.priors.log_scale["loading"].grad.abs().max()) > 0
     if isinstance(objective, ELBO):
         torch.testing.assert_close(*values)
+
+
+def test_sticking_the_landing_leaves_parameters_to_the_elbo():
+    """With one draw per trial: the gradient of log q(z | theta) is dropped, that of log q(theta) is
+    not.
+    """
+    recorded = data()
+    batch = batch_of(recorded)
+    model = linear_network(recorded, proposal="encoder")
+    model.set_priors({"raw_noise": dist.Normal(0.0, 1.0)})
+    objective, found = IWELBO(1, "stl"), []
+    for is_own in (True, False):
+        torch.manual_seed(0)
+        if is_own:
+            loss = objective(model, Own(model))(batch)
+        else:
+            q, p = model.priors.pairs(model)["raw_noise"]
+            value = q.rsample()
+            at = model.at({"raw_noise": value})
+            loss = objective(at, at.guide)(batch) + q.log_prob(value) - p.log_prob(value)
+        model.zero_grad()
+        loss.backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
 
 
 def test_a_guide_without_the_parameters_is_named(make_recording):
