@@ -32,7 +32,7 @@ from pyrodyn.models.latent_dynamics import check_config
 from pyrodyn.models.linear_gaussian import LinearGaussian
 from pyrodyn.models.observations import ObservationSpec
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.process_noise import NOISES, covariance_of, raw_noise
+from pyrodyn.models.process_noise import NOISE_DIMS, NOISES, covariance_of, raw_noise
 from pyrodyn.models.proposals import (
     FEWEST_ENCODER_BINS,
     PROPOSALS,
@@ -126,6 +126,20 @@ class LinearDynamics(StateSpaceModel):
         reach = encoder_bins_for(recording.attrs["bin_width"])
         proposal = "optimal" if is_exact else "encoder"
         return {"proposal": proposal, "encoder_bins": reach, **sizes}
+
+    def parameter_dims(self) -> dict[str, tuple[str, ...]]:
+        """Also those of dynamics and readout; a second dim of latents is ``latent_from``."""
+        dims: dict[str, tuple[str, ...]] = {
+            **super().parameter_dims(),
+            "start_mean": ("latent",),
+            "A": ("latent", "latent_from"),
+            "B": ("latent", "input"),
+            "loading": ("predictor", "latent"),
+            "bias": ("predictor",),
+        }
+        if self.noise in NOISE_DIMS:
+            dims |= dict.fromkeys(("raw_noise", "raw_start_noise"), NOISE_DIMS[self.noise])
+        return dims
 
     def start_from(self, batch: Batch) -> None:
         """Also the loading, see `start_loading`."""

@@ -59,7 +59,7 @@ from pyrodyn.models.observations import (
     Poisson,
 )
 from pyrodyn.models.observations import observation as observation_model
-from pyrodyn.models.process_noise import NOISES, covariance_of, raw_noise, raw_of
+from pyrodyn.models.process_noise import NOISE_DIMS, NOISES, covariance_of, raw_noise, raw_of
 from pyrodyn.models.proposals import (
     FEWEST_ENCODER_BINS,
     PROPOSALS,
@@ -244,9 +244,8 @@ class LowRankRNN(StateSpaceModel):
             "gain": ("predictor",),
             "bias": ("predictor",),
         }
-        if self.noise != "scalar":
-            of_noise = ("latent", "latent_from") if self.noise == "full" else ("latent",)
-            dims |= {"raw_noise": of_noise, "raw_start_noise": of_noise}
+        if self.noise in NOISE_DIMS:
+            dims |= dict.fromkeys(("raw_noise", "raw_start_noise"), NOISE_DIMS[self.noise])
         if self.config["decay_per_latent"]:
             dims["log_rate"] = ("latent",)
         return dims

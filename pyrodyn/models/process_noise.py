@@ -9,6 +9,9 @@ from torch import Tensor
 from pyrodyn.distributions.gaussian import Covariance
 
 NOISES = ("scalar", "diagonal", "full")
+
+NOISE_DIMS = {"diagonal": ("latent",), "full": ("latent", "latent_from")}
+"""Names of the dims of the unconstrained form of a noise that has a value per latent."""
 """Forms: one standard deviation for all latents, one for each, or any covariance."""
 
 NOISE_FLOOR = 1e-4

@@ -1,6 +1,7 @@
 """Priors on parameters: which are accepted, the sites that they become, and their cards."""
 
 import json
+from fnmatch import fnmatchcase
 
 import pyro
 import pyro.distributions as dist
@@ -15,8 +16,8 @@ from torch.distributions import AffineTransform, ExpTransform
 from pyrodyn.data import Trials
 from pyrodyn.infer import ELBO, VSMC, particle_filter
 from pyrodyn.infer.frozen import parameters_behind
-from pyrodyn.infer.traces import paired_traces, traced
-from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, saving
+from pyrodyn.infer.traces import latent_sites, paired_traces, traced
+from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, saving
 
 HALF_NORMAL_SCALE = dist.TransformedDistribution(dist.HalfNormal(2.0), [ExpTransform().inv])
 
@@ -132,6 +133,29 @@ def test_a_pattern_leaves_the_guide_out(data):
     guides = ("encoder", "g0_posterior", "controller", "u_posterior", "proposal")
     assert not any(name.startswith(guides) for name in model.priors.cards)
     assert {"readout.weight", "generator.weight_hh_l0", "g0_mean"} <= set(model.priors.cards)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        (LFADS, {"inferred_input_dim": 1, "generator_dim": 5, "encoder_dim": 3}),
+        (NodeSAE, {}),
+        (RnnSAE, {"process_noise": True}),
+        (LowRankRNN, {"num_units": 6}),
+        (LinearDynamics, {}),
+    ],
+)
+def test_what_is_declared_the_guides_is_what_the_model_does_not_depend_on(data, batch, kind, sizes):
+    model = kind.for_recording(data, seed=0, **sizes)
+    drawn = traced(model.guide, batch)
+    for name in latent_sites(drawn):
+        drawn.nodes[name]["value"] = drawn.nodes[name]["value"].detach()
+    trace = traced(poutine.replay(model, trace=drawn), batch)
+    behind = parameters_behind(trace.log_prob_sum())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            is_guides = any(fnmatchcase(name, pattern) for pattern in model.guide_parameters)
+            assert is_guides != (parameter in behind), name
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Kalman(Objective):
         """The settings, for a model's card."""
         return {"name": "Kalman"}
 
-    def __call__(self, model: Program, guide: Program) -> "KalmanLoss":
+    def loss(self, model: Program, guide: Program) -> "KalmanLoss":
         """The loss of a linear-Gaussian model; its own guide is not used.
 
         Raises:
