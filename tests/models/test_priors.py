@@ -15,9 +15,9 @@ from torch.distributions import AffineTransform, ExpTransform
 
 from pyrodyn.data import Trials
 from pyrodyn.infer import ELBO, VSMC, particle_filter
-from pyrodyn.infer.frozen import parameters_behind
 from pyrodyn.infer.traces import latent_sites, paired_traces, traced
 from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, saving
+from pyrodyn.models.parameters import parameters_behind
 
 HALF_NORMAL_SCALE = dist.TransformedDistribution(dist.HalfNormal(2.0), [ExpTransform().inv])
 
