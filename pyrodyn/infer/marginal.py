@@ -22,6 +22,7 @@ from pyrodyn.infer.smc.particle_filter import SequentialMonteCarlo
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.parameters import registered
+from pyrodyn.models.priors import sites_from_priors
 from pyrodyn.models.state_space import Observed, StateSpaceModel
 
 
@@ -35,14 +36,15 @@ def marginal(
     """Add the log evidence of a batch to a Pyro program, and return it.
 
     It takes the place of ``model(batch)`` in a program: the parameters of the model are those of
-    `pyro.infer.SVI`, or random where `pyro.poutine.lift` gives them a prior, and no latent is left
-    for NUTS or a guide to sample. Of a Bayesian treatment of A alone::
+    `pyro.infer.SVI`, or random where they have priors, each a site of the program, and no latent is
+    left for NUTS or a guide to sample. Of a Bayesian treatment of A alone::
 
-        program = functools.partial(marginal, model)
-        prior = {"A": Normal(0, 1).expand([2, 2]).to_event(2)}
-        MCMC(NUTS(pyro.poutine.lift(program, prior)), num_samples=500).run(batch)
+        model.set_priors({"A": Normal(0, 1)})
+        MCMC(NUTS(functools.partial(marginal, model)), num_samples=500).run(batch)
 
-    Outside a Pyro engine it is the log evidence itself, of which a loop makes a profile. Gradients
+    Outside a Pyro engine it is the log evidence itself, of which a loop makes a profile
+    (``marginal(model.at({"A": value}), batch)``; without ``at``, parameters with priors are drawn
+    from these). Gradients
     flow to the parameters; those of the estimate by particles leave the contribution of resampling
     out, as `VSMC` does, so that NUTS should be given the exact evidence alone.
 
@@ -77,7 +79,7 @@ def marginal(
             pyro.factor(name, log_evidence)
         found.append(log_evidence)
 
-    registered(program)(model, batch)
+    registered(program, sites_from_priors)(model, batch)
     return found[0]
 
 

@@ -37,7 +37,7 @@ from pyrodyn.models.class_arguments import check_arguments, with_class_arguments
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
 from pyrodyn.models.parameters import refuse_pyro_samples, registered, substituted
-from pyrodyn.models.priors import Priors, priors_of
+from pyrodyn.models.priors import Priors, priors_of, sites_from_guide, sites_from_priors
 from pyrodyn.models.summary import as_html, as_text, model_summary
 
 # Run-time shape checks refuse a bound in brackets, since the class does not exist yet.
@@ -74,7 +74,7 @@ class LatentDynamics(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name, drawn in (("model", _from_priors), ("guide", _from_guide)):
+        for name, drawn in (("model", sites_from_priors), ("guide", sites_from_guide)):
             if name in vars(cls):
                 setattr(cls, name, registered(vars(cls)[name], drawn))
         if "for_recording" not in vars(cls):
@@ -216,7 +216,7 @@ class LatentDynamics(nn.Module):
         Returns:
             The model at the values drawn.
         """
-        return substituted(self, _from_guide(self))
+        return substituted(self, sites_from_guide(self))
 
     @classmethod
     def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -399,16 +399,6 @@ class LatentDynamics(nn.Module):
     def trials_of(self, recording: xr.Dataset) -> Trials:
         """A recording's tensors, on the device and in the precision of this model."""
         return Trials(recording, self.device, self._like.dtype)
-
-
-def _from_priors(model: LatentDynamics) -> dict[str, Tensor]:
-    """Sites of the parameters with priors, in the generative program."""
-    return {} if model.priors is None else model.priors.sample_prior(model)
-
-
-def _from_guide(model: LatentDynamics) -> dict[str, Tensor]:
-    """The same in the inference program."""
-    return {} if model.priors is None else model.priors.sample_guide(model)
 
 
 @contextlib.contextmanager

@@ -74,20 +74,6 @@ class Priors(nn.Module):
         normal: Any = dist.Normal(parameter, scale, validate_args=False)
         return normal.to_event(parameter.ndim)
 
-    def sample_prior(self, model: nn.Module) -> dict[str, Tensor]:
-        """Sites of the parameters, from their priors."""
-        return {
-            name: pyro.sample(name, self.prior(name, _parameter(model, name)))
-            for name in self.cards
-        }
-
-    def sample_guide(self, model: nn.Module) -> dict[str, Tensor]:
-        """Sites of the parameters, from their guide."""
-        return {
-            name: pyro.sample(name, self.guide(name, _parameter(model, name)))
-            for name in self.cards
-        }
-
     def pairs(
         self, model: nn.Module
     ) -> dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]:
@@ -97,6 +83,20 @@ class Priors(nn.Module):
             parameter = _parameter(model, name)
             found[name] = self.guide(name, parameter), self.prior(name, parameter)
         return found
+
+
+def sites_from_priors(model: Any) -> dict[str, Tensor]:
+    """Pyro sites of the parameters of a model that have priors, from these, by name."""
+    if model.priors is None:
+        return {}
+    return {name: pyro.sample(name, p) for name, (_, p) in model.priors.pairs(model).items()}
+
+
+def sites_from_guide(model: Any) -> dict[str, Tensor]:
+    """The same sites, from their guide."""
+    if model.priors is None:
+        return {}
+    return {name: pyro.sample(name, q) for name, (q, _) in model.priors.pairs(model).items()}
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:

@@ -113,6 +113,15 @@ def quadrature(model, batch):
     return float(mean), float((weights * (grid - mean).square()).sum().sqrt())
 
 
+def test_a_prior_of_the_model_is_a_site_of_the_program(model, batch):
+    model.set_priors({"raw_noise": dist.Normal(-1.0, 1.0)})
+    trace = poutine.trace(functools.partial(marginal, model)).get_trace(batch)
+    value = trace.nodes["raw_noise"]["value"]
+    wanted = log_evidence(model.at({"raw_noise": value}), batch)
+    wanted += float(prior_of_noise().log_prob(value))
+    assert float(trace.log_prob_sum().detach()) == pytest.approx(wanted, rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_particles", [None, 100])
 def test_chains_sample_the_posterior_with_the_latents_integrated_out(model, batch, num_particles):

@@ -34,7 +34,7 @@ from pyrodyn.infer import (
 )
 from pyrodyn.infer.objectives.objective import Ramp
 from pyrodyn.infer.traces import traced
-from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, StateSpaceModel
 
 OBJECTIVES = {
     "elbo": ELBO(),
@@ -103,6 +103,25 @@ def test_every_model_under_every_objective(make_recording, kind, objective):
     torch.testing.assert_close(evaluation.loss, given + kl)
     logged = sum(evaluation.logged[f"kl_{name}"] for name in pairs)
     torch.testing.assert_close(logged, kl)
+
+
+def test_a_model_of_functions_runs_at_the_values_drawn(make_recording):
+    recording = make_recording(4, 4)
+    own = nn.ParameterDict({"loading": torch.randn(5, 2), "log_sd": torch.zeros(2)})
+    model = StateSpaceModel.of(
+        initial=lambda inputs: dist.Normal(torch.zeros(2), 1.0),
+        transition=lambda z, inputs: dist.Normal(0.9 * z, own["log_sd"].exp()),
+        emission=lambda z: z @ own["loading"].mT,
+        latent_dim=2,
+        parameters=own,
+    )
+    model.set_priors({"*.loading": dist.Normal(0.0, 1.0), "*.log_sd": dist.Normal(-1.0, 1.0)})
+    fitted = pyrodyn.fit(model, recording, objective=VSMC(3), **FIT)
+    tree = pyrodyn.to_datatree(fitted, recording, num_draws=3, method="guide")
+    drawn = tree["posterior"]
+    (name,) = [name for name in drawn.data_vars if name.endswith("loading")]
+    rates = np.exp(np.einsum("cdtbl,cdnl->cdtbn", drawn["z"], drawn[name]))
+    np.testing.assert_allclose(drawn["rates"], rates, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:SmoothedScore")
