@@ -11,6 +11,7 @@ log densities are in nats.
 `kernel_density`              a mixture of Gaussians around points, for empirical initial states
 `masked`                      any distribution of which only some entries are scored
 `affine`                      a triangular affine map per trial, to transform other distributions
+`spline_flow`                 a neural spline flow given a context, for posteriors of any shape
 `concatenated`                several distributions along the last dim, for counts beside a signal
 ============================  =====================================================================
 

@@ -122,7 +122,7 @@ def calibrate(
     sampler(of.method, of.model, of.guide, num_particles)  # refuses what it cannot take
     everything = of.model.trials_of(recording).batch()
     latents = _latents(of.model, everything)
-    of.check(recording, everything.take(slice(0, batch_size)), is_simulated=True)
+    of.check(recording, everything.take(slice(0, batch_size)), seed=seed, is_simulated=True)
     settings = {
         **of.attrs,
         "num_simulations": num_simulations,

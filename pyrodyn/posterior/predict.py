@@ -69,7 +69,7 @@ def predict(
     chunks = _chunks(num_draws) if of.method == "guide" else [num_draws]
     samplers = [sampler(of.method, of.model, of.guide, num_particles) for _ in chunks]
     trials = of.model.trials_of(recording)
-    of.check(recording, trials.batch(slice(0, batch_size)))
+    of.check(recording, trials.batch(slice(0, batch_size)), seed=seed)
     reliability = Reliability()
     parts: list[dict[str, Tensor]] = []
     reported: list[dict[str, Tensor]] = []

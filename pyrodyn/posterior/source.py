@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 import xarray as xr
 
 from pyrodyn.data.batch import Batch
@@ -48,13 +49,16 @@ class Source(NamedTuple):
             "method": self.method,
         }
 
-    def check(self, recording: xr.Dataset, first: Batch, *, is_simulated: bool = False) -> None:
+    def check(
+        self, recording: xr.Dataset, first: Batch, *, seed: int, is_simulated: bool = False
+    ) -> None:
         """Refuse a guide that does not fit the model, and warn of neurons or channels that an
         encoder would read for which it has no trained weights.
 
         Args:
             recording: the trials that it will draw for.
             first: the first of these trials that are drawn for at once.
+            seed: of what the guide draws meanwhile; one that is solved per batch keeps solutions.
             is_simulated: whether it will draw for data that the model simulates in their place.
 
         Raises:
@@ -66,7 +70,8 @@ class Source(NamedTuple):
         tie_to_first_run(self.guide)
         hashes = trial_hashes(recording)
         trained = self.model.record.get("training", {}).get("trials", {}).get("train", hashes)
-        with self.evaluating():
+        with self.evaluating(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             check_guide(
                 self.model,
                 self.guide,

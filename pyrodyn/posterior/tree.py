@@ -156,7 +156,7 @@ def to_datatree(
         if total % num_chains:
             raise ValueError(f"num_draws={total} is not divisible by num_chains={num_chains}")
         draw = sampler(of.method, of.model, of.guide, num_particles)
-        of.check(recording, trials.batch(slice(0, batch_size)))
+        of.check(recording, trials.batch(slice(0, batch_size)), seed=seed)
         how = {**of.attrs, "seed": seed}
         if of.method != "guide":
             how["num_particles"] = num_particles

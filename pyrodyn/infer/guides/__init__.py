@@ -7,7 +7,7 @@
   ``initial_condition`` is what they share.
 * ``flow``: a normalising flow over an initial state, trained with the encoder.
 * ``refined``: gradient steps from a guide's posterior of each trial to that trial's own.
-* ``mapped_sites``, ``last_solution``: what these are made of.
+* ``mapped_sites``, ``solution_cache``: what these are made of.
 
 A model's own guide is amortised and the first choice. `RefinedGuide` removes what amortisation
 costs, `LaplaceStart` suits long trials of one mode, `MixtureStart` sparse counts that several

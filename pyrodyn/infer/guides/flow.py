@@ -15,8 +15,6 @@ Sources: Rezende & Mohamed 2015; Durkan, Bekasov, Murray & Papamakarios 2019 (sp
 zuko.
 """
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from torch import nn
@@ -24,6 +22,7 @@ from torch.distributions.transforms import AffineTransform
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
+from pyrodyn.distributions.spline_flow import spline_flow
 from pyrodyn.infer.guides.mapped_sites import MappedSites
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
@@ -64,11 +63,11 @@ class FlowStart(nn.Module):
                 f" without process noise); this {type(model).__name__} does not: use its own guide"
             )
         vars(self)["model"] = model  # not a part, whose parameters would be saved twice
-        self.flow = _spline_flow(
+        self.flow = spline_flow(
             *model.initial_condition().event_shape,
-            transforms=num_transforms,
-            bins=num_bins,
-            hidden_features=(hidden_dim, hidden_dim),
+            num_transforms=num_transforms,
+            hidden_dim=hidden_dim,
+            num_bins=num_bins,
         ).to(next(model.parameters()))
 
     def forward(self, batch: Batch) -> None:
@@ -84,21 +83,3 @@ class FlowStart(nn.Module):
         context = torch.cat([location, (scale / prior.stddev).log()], -1)
         units = AffineTransform(mean, scale, event_dim=1)
         return dist.TransformedDistribution(self.flow(context), [units])
-
-
-def _spline_flow(dim: int, **sizes: Any) -> Any:
-    """A flow given means and log standard deviations, at first the identity."""
-    # zuko's import switches off the validation of all distributions of torch.
-    base = torch.distributions.Distribution
-    kept = {name: vars(base)[name] for name in ("_validate_args", "arg_constraints")}
-    from zuko.distributions import NormalizingFlow
-    from zuko.flows import NSF
-
-    for name, value in kept.items():
-        setattr(base, name, value)
-    NormalizingFlow.arg_constraints = {}
-    flow: Any = NSF(dim, 2 * dim, passes=2, **sizes)
-    for transform in flow.transform.transforms:
-        for parameter in transform.hyper[-1].parameters():
-            nn.init.zeros_(parameter)
-    return flow

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
-from pyrodyn.infer.guides.last_solution import LastSolution
+from pyrodyn.infer.guides.solution_cache import SolutionCache
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
@@ -47,7 +47,7 @@ class StartGuide(ABC):
                 " guide, or `particle_smoother`)"
             )
         self.model = model
-        self._last: LastSolution[Distribution] = LastSolution()
+        self._solutions: SolutionCache[Distribution] = SolutionCache()
 
     def __call__(self, batch: Batch) -> None:
         """Draw the initial condition."""
@@ -57,7 +57,7 @@ class StartGuide(ABC):
     def distribution(self, batch: Batch) -> Distribution:
         """q(s) of every trial, of event shape ``(dim,)``."""
         weights = (*self.model.parameters(), *self.model.buffers())
-        return self._last.of(batch, weights, lambda: self._solved(batch))
+        return self._solutions.of(batch, weights, lambda: self._solved(batch))
 
     @torch.no_grad()
     def _solved(self, batch: Batch) -> Distribution:

@@ -10,12 +10,14 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.affine import TriangularAffine
-from pyrodyn.infer.traces import Program, guide_program
+from pyrodyn.infer.guides.check_guide import GuideError
+from pyrodyn.infer.traces import Program, guide_program, is_local, latent_sites, traced
 from pyrodyn.models.state_space import Distribution
 
 SiteMap = Callable[[Distribution], Distribution]
@@ -88,3 +90,25 @@ class TrialMaps(nn.Module):
             q = dist.TransformedDistribution(site["fn"].base_dist, [fixed])
             found[name] = q.log_prob(site["value"])
         return found
+
+
+def real_draws(guide: Program, batch: Batch, num_draws: int) -> dict[str, Tensor]:
+    """Draws of a guide by site, ``(draw, trial, *event)``.
+
+    Raises:
+        GuideError: for a site that is not drawn per trial as a real vector from a density.
+    """
+    trials = torch.arange(batch.num_trials, device=batch.seen.device)
+    trace = traced(guide_program(guide), batch.take(trials.repeat(num_draws)))
+    found = {}
+    for name in latent_sites(trace):
+        q, drawn = trace.nodes[name]["fn"], trace.nodes[name]["value"].detach()
+        ends = (drawn.abs() + 1, -drawn.abs() - 1)
+        is_density = is_local(trace.nodes[name]) and q.event_dim and not isinstance(q, Delta)
+        if not is_density or not all(q.support.check(end).all() for end in ends):
+            raise GuideError(
+                "RefinedGuide refines guides that draw every latent site per trial as a real"
+                f" vector from a density of its own; {name!r} is not drawn so"
+            )
+        found[name] = drawn.unflatten(0, (num_draws, -1))
+    return found

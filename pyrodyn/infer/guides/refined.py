@@ -12,17 +12,15 @@ Sources: Kim, Wiseman, Miller, Sontag & Rush 2018; Roeder, Wu & Duvenaud 2017 (t
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.frozen import frozen
-from pyrodyn.infer.guides.check_guide import GuideError
-from pyrodyn.infer.guides.last_solution import LastSolution
-from pyrodyn.infer.guides.mapped_sites import TrialMaps
+from pyrodyn.infer.guides.mapped_sites import TrialMaps, real_draws
+from pyrodyn.infer.guides.solution_cache import SolutionCache
 from pyrodyn.infer.objectives.importance_weighted import weighted_draws
-from pyrodyn.infer.traces import guide_program, is_local, latent_sites, module_of, traced
+from pyrodyn.infer.traces import module_of, traced
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
 
@@ -57,7 +55,7 @@ class RefinedGuide:
                 f" {type(model).__name__} is neither"
             )
         self.guide = self.model.guide if guide is None else guide
-        self._last: LastSolution[TrialMaps] = LastSolution()
+        self._solutions: SolutionCache[TrialMaps] = SolutionCache()
 
     def __call__(self, batch: Batch) -> None:
         """Draw every latent site."""
@@ -67,14 +65,14 @@ class RefinedGuide:
         """The guide with the maps of these trials."""
         modules = dict.fromkeys([self.model, module_of(self.guide) or self.model])
         weights = [w for module in modules for w in (*module.parameters(), *module.buffers())]
-        return self._last.of(batch, weights, lambda: self._solve(batch, weights))
+        return self._solutions.of(batch, weights, lambda: self._solve(batch, weights))
 
     @torch.enable_grad()
     def _solve(self, batch: Batch, weights: list[Tensor]) -> TrialMaps:
         given = batch.replace(x=batch.seen / batch.gain, weight=1.0).as_seen()
         # The caller's effect handlers must not act on the steps.
         with poutine.block(), frozen(weights), self.model.evaluating():
-            maps = TrialMaps(self.guide, self._draws(given))
+            maps = TrialMaps(self.guide, real_draws(self.guide, given, NUM_DRAWS))
             optimizer = torch.optim.Adam(maps.parameters())
             for parameter in maps.parameters():  # a trial that diverges stays where it is
                 parameter.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))
@@ -86,20 +84,3 @@ class RefinedGuide:
                 (-weighted.log_weights.sum()).backward()
                 optimizer.step()
         return maps.requires_grad_(False)
-
-    def _draws(self, batch: Batch) -> dict[str, Tensor]:
-        """Draws of the guide by site, ``(draw, trial, *event)``."""
-        trials = torch.arange(batch.num_trials, device=batch.seen.device)
-        trace = traced(guide_program(self.guide), batch.take(trials.repeat(NUM_DRAWS)))
-        found = {}
-        for name in latent_sites(trace):
-            q, drawn = trace.nodes[name]["fn"], trace.nodes[name]["value"].detach()
-            ends = (drawn.abs() + 1, -drawn.abs() - 1)
-            is_density = is_local(trace.nodes[name]) and q.event_dim and not isinstance(q, Delta)
-            if not is_density or not all(q.support.check(end).all() for end in ends):
-                raise GuideError(
-                    "RefinedGuide refines guides that draw every latent site per trial as a real"
-                    f" vector from a density of its own; {name!r} is not drawn so"
-                )
-            found[name] = drawn.unflatten(0, (NUM_DRAWS, -1))
-        return found

@@ -273,7 +273,15 @@ def test_a_batch_is_solved_once_and_again_after_training():
     first = guide.distribution(batch)
     assert guide.distribution(batch) is first
     assert guide.distribution(batch.unobserved()) is first  # which shows the encoder the same
-    assert guide.distribution(batch.replace(seen=batch.seen.clone())) is not first
+    copied = batch.replace(seen=batch.seen.clone())
+    assert guide.distribution(copied) is first
+    copied.seen[0, 0, 0] += 1
+    other = guide.distribution(copied)
+    assert other is not first
+    assert guide.distribution(batch) is first
+    assert guide.distribution(copied) is other
+    copied.seen[0, 0, 0] -= 1  # the memory of the solution that was kept last
+    assert guide.distribution(copied) is first
     with torch.no_grad():
         model.start_mean.add_(1.0)
     later = guide.distribution(batch)
