@@ -258,6 +258,7 @@ def _latents(model: LatentDynamics, batch: Batch) -> list[str]:
         raise ValueError(
             f"all trials share {', '.join(map(repr, shared))} of this {kind}; calibrate simulates"
             " single trials, whose posteriors must be independent"
+            + ("; pass model.at(), at one value of each" if model.priors else "")
         )
     others = [name for name in observed_sites(trace) if name != "x"]
     if others:

@@ -15,6 +15,7 @@ import pyrodyn
 from pyrodyn.data import Trials
 from pyrodyn.infer import ELBO
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.posterior import calibrate
 
 FIT = {"max_steps": 3, "progress": False, "accelerator": "cpu"}
 SIZES = {"latent_dim": 2, "num_units": 6, "encoder_bins": 3}
@@ -79,7 +80,7 @@ def test_log_densities_of_the_parameters(model, recording):
 def test_power_scaling_reads_the_tree(model, recording):
     """`arviz_stats` knows from it how sensitive a parameter is to its prior."""
     tree = tree_of(model, recording, num_draws=30, batch_size=6)
-    found = arviz_stats.psense_summary(tree, var_names=["raw_noise"])
+    found = arviz_stats.psense_summary(tree, ["raw_noise"], prior_var_names=["raw_noise"])
     assert len(found) == 2 and np.isfinite(found[["prior", "likelihood"]].to_numpy()).all()
 
 
@@ -124,6 +125,13 @@ def test_a_parameter_per_channel_of_a_signal_is_named_so(make_recording):
     model = LowRankRNN.for_recording(signal, seed=0, **SIZES, priors=priors)
     posterior = tree_of(model, signal)["posterior"]
     assert posterior["observation.log_scale"].dims == ("chain", "draw", "channel")
+
+
+def test_calibration_asks_for_one_value(model, recording):
+    with pytest.raises(ValueError, match=r"share 'loading', 'raw_noise'.*pass model\.at\(\)"):
+        calibrate(model, recording, num_simulations=2)
+    ranks = calibrate(model.at(), recording, num_simulations=2, num_draws=3, progress=False)
+    assert "z" in ranks["prior_sbc"]
 
 
 @pytest.mark.filterwarnings("ignore:draws by method")
