@@ -22,7 +22,7 @@ from pyrodyn.models import LowRankRNN
 
 NOISE, NUM_TRIALS, NUM_BINS, NUM_UNITS, BATCH = 0.15, 100, 100, 40, 20
 GRID = (0.13, 0.14, 0.15, 0.16, 0.17, 0.18)
-OBJECTIVES = (VSMC(32), VSMC(128), SmoothedScore(32))
+OBJECTIVES = (VSMC(32), SmoothedScore(32), VSMC(128))
 
 
 def simulated(seed: int) -> tuple[LowRankRNN, Batch]:
@@ -44,11 +44,6 @@ def simulated(seed: int) -> tuple[LowRankRNN, Batch]:
     return model, batch.replace(x=x, seen=x)
 
 
-def log_noise_of(model: LowRankRNN) -> float:
-    """The learned standard deviation."""
-    return float(model.raw_noise.exp())
-
-
 def learned(model: LowRankRNN, batch: Batch, objective: Objective, num_steps: int) -> float:
     """The noise at the end of a fit, mean of its last quarter."""
     model.requires_grad_(False)
@@ -64,14 +59,14 @@ def learned(model: LowRankRNN, batch: Batch, objective: Objective, num_steps: in
         loss(part).backward()
         optimiser.step()
         falling.step()
-        found.append(log_noise_of(model))
+        found.append(float(model.raw_noise.detach().exp()))
     return float(np.mean(found[-num_steps // 4 :]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--particles", type=int, default=1024, help="of the profile")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--particles", type=int, default=512, help="of the profile")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
