@@ -1,5 +1,7 @@
 """`check_guide`: each fault of a guide is named, and a guide without fault passes."""
 
+import contextlib
+import functools
 import re
 from typing import Any
 
@@ -36,6 +38,7 @@ from pyrodyn.infer import (
     importance_sample,
 )
 from pyrodyn.models import LFADS
+from pyrodyn.nn.solvers import DivergenceError
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
 
@@ -371,11 +374,83 @@ def test_a_program_with_another_support_and_a_shared_site():
         with trials(batch):
             pyro.sample("rate", kind(torch.zeros(5), 1.0).to_event(1))
 
-    one = torch.ones(4, 3, 5)
-    batch = Batch(one, one, one > 0, one > 0, one[..., :0], torch.arange(4), 3)
+    batch = small_batch()
     assert check_guide(program, guide, batch, objective=ELBO()) == GuideReport()
     wrong = check_guide(program, lambda batch: guide(batch, dist.Normal), batch)
     assert "site 'rate' is drawn from Normal, whose support is not" in wrong.problems[0]
+
+
+def small_batch() -> Batch:
+    one = torch.ones(4, 3, 5)
+    return Batch(one, one, one > 0, one > 0, one[..., :0], torch.arange(4), 3)
+
+
+def test_a_shared_site_lies_in_the_plates_of_the_model():
+    def program(batch: Batch, has_plate: bool = True) -> None:
+        with pyro.plate("entries", 3) if has_plate else contextlib.nullcontext():
+            pyro.sample("gain", dist.Normal(0.0, 1.0))
+        with trials(batch):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    assert check_guide(program, lambda batch: program(batch), small_batch()) == GuideReport()
+    report = check_guide(program, lambda batch: program(batch, False), small_batch())
+    assert "site 'gain', which all trials share, has batch shape () in the guide and (3,)" in str(
+        report
+    )
+    assert len(report.problems) == 1
+
+
+def test_a_support_of_vectors_is_compared():
+    def program(batch: Batch, kind: Any = dist.Dirichlet) -> None:
+        with trials(batch):
+            pyro.sample("weights", kind(torch.ones(3)))
+
+    def real(mean: torch.Tensor) -> dist.Independent:
+        return dist.Normal(mean, 1.0).to_event(1)
+
+    assert check_guide(program, lambda batch: program(batch), small_batch()) == GuideReport()
+    report = check_guide(program, lambda batch: program(batch, real), small_batch())
+    assert "'weights' is drawn from Normal, whose support is not that of the model's Dir" in str(
+        report
+    )
+
+
+def test_auxiliary_draws_of_all_trials_jointly(model, batch):
+    def guide(batch: Batch) -> None:
+        both = pyro.sample(
+            "all", normal(batch.num_trials, DIM).to_event(2), infer={"is_auxiliary": True}
+        )
+        both = both.squeeze(-3) if both.dim() > 2 else both
+        in_plate(lambda b: pyro.sample("g0", dist.Delta(both, event_dim=1)), u)(batch)
+
+    assert check_guide(model, guide, batch, objective=ELBO(), num_trials=6) == GuideReport()
+    part = check_guide(model, guide, batch.take(slice(0, 3)), objective=ELBO(), num_trials=6)
+    assert "draws all trials jointly (site 'all')" in str(part)
+    assert "cannot be trained on minibatches; set batch_size=6" in str(part)
+    weighted_by_trial = check_guide(model, guide, batch, objective=IWELBO(4))
+    assert "draws all trials jointly, in 'all' outside the plate 'trials'" in str(weighted_by_trial)
+
+
+def test_trajectories_that_diverge():
+    """From draws of the prior the model is run on draws of the guide; of the guide's own draws the
+    error is the user's to see."""
+
+    def program(batch: Batch) -> None:
+        with trials(batch):
+            z = pyro.sample("z", dist.Normal(100.0, 1.0))
+        if z.max() > 50:
+            raise DivergenceError(0, 0.0, 1.0, ValueError("the model"))
+
+    def guide(batch: Batch, mean: float = 0.0, most_dims: int = 9) -> None:
+        with trials(batch):
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+        if z.max() > 50 or z.dim() > most_dims:
+            raise DivergenceError(0, 0.0, 1.0, ValueError("the guide"))
+
+    assert check_guide(program, guide, small_batch()) == GuideReport()
+    for options in ({"mean": 100.0}, {"most_dims": 1}):
+        with pytest.raises(DivergenceError, match="the guide"):
+            check_guide(program, functools.partial(guide, **options), small_batch())
 
 
 class RowsOf(nn.Module):

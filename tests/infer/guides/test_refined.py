@@ -1,6 +1,10 @@
 """`RefinedGuide`: reaches exact posteriors, and touches nothing but its own parameters."""
 
+import contextlib
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from exact_posteriors import TwoSides, quadrature, standing
@@ -191,6 +195,29 @@ def test_what_it_cannot_refine_is_refused():
         pyrodyn.predict(fitted, recorded, guide=RefinedGuide(fitted))
     with pytest.raises(ValueError, match="num_steps=0"):
         RefinedGuide(model, num_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("q", "is_shared"),
+    [
+        (dist.Delta(torch.zeros(2), event_dim=1), False),
+        (dist.LogNormal(torch.zeros(2), 1.0).to_event(1), False),
+        (dist.Normal(0.0, 1.0), False),
+        (dist.Normal(torch.zeros(2), 1.0).to_event(1), True),
+    ],
+)
+def test_sites_that_are_no_real_vectors_per_trial_are_refused(q, is_shared):
+    recorded = counts()
+    model = NodeSAE.for_recording(recorded, latent_dim=2, encoder_dim=3).eval()
+
+    def guide(batch):
+        with contextlib.nullcontext() if is_shared else model.trials(batch):
+            pyro.sample("z0", q)
+
+    refined = RefinedGuide(model, num_steps=1)
+    refined.guide = guide
+    with pytest.raises(GuideError, match="vector from a density of its own; 'z0' is not drawn so"):
+        refined(model.trials_of(recorded).batch())
 
 
 def test_it_passes_the_check_of_guides():

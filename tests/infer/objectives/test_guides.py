@@ -171,11 +171,18 @@ def of_no_site(batch: Batch, mean: Tensor, scale: Tensor) -> None:
         pyro.sample("z_0", dist.Normal(mean, scale).to_event(1))
 
 
+def observing(batch: Batch, mean: Tensor, scale: Tensor) -> None:
+    with pyro.plate("trials", batch.num_trials, dim=-1):
+        pyro.sample("z", dist.Normal(mean, scale).to_event(1))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=batch.seen[:, 0, 0])
+
+
 @pytest.mark.parametrize(
     ("draw", "sentence", "objectives"),
     [
         (in_plate("stimuli"), "site 'z' lies in the plate 'stimuli', so that trials have no", MANY),
         (of_no_site, "'z_0', which is no site of this model", MANY),
+        (observing, "the guide has the site 'x', the model's observations", [ELBO(), RWS(3)]),
         # With particles Pyro's own error comes first.
         (in_plate("trials", dim=-2), "plate 'trials' is at dim -2", [ELBO()]),
         (of_other_event_shape, r"shape \(1, 2\) in the guide and \(2,\) in the model", [ELBO()]),
@@ -220,6 +227,17 @@ def test_a_model_whose_plate_has_another_name_is_refused():
 
     with pytest.raises(ValueError, match="observes 'x' outside a plate named 'trials'"):
         IWELBO(2)(model, guide)(batch_of())
+
+
+def test_a_model_whose_plate_is_at_another_dim_is_refused():
+    def program(batch: Batch, is_guide: bool = False) -> None:
+        with pyro.plate("trials", batch.num_trials, dim=-2):
+            z = pyro.sample("z", dist.Normal(batch.seen.new_zeros(batch.num_trials, 1), 1.0))
+            if not is_guide:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=batch.x[:, 0, :1])
+
+    with pytest.raises(ValueError, match="the model's plate 'trials' is at dim -2 of site 'z'"):
+        ELBO()(program, lambda batch: program(batch, True))(batch_of())
 
 
 # ------------------------------------------------------------------ minibatches
