@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn", "linear-dynamics")
-METHODS = ("guide", "importance", "smoother", "pool", "exact")
+METHODS = ("guide", "importance", "smoother", "pool", "exact", "mcmc")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a fit.")]
@@ -352,7 +352,10 @@ def posterior(
     folder: Folder,
     recording: Recording,
     out: Annotated[Path, typer.Option(help="A new .zarr folder for the tree.")],
-    draws: Annotated[int, typer.Option(help="Posterior draws per trial.")] = 100,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Posterior draws per trial.", show_default="100, mcmc 400 of 4 chains"),
+    ] = None,
     method: Method = None,
     particles: Annotated[int, typer.Option(help="Particles of importance and smoother.")] = 256,
     bin_width: BinWidth = None,

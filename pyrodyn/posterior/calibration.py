@@ -45,7 +45,7 @@ from pyrodyn.posterior.groups import require_draws, require_groups
 from pyrodyn.posterior.ppc_view import recorded_data
 from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.samplers import sampler
+from pyrodyn.posterior.samplers import chains_of, sampler
 from pyrodyn.posterior.sites import Draws, by_block, event_dims
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import PartFiles, new_zarr
@@ -120,6 +120,7 @@ def calibrate(
     check_integer(1, num_draws=num_draws, batch_size=batch_size)
     of = source(model, guide, method)
     sampler(of.method, of.model, of.guide, num_particles)  # refuses what it cannot take
+    chains_of(of.method, None, num_draws)
     everything = of.model.trials_of(recording).batch()
     latents = _latents(of.model, everything)
     of.check(recording, everything.take(slice(0, batch_size)), seed=seed, is_simulated=True)

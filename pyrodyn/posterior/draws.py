@@ -15,6 +15,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
 from pyrodyn.infer.importance.path_pool import path_pool
 from pyrodyn.infer.kalman.kalman_smoother import exact_paths
+from pyrodyn.infer.mcmc.latents import mcmc_sample
 from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
 from pyrodyn.infer.smc.particle_smoother import particle_smoother
 from pyrodyn.infer.smc.resampling import effective_sample_size
@@ -165,21 +166,17 @@ def smoother_draws(
     sites = {} if initial is None else {str(model.initial_condition_site): initial}
     if model.path_site and paths.shape[-1]:
         sites[model.path_site] = paths
-    roots = _roots(filtered).T
-    return replayed(
-        model,
-        batch,
-        sites,
-        {
-            "log_evidence": filtered.log_evidence.sum(0),
-            "log_evidence_error": filtered.log_evidence_variance.sqrt(),
-            "effective_sample_size": filtered.effective_sample_size.amin(0),
-            "effective_sample_size_by_bin": filtered.effective_sample_size.T,
-            "first_particles_with_descendants": torch.tensor(
-                [trial.unique().numel() for trial in roots]
-            ),
-        },
-    )
+    reported = {
+        "log_evidence": filtered.log_evidence.sum(0),
+        "log_evidence_error": filtered.log_evidence_variance.sqrt(),
+        "effective_sample_size": filtered.effective_sample_size.amin(0),
+        "effective_sample_size_by_bin": filtered.effective_sample_size.T,
+    }
+    if method == "ancestral":  # backward simulation draws initial states anew
+        roots = _roots(filtered).T
+        survivors = torch.tensor([trial.unique().numel() for trial in roots])
+        reported["first_particles_with_descendants"] = survivors
+    return replayed(model, batch, sites, reported)
 
 
 @torch.no_grad()
@@ -213,6 +210,24 @@ def pool_draws(model: LatentDynamics, batch: Batch, num_draws: int, num_particle
             "log_evidence_error": pooled.log_evidence_error,
         },
     )
+
+
+@torch.no_grad()
+def mcmc_draws(
+    model: LatentDynamics,
+    guide: Program,
+    batch: Batch,
+    num_draws: int,
+    num_chains: int,
+    num_warmup: int,
+) -> Draws:
+    """Draws of Hamiltonian Monte Carlo given what the encoder may see, one chain after another."""
+    sampled = mcmc_sample(
+        model, guide, batch, num_draws // num_chains, num_chains=num_chains, num_warmup=num_warmup
+    )
+    sites = {name: value.flatten(0, 1) for name, value in sampled.sites.items()}
+    reported = {name: value for name, value in sampled._asdict().items() if name != "sites"}
+    return replayed(model, batch, sites, reported)
 
 
 @torch.no_grad()

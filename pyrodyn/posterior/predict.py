@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import blocks, validate
+from pyrodyn.infer.mcmc.latents import NUM_WARMUP
 from pyrodyn.infer.traces import Program
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.samplers import sampler
+from pyrodyn.posterior.samplers import NUM_MCMC_DRAWS, chains_of, sampler
 from pyrodyn.posterior.sites import by_block, event_dims
 from pyrodyn.posterior.source import source
 
@@ -21,10 +22,11 @@ def predict(
     model: LatentDynamics | Fit[Any],
     recording: xr.Dataset,
     *,
-    num_draws: int = 50,
+    num_draws: int | None = None,
     guide: Program | None = None,
     method: str | None = None,
     num_particles: int = 1000,
+    num_warmup: int = NUM_WARMUP,
     batch_size: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -35,13 +37,15 @@ def predict(
     Args:
         model: a fitted model, or the `Fit` that `fit` returned, which brings its guide.
         recording: trials of the neurons that the model was fitted to.
-        num_draws: draws per trial that are averaged.
+        num_draws: draws per trial that are averaged; by default 50, and 400 (of 4 chains) by
+            ``"mcmc"``.
         guide: the guide to draw from; by default that of the fit, or the model's own.
         method: where the draws come from, see `to_datatree`. None takes the smoother for models
             fitted by `VSMC` or `SmoothedScore`, exact draws for those fitted by `Kalman`, and
             otherwise the guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
+        num_warmup: trajectories of every chain of ``"mcmc"`` before its draws.
         batch_size: trials at once. Sites that all trials share are averaged over the draws that
             were made with the first batch.
         seed: seeds the draws.
@@ -59,15 +63,20 @@ def predict(
         ArithmeticError: for dynamics that diverge, naming trial and bin.
 
     Warns:
-        UserWarning: when importance weights or the filter are unreliable, naming how many trials.
+        UserWarning: when importance weights, the filter or chains are unreliable, naming how many
+            trials.
     """
     recording = validate(recording)
     model_and_guide(model)[0].check(recording)
-    check_integer(1, num_draws=num_draws, batch_size=batch_size)
+    check_integer(1, batch_size=batch_size)
     of = source(model, guide, method)
+    if num_draws is None:
+        num_draws = NUM_MCMC_DRAWS if of.method == "mcmc" else 50
+    num_chains, num_draws = chains_of(of.method, None, num_draws)
     # A guide's draws, a few at a time, bound memory by trials alone; particles are run once.
     chunks = _chunks(num_draws) if of.method == "guide" else [num_draws]
-    samplers = [sampler(of.method, of.model, of.guide, num_particles) for _ in chunks]
+    options = (of.method, of.model, of.guide, num_particles, num_chains, num_warmup)
+    samplers = [sampler(*options) for _ in chunks]
     trials = of.model.trials_of(recording)
     of.check(recording, trials.batch(slice(0, batch_size)), seed=seed)
     reliability = Reliability()

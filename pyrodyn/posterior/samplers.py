@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
+from pyrodyn.infer.mcmc.latents import NUM_CHAINS, NUM_WARMUP
 from pyrodyn.infer.traces import Program, guide_program, traced
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import (
@@ -14,31 +15,65 @@ from pyrodyn.posterior.draws import (
     SingleDraws,
     exact_draws,
     importance_draws,
+    mcmc_draws,
     pool_draws,
     smoother_draws,
 )
 from pyrodyn.posterior.parameter_draws import at_each_draw
 from pyrodyn.posterior.sites import Draws
 
-METHODS = ("guide", "importance", "smoother", "pool", "exact")
+METHODS = ("guide", "importance", "smoother", "pool", "exact", "mcmc")
+
+NUM_DRAWS, NUM_MCMC_DRAWS = 100, 400
+"""Draws per trial of a tree by default; those of chains depend on each other."""
 
 Sampler = Callable[[Batch, int], Draws]
 """Makes so many draws for every trial of a batch."""
 
 
-def sampler(method: str, model: LatentDynamics, guide: Program, num_particles: int) -> Sampler:
+def chains_of(method: str, num_chains: int | None, num_draws: int | None) -> tuple[int, int]:
+    """Chains and draws of all chains together, where None stands for the method's default.
+
+    Raises:
+        ValueError: for draws that cannot be divided among the chains.
+    """
+    is_mcmc = method == "mcmc"
+    if num_chains is None:
+        num_chains = NUM_CHAINS if is_mcmc else 1
+    if num_draws is None:
+        num_draws = NUM_MCMC_DRAWS if is_mcmc else NUM_DRAWS
+    check_integer(2 if is_mcmc else 1, num_chains=num_chains)
+    check_integer(1, num_draws=num_draws)
+    if num_draws % num_chains:
+        raise ValueError(f"num_draws={num_draws} is not divisible by num_chains={num_chains}")
+    return num_chains, num_draws
+
+
+def sampler(
+    method: str,
+    model: LatentDynamics,
+    guide: Program,
+    num_particles: int,
+    num_chains: int = NUM_CHAINS,
+    num_warmup: int = NUM_WARMUP,
+) -> Sampler:
     """The sampler of a method.
 
     One sampler draws for all batches of a recording, always the same number: sites that all trials
     share are drawn with the first batch and kept for the later ones.
 
     Raises:
-        ValueError: for an unknown method, or too few particles.
+        ValueError: for an unknown method, too few particles, and ``"mcmc"`` of a model with priors.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
-    check_integer(2, num_particles=num_particles)
+    check_integer(2, num_particles=num_particles, num_warmup=num_warmup)
     if model.priors is not None:
+        if method == "mcmc":
+            raise ValueError(
+                "method='mcmc' draws the latents of single trials, and this model has priors of"
+                " parameters, which all trials share: take method='guide'"
+            )
         single = method == "guide"
         return (
             SingleDraws(model, guide)
@@ -56,6 +91,8 @@ def sampler(method: str, model: LatentDynamics, guide: Program, num_particles: i
                 return smoother_draws(model, batch, num_draws, num_particles)
             case "exact":
                 return exact_draws(model, batch, num_draws)
+            case "mcmc":
+                return mcmc_draws(model, guide, batch, num_draws, num_chains, num_warmup)
             case _:
                 return pool_draws(model, batch, num_draws, num_particles)
 

@@ -23,8 +23,8 @@ WITHOUT_GUIDE = {"VSMC": "smoother", "SmoothedScore": "smoother", "Kalman": "exa
 particle filter, or not used.
 """
 
-BY_GUIDE = ("guide", "importance")
-"""Methods that draw from the guide."""
+BY_GUIDE = ("guide", "importance", "mcmc")
+"""Methods that draw from the guide, or start there."""
 
 
 class Source(NamedTuple):

@@ -17,7 +17,7 @@
                                     guide ``log_q``, log q(latents | x); the terms of shared sites
                                     apart, as ``lp_shared`` and ``log_q_shared``. Per trial what the
                                     method reports: ``log_evidence`` with its error, ``pareto_k``,
-                                    effective sample sizes, ``distinct_draws``
+                                    effective sample sizes, ``distinct_draws``, ``r_hat``
 ``prior``, ``prior_predictive``     the same sites drawn from the prior, on request
 ``observed_data``                   ``x``
 ``constant_data``                   the recording's other variables, the truth of simulations too,
@@ -56,6 +56,7 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.data.schema import blocks, validate
 from pyrodyn.data.trial_hashes import trial_hashes
+from pyrodyn.infer.mcmc.latents import NUM_WARMUP
 from pyrodyn.infer.traces import Program
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -63,7 +64,7 @@ from pyrodyn.posterior.draws import prior_draws
 from pyrodyn.posterior.given import GivenDraws
 from pyrodyn.posterior.predictions import CONSTANT, GROUP, Predicted
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.samplers import Sampler, sampler
+from pyrodyn.posterior.samplers import Sampler, chains_of, sampler
 from pyrodyn.posterior.sites import Draws, Values, by_block, event_dims, variable_name
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import joined, new_zarr, storable, stream
@@ -78,10 +79,11 @@ def to_datatree(
     *,
     num_draws: int | None = None,
     num_prior_draws: int = 0,
-    num_chains: int = 1,
+    num_chains: int | None = None,
     guide: Program | None = None,
     method: str | None = None,
     num_particles: int = 1000,
+    num_warmup: int = NUM_WARMUP,
     draws: Mapping[str, Any] | None = None,
     log_likelihood: str = "trial",
     batch_size: int = 32,
@@ -94,23 +96,26 @@ def to_datatree(
     Args:
         model: a fitted model, or the `Fit` that `fit` returned, which brings its guide.
         recording: the recording to explain: that of the fit, or new trials of the same neurons.
-        num_draws: draws per trial, 100 by default, a multiple of ``num_chains``.
+        num_draws: draws per trial of all chains, a multiple of ``num_chains``; by default 100, and
+            400 by ``"mcmc"``.
         num_prior_draws: draws per trial from the prior; 0 leaves the prior's groups out.
-        num_chains: chains among which the posterior's independent draws are divided, for plots
-            that compare chains.
+        num_chains: chains of ``"mcmc"``, 4 by default and at least 2; by the other methods chains
+            among which independent draws are divided, for plots that compare chains, 1 by default.
         guide: the guide to draw from; by default that of the fit, or the model's own.
         method: where the draws come from: ``"guide"``; ``"importance"``, the guide's draws
             resampled by their Pareto-smoothed weights; ``"smoother"``, trajectories of the particle
             smoother, for state-space models (by backward simulation, or along ancestors where the
             state has a deterministic part); ``"pool"``, trajectories of the model itself, the same
-            for all trials and weighted for each (`path_pool`); or ``"exact"``, independent draws of
-            the posterior itself, for linear-Gaussian models (`exact_paths`). None takes the
+            for all trials and weighted for each (`path_pool`); ``"exact"``, independent draws of
+            the posterior itself, for linear-Gaussian models (`exact_paths`); or ``"mcmc"``,
+            Hamiltonian Monte Carlo from draws of the guide (`mcmc_sample`). None takes the
             smoother for models fitted by `VSMC` or `SmoothedScore`, whose guide is only a proposal,
             exact draws for those fitted by `Kalman`, and otherwise the guide. Held-out neurons and
             forecast bins are never conditioned on, nor are they in ``log_evidence``;
             ``log_likelihood`` and ``lp`` include them.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
+        num_warmup: trajectories of every chain of ``"mcmc"`` before its draws.
         draws: draws of another sampler, such as NUTS or HMC, in place of a method's: for each
             latent site an array ``(chain, draw, trial, *event)``, or ``(chain, draw, *event)`` for
             one that all trials share.
@@ -139,11 +144,12 @@ def to_datatree(
         ArithmeticError: for dynamics that diverge, naming trial and bin.
 
     Warns:
-        UserWarning: when importance weights or the filter are unreliable, naming how many trials.
+        UserWarning: when importance weights, the filter or chains are unreliable, naming how many
+            trials.
     """
     recording = validate(recording)
     model_and_guide(model)[0].check(recording)
-    check_integer(1, num_chains=num_chains, batch_size=batch_size)
+    check_integer(1, batch_size=batch_size)
     check_integer(0, num_prior_draws=num_prior_draws)
     if log_likelihood not in ("trial", "entry"):
         raise ValueError(f"log_likelihood={log_likelihood!r} is unknown; it is 'trial' or 'entry'")
@@ -151,21 +157,20 @@ def to_datatree(
     draw: Sampler
     if draws is None:
         of = source(model, guide, method)
-        total = 100 if num_draws is None else num_draws
-        check_integer(1, num_draws=total)
-        if total % num_chains:
-            raise ValueError(f"num_draws={total} is not divisible by num_chains={num_chains}")
-        draw = sampler(of.method, of.model, of.guide, num_particles)
+        num_chains, total = chains_of(of.method, num_chains, num_draws)
+        draw = sampler(of.method, of.model, of.guide, num_particles, num_chains, num_warmup)
         of.check(recording, trials.batch(slice(0, batch_size)), seed=seed)
         how = {**of.attrs, "seed": seed}
-        if of.method != "guide":
+        if of.method == "mcmc":
+            how["num_warmup"] = num_warmup
+        elif of.method != "guide":
             how["num_particles"] = num_particles
     else:
         excluded = {"guide": guide, "method": method, "num_draws": num_draws}
         for name, value in excluded.items():
             if value is not None:
                 raise ValueError(f"{name}={value!r} has no meaning where draws are given")
-        if num_chains != 1:
+        if num_chains is not None:
             raise ValueError("num_chains has no meaning where draws are given: they have chains")
         of = source(model, None, "draws")
         draw = given = GivenDraws(of.model, recording, draws)

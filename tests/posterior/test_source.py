@@ -99,7 +99,7 @@ def test_predictions_report_weights_and_warn(counts):
         found = means(model, counts, method="importance", num_particles=300)
     assert found["pareto_k"].dims == found["effective_sample_size"].dims == ("trial",)
     assert (found["effective_sample_size"] <= 300).all()
-    tree_warning = r"of 6 trials; take more particles"
+    tree_warning = r"of 6 trials; take method='mcmc'"
     with pytest.warns(UserWarning, match=tree_warning):
         means(model, counts, method="smoother", num_particles=10)
     with pytest.warns(UserWarning, match=tree_warning):
