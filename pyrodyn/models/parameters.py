@@ -150,10 +150,12 @@ def substituted[Module: nn.Module](module: Module, values: Mapping[str, Tensor])
         ValueError: for a value that does not expand to the shape of its parameter.
     """
     parameters = dict(module.named_parameters())
-    new = {
-        id(parameters[name]): _shaped_as(parameters[name], value, name)
-        for name, value in values.items()
-    }
+    new = {}
+    for name, value in values.items():
+        shaped = _shaped_as(parameters[name], value, name)
+        if not shaped.requires_grad:  # a module is converted and saved by its parameters
+            shaped = nn.Parameter(shaped, requires_grad=False)
+        new[id(parameters[name])] = shaped
     copied: Any = _copied(module, new)
     copied.priors = None
     of_kind: Module = copied

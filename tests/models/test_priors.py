@@ -216,6 +216,14 @@ def test_values_of_parameters_make_a_copy_without_priors(make, batch):
         model.at({"x": torch.zeros(2)})
 
 
+def test_a_model_at_values_is_saved_and_converted_like_any(make, tmp_path):
+    at = make(loading=dist.Normal(0, 1.0)).at({"loading": torch.randn(5, 2)})
+    saving.save(at, tmp_path)
+    loaded = saving.load(tmp_path)
+    assert loaded.priors is None and torch.equal(loaded.loading, at.loading)
+    assert torch.equal(at.double().loading, loaded.loading.double())
+
+
 def test_a_copy_made_while_weights_are_cached_has_its_own(make):
     model = make(raw_noise=dist.Normal(0, 1.0))
     with model.hoisting():

@@ -86,19 +86,18 @@ def test_power_scaling_reads_the_tree(model, recording):
 
 def test_predict_averages_over_the_parameters(model, recording):
     """Mean and deviation of a parameter are those of its guide."""
-    found = pyrodyn.predict(model, recording, num_draws=40)
+    found = pyrodyn.predict(model, recording, num_draws=20)
     scale = model.priors.log_scale["loading"].exp().detach().numpy()
     assert found["loading"].dims == ("predictor", "latent")
     error = np.abs(found["loading"] - model.loading.detach().numpy()) / scale
-    assert error.max() < 4.5 / np.sqrt(40)
-    np.testing.assert_allclose(found["loading_sd"] / scale, 1, atol=0.5)
+    assert error.max() < 4.5 / np.sqrt(20)
+    np.testing.assert_allclose(found["loading_sd"] / scale, 1, atol=0.6)
 
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "name", "dims"),
     [
         (LFADS, SMALL_LFADS, "readout.weight", ("predictor", "factor")),
-        (LFADS, SMALL_LFADS, "input_prior.log_tau", ("inferred_input",)),
         (NodeSAE, {}, "readout.0.bias", ("predictor",)),
         (RnnSAE, {"process_noise": True}, "log_noise", ("latent",)),
         (LowRankRNN, SIZES, "observation.log_dispersion", ("neuron",)),
