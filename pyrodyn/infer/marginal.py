@@ -44,9 +44,9 @@ def marginal(
 
     Outside a Pyro engine it is the log evidence itself, of which a loop makes a profile
     (``marginal(model.at({"A": value}), batch)``; without ``at``, parameters with priors are drawn
-    from these). Gradients
-    flow to the parameters; those of the estimate by particles leave the contribution of resampling
-    out, as `VSMC` does, so that NUTS should be given the exact evidence alone.
+    from these). Gradients flow to the parameters; those of the estimate by particles leave the
+    contribution of resampling out, as `VSMC` does, so that NUTS should be given the exact evidence
+    alone.
 
     Args:
         model: the model, or its `Fit`.
