@@ -1,9 +1,9 @@
 """Does the evidence of new trials find the model that generated the data?
 
-A rank-2 network on a noisy limit cycle, 80 trials of 40 bins and 12 neurons, with Poisson counts,
+A rank-2 network on a noisy limit cycle, 120 trials of 20 bins and 12 neurons, with Poisson counts,
 or with negative binomial ones (variance mean + 0.5 mean^2) of the same rates. Low-rank RNNs are
 fitted by the bare call of `fit` with few steps to half of the trials; `elpd` of the smoother's
-evidence scores 32 trials that no fit has seen. Each family is compared with the true one, and
+evidence scores 48 trials that no fit has seen. Each family is compared with the true one, and
 posterior predictive checks of the same trials flag what it misses: a neuron at a false discovery
 rate of 5 %.
 
@@ -34,7 +34,7 @@ CHECKS = ("dispersion", "zero_fraction", "fano_factor")
 
 def simulated(noise: str, seed: int) -> xr.Dataset:
     """The teacher's counts, or negative binomial ones of its rates."""
-    data = teacher("limit_cycle", 80, 40, 12, observation="poisson", seed=seed)
+    data = teacher("limit_cycle", 120, 20, 12, observation="poisson", seed=seed)
     if noise == "poisson":
         return data
     rng = np.random.default_rng(1000 + seed)
@@ -106,7 +106,7 @@ def summary(runs: list[dict[str, object]]) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

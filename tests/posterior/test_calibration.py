@@ -12,7 +12,8 @@ from linear_gaussian import data, exact_of, joint_posterior, linear_network
 from pyro.distributions.transforms import ReshapeTransform
 from scipy import stats
 
-from pyrodyn.data import held_out
+import pyrodyn
+from pyrodyn.data import held_out, teacher
 from pyrodyn.models import LFADS, LowRankRNN, NodeSAE
 from pyrodyn.posterior import calibrate, coverage, summarise_calibration
 from pyrodyn.posterior.draws import prior_draws
@@ -104,6 +105,22 @@ def test_an_untrained_guide_is_rejected(kind, make_recording):
     tree = calibrate(model, counts, method="guide", num_simulations=150, **QUIET)
     assert summarise_calibration(tree)["p_value"].min() < 1e-4
     assert tree.attrs["model"] == kind.__name__ and tree.attrs["num_simulations"] == 150
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:draws by method='smoother' are unreliable")
+def test_a_guide_fitted_for_few_steps_is_rejected_and_the_smoother_is_not():
+    """The data are simulated from the fitted model, so that its parameters are the true ones."""
+    recorded = teacher("limit_cycle", 40, 8, 8, observation="poisson", seed=0)
+    torch.manual_seed(0)
+    model = LowRankRNN.for_recording(recorded, latent_dim=2, num_units=6)
+    fitted = pyrodyn.fit(model, recorded, max_steps=20, progress=False)
+    options = {"num_simulations": 150, "num_draws": 60, "seed": 1, **QUIET}
+    of_guide = summarise_calibration(calibrate(fitted, recorded, method="guide", **options))
+    assert of_guide["p_value"].min() < 0.01 / len(of_guide)
+    smoothed = calibrate(fitted, recorded, method="smoother", num_particles=600, **options)
+    of_smoother = summarise_calibration(smoothed)
+    assert of_smoother["p_value"].min() > 0.01 / len(of_smoother)
 
 
 def test_an_interrupted_run_continues(tmp_path, monkeypatch):
