@@ -68,6 +68,13 @@ def number(found: float | None, digits: int, scale: float = 1.0) -> str:
     return f"{round(scale * found, digits) + 0.0:.{digits}f}"
 
 
+def below(row: Row) -> str:
+    """By how much a family is worse than the true one, which has no such number."""
+    return (
+        "" if row["is_true"] else f"{row['gap']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
+    )
+
+
 def ratio() -> Column:
     return Column(
         "ratio (range)", lambda r: f"{r['ratio']:.2f} ({r['lowest']:.2f} to {r['highest']:.2f})"
@@ -154,6 +161,7 @@ def bare_calls(rows: list[Row]) -> list[Row]:
 
 
 SYSTEM = {"arneodo": "Arneodo", "rossler": "Rossler", "lorenz": "Lorenz"}
+FAMILY = {"poisson": "Poisson", "negative_binomial": "negative binomial"}
 DYNAMICS = {
     "node": "NODE: flow of MLP(z)",
     "gru": "GRU",
@@ -464,6 +472,40 @@ SECTIONS = (
             value("ratio", "ratio", 0),
         ),
         lambda rows: f"{span(rows, 'ratio', 0)} times faster, and no point is missed.",
+    ),
+    Section(
+        "comparison",
+        "Comparison by evidence: does the true family win?",
+        "Counts of a rank-2 network, Poisson or negative binomial; low-rank RNNs fitted with few"
+        " steps; evidence of unseen trials below that of the true family, and seeds in which a"
+        " check flags neurons.",
+        (
+            text("counts", names=FAMILY),
+            Column("model", lambda r: f"{FAMILY[r['observation']]}, rank {r['rank']}"),
+            Column(
+                "nats per trial below the true one (range)",
+                lambda r: (
+                    ""
+                    if r["is_true"]
+                    else f"{r['gap']:.2f} ({r['lowest']:.2f} to {r['highest']:.2f})"
+                ),
+            ),
+            Column(
+                "true one wins",
+                lambda r: "" if r["is_true"] else f"{r['num_won']} of {r['num_seeds']}",
+            ),
+            Column(
+                "flagged: dispersion, zeros, Fano factor",
+                lambda r: ", ".join(
+                    str(r[f"{check}_flagged"])
+                    for check in ("dispersion", "zero_fraction", "fano_factor")
+                ),
+            ),
+        ),
+        lambda rows: (
+            f"In {sum(r['num_won'] for r in rows)} of"
+            f" {sum(r['num_seeds'] for r in rows if not r['is_true'])} comparisons it does."
+        ),
     ),
     Section(
         "reading",

@@ -13,6 +13,8 @@ import pytest
 import torch
 import xarray as xr
 
+from pyrodyn.data import held_out, recording
+from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
 from pyrodyn.posterior import elpd, for_ppc, randomised_pit, to_datatree
 
 
@@ -34,9 +36,6 @@ class Given:
 @pytest.fixture(scope="module")
 def given() -> Given:
     from conftest import SMALL  # the fixtures that make recordings and models are per test
-
-    from pyrodyn.data import recording
-    from pyrodyn.models import LFADS
 
     def make_recording(*shape):
         return recording(1 + np.random.default_rng(0).poisson(1.0, shape), bin_width=0.02)
@@ -242,3 +241,72 @@ TABLE = {**PLOTS, **STATS}
 )
 def test_runs(given, name):
     assert TABLE[name](given) is not None
+
+
+def data_of(kind: str) -> xr.Dataset:
+    """Small recordings of each kind that a model may have."""
+    rng = np.random.default_rng(0)
+    counts = 1 + rng.poisson(1.0, (4, 6, 3))
+    signal = rng.normal(size=(4, 6, 2))
+    match kind:
+        case "gaussian":
+            return recording(signal=signal, bin_width=0.02)
+        case "both":
+            return recording(counts, signal=signal, bin_width=0.02)
+        case "ragged":
+            return recording([trial[: 6 - i] for i, trial in enumerate(counts)], bin_width=0.02)
+        case "held_out":
+            return held_out(recording(counts, bin_width=0.02), neurons=[1], forecast_bins=1)
+        case _:
+            return recording(counts, bin_width=0.02)
+
+
+MODELS = {
+    LFADS: {"factor_dim": 2, "generator_dim": 5, "encoder_dim": 4},
+    NodeSAE: {"latent_dim": 2},
+    RnnSAE: {"latent_dim": 2},
+    LowRankRNN: {"latent_dim": 2, "num_units": 5},
+    LinearDynamics: {"latent_dim": 2},
+}
+KINDS = ("poisson", "negative_binomial", "gaussian", "both", "ragged", "held_out")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["guide", "importance", "smoother", "pool"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_class", MODELS, ids=lambda kind: kind.__name__)
+def test_every_model_and_kind_of_data(model_class, kind, method):
+    """One function of each family, on the tree and on the view."""
+    data = data_of(kind)
+    observation = {"observation": kind} if kind == "negative_binomial" else {}
+    torch.manual_seed(0)
+    model = model_class.for_recording(data, **MODELS[model_class], **observation).eval()
+    tree = to_datatree(
+        model,
+        data,
+        num_draws=60,
+        num_chains=2,
+        num_prior_draws=4,
+        method=method,
+        num_particles=100,
+    )
+    names = {"var_names": ["factors" if "factors" in tree["posterior"] else "z"]}
+    assert len(azs.summary(tree, **names)) and azp.plot_rank(
+        tree, coords={"trial": [0], "time": tree["posterior/time"].values[:1]}, **names, **NONE
+    )
+    views = {"posterior_predictive": for_ppc(tree), "prior_predictive": for_ppc(tree)}
+    if kind == "held_out":
+        views["predictions"] = for_ppc(tree, group="predictions")
+    for group, view in views.items():
+        options = {"group": group, **NONE}
+        assert azp.plot_ppc_dist(view, kind="ecdf", num_samples=3, **options)
+        assert azp.plot_ppc_interval(view, **options)
+    whole = views["posterior_predictive"]
+    for name in whole["observed_data"].data_vars:
+        assert azp.plot_ppc_tstat(whole, t_stat="mean", var_names=name, **NONE)
+        if method == "guide":  # others repeat draws, and PSIS refuses tails of equal values
+            found = azs.loo_pit(whole, var_names=name)[name]
+            assert found.size == whole["observed_data"][name].size
+    if method == "guide":
+        assert azs.loo(tree, var_name="x").n_data_points == 4
