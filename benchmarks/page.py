@@ -213,8 +213,8 @@ SECTIONS = (
         "pulses",
         "LFADS: inferred inputs",
         "Are pulses found, and are inputs silent without pulses? A chaotic network of 50 units,"
-        " 2000 trials, one pulse per trial or none; validation trials. The KL of the inputs ends"
-        " with weight 6, so the objective is not the plain bound.",
+        " 2000 trials, one pulse per trial or none; validation trials. Their KL ends with"
+        " weight 6: not the plain bound.",
         (
             value("seed", digits=0),
             text("pulsed", "pulses", {1.0: "one per trial", 0.0: "none"}),
@@ -250,8 +250,8 @@ SECTIONS = (
     Section(
         "maze_low_rank",
         "Low-rank RNN: monkey motor cortex",
-        "The same trials by a stochastic low-rank RNN of rank 5 fitted by VSMC. Its settings were"
-        " chosen on fold 0's test trials, which makes that fold optimistic.",
+        "The same trials by a stochastic low-rank RNN of rank 5 fitted by VSMC. Settings were"
+        " chosen on fold 0's test trials: that fold is optimistic.",
         (
             value("fold", digits=0),
             value("co-bps", "co-smoothing, bits/spike"),
@@ -371,7 +371,7 @@ SECTIONS = (
     Section(
         "node_lorenz",
         "Neural ODE: simulated Lorenz system",
-        "Does a neural ODE with three latents recover the same recording as LFADS above? Rate R2 by"
+        "Does a neural ODE with three latents recover the recording of LFADS above? Rate R2 by"
         " trajectory pools with process noise and from the initial state alone; settings were"
         " chosen on these validation trials.",
         (
@@ -383,7 +383,7 @@ SECTIONS = (
             value("noisy i->t", "inferred → true"),
         ),
         lambda rows: (
-            f"Rate R2 is {span(rows, 'noisy')}, but left to themselves the fitted dynamics are"
+            f"Rate R2 is {span(rows, 'noisy')}, but on their own the fitted dynamics are"
             f" hardly chaotic (largest exponent {span(rows, 'exponent', 2)}; true 0.91)."
         ),
     ),
@@ -391,7 +391,7 @@ SECTIONS = (
         "step",
         "Speed: one LFADS training step",
         "Coordinated dropout, ELBO, gradient and Adam, beside one forward and backward pass of"
-        " `torch.nn.GRU` of the generator's size. A step rolls at least five such networks.",
+        " `torch.nn.GRU` of the generator's size; a step rolls five or more.",
         (text("size"), *TIMES),
         lambda rows: (
             "A step takes"
@@ -402,8 +402,7 @@ SECTIONS = (
     Section(
         "guide_check",
         "Speed: the check of a guide",
-        "What `fit` checks once before training, beside one LFADS training step; recordings of ten"
-        " batches.",
+        "Processor time of the check in `fit`, beside one LFADS training step; ten batches.",
         (
             text("size"),
             text("guide"),
@@ -411,9 +410,7 @@ SECTIONS = (
             value("theirs_ms", "step, ms", 0),
             value("share", "% of a one-minute fit", 2, 100),
         ),
-        lambda rows: (
-            f"The check takes {span(rows, 'share', 2, 100)} % of a fit that lasts one minute."
-        ),
+        lambda rows: f"It is {span(rows, 'share', 2, 100)} % of a fit of one minute.",
     ),
     Section(
         "low_rank_step",
@@ -510,8 +507,8 @@ SECTIONS = (
     Section(
         "reading",
         "Memory: reading a file",
-        "How much memory does reading take above the imported packages, for 1 GB of data that do"
-        " not compress? The NWB file holds spike times and a field potential, which are binned.",
+        "How much memory does reading 1 GB of incompressible data take, imports apart? The NWB file"
+        " holds spike times and a field potential, which are binned.",
         (
             text("format"),
             value("file_mb", "data, MB", 0),
