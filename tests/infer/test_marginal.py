@@ -135,7 +135,7 @@ def test_chains_sample_the_posterior_with_the_latents_integrated_out(model, batc
     if num_particles is None:
         kernel, num_samples = NUTS(program, max_tree_depth=4), NUM_POSTERIOR
     else:
-        kernel, num_samples = RandomWalkKernel(program), 8 * NUM_POSTERIOR
+        kernel, num_samples = RandomWalkKernel(program, init_step_size=0.5), 3 * NUM_POSTERIOR
     mcmc = MCMC(kernel, num_samples, warmup_steps=100, disable_progbar=True)
     mcmc.run(batch)
     (draws,) = mcmc.get_samples().values()
