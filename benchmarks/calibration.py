@@ -153,7 +153,7 @@ def main() -> None:
                 row |= scored(model, own, truth, method, seed)
                 rows.append(row)
                 print(row, flush=True)
-    results.save("calibration", rows)
+                results.save("calibration", rows)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,26 @@ def bare_calls(rows: list[Row]) -> list[Row]:
     return found
 
 
+def by_method(rows: list[Row]) -> list[Row]:
+    """One row per model and method: means over seeds, and what the method reports."""
+    found: list[Row] = []
+    for key in dict.fromkeys((row["model"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["method"]) == key]
+        scores = ("c50", "c90", "rate R2", "seconds")
+        averages = {name: sum(row[name] for row in own) / len(own) for name in scores}
+        names = {"pareto_k": "k-hat", "r_hat": "R-hat"}
+        reported = [
+            f"{about} {mean(own, name, 2)}" for name, about in names.items() if name in own[0]
+        ]
+        about = {"model": key[0], "method": f"`{key[1]}`", "reported": ", ".join(reported)}
+        found.append({**about, **averages})
+    return found
+
+
+def of_mcmc(rows: list[Row]) -> list[Row]:
+    return [row for row in by_method(rows) if row["method"] == "`mcmc`"]
+
+
 SYSTEM = {"arneodo": "Arneodo", "rossler": "Rossler", "lorenz": "Lorenz"}
 FAMILY = {"poisson": "Poisson", "negative_binomial": "negative binomial"}
 DYNAMICS = {
@@ -367,6 +387,27 @@ SECTIONS = (
             value("exponent", "exponent (true 0.203)"),
         ),
         lambda rows: "The perceptron; a pass-through without it does not suffice.",
+    ),
+    Section(
+        "calibration",
+        "Calibration of posterior draws",
+        "Which draws can be trusted? Fitted models generate trials of 50 bins, so that only"
+        " inference can be wrong: coverage of true rates by central intervals, by method; one"
+        " fit per model, 12 trials. Processor seconds for all trials; 400 draws.",
+        (
+            text("model"),
+            text("method"),
+            Column("50 %, 90 % intervals hold", lambda r: f"{r['c50']:.1%}, {r['c90']:.1%}"),
+            value("rate R2"),
+            value("seconds", digits=1),
+            text("reported", "median"),
+        ),
+        lambda rows: (
+            "By `mcmc` 90 % intervals hold"
+            f" {span(of_mcmc(rows), 'c90', 1, 100)} % of true rates, by the guide"
+            f" {span([r for r in by_method(rows) if 'guide' in r['method']], 'c90', 1, 100)} %."
+        ),
+        by_method,
     ),
     Section(
         "node_lorenz",

@@ -11,6 +11,7 @@ from pyrodyn.infer.importance.path_pool import PathPool, path_pool
 from pyrodyn.infer.kalman.kalman_filter import KalmanResult, kalman_filter
 from pyrodyn.infer.kalman.kalman_smoother import SmootherResult, exact_paths, kalman_smoother
 from pyrodyn.infer.marginal import marginal
+from pyrodyn.infer.mcmc import MCMCSample, mcmc_sample
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.kalman import Kalman
@@ -49,6 +50,7 @@ __all__ = [
     "Kalman",
     "KalmanResult",
     "LaplaceStart",
+    "MCMCSample",
     "MixtureStart",
     "NoiseAnnealing",
     "NonFiniteLossError",
@@ -72,6 +74,7 @@ __all__ = [
     "kalman_filter",
     "kalman_smoother",
     "marginal",
+    "mcmc_sample",
     "particle_filter",
     "particle_smoother",
     "path_pool",

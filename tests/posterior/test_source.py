@@ -157,3 +157,25 @@ def test_the_card_lists_held_out_neurons(make_recording, make_lfads, tmp_path):
     save(fitted, tmp_path / "model")
     card = json.loads((tmp_path / "model" / "card.json").read_text())
     assert card["record"]["data"]["held_out"] == [1, 2]
+
+
+def test_the_warning_names_chains_and_survivors():
+    effective = torch.tensor([100.0, 5.0, 100.0])
+    chains = Reliability()
+    chains.add({"effective_sample_size": effective, "r_hat": torch.tensor([1.0, 1.2, torch.inf])})
+    expected = (
+        "fewer than 20 effective draws in 1 and R-hat is above 1.05 in 2 of 3 trials; take more"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        chains.warn("mcmc")
+    survivors = torch.tensor([40, 19, 2])
+    smoother = Reliability()
+    smoother.add(
+        {
+            "effective_sample_size": effective + 20,
+            "first_particles_with_descendants": survivors,
+        }
+    )
+    expected = "fewer than 20 initial particles have descendants in 2 of 3 trials; take method='mc"
+    with pytest.warns(UserWarning, match=expected):
+        smoother.warn("smoother")
