@@ -20,6 +20,7 @@ from pyrodyn.analysis.dynamics import constant_inputs, dynamics_of, states_for
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear, fixed_points_of
 from pyrodyn.analysis.fixed_points.newton import search_fixed_points
 from pyrodyn.data.arguments import check_integer
+from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.kernels.activations import LEAK
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
@@ -89,7 +90,8 @@ def fixed_points(
         ValueError: for a model without dynamics, for inputs, starts or a region that do not fit it,
             and for a search without starts or for cycles.
     """
-    network = model = model_or_dynamics
+    model = model_or_dynamics
+    network = model = model.model if isinstance(model, Fit) else model
     if (
         isinstance(model, LowRankRNN)
         and not model.is_full_rank

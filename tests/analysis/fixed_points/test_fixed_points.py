@@ -3,6 +3,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 
 import pyrodyn
 from pyrodyn.analysis import (
@@ -14,7 +15,7 @@ from pyrodyn.analysis import (
 )
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
 from pyrodyn.analysis.fixed_points.fixed_points import PIECEWISE_LINEAR
-from pyrodyn.infer import GuideError
+from pyrodyn.infer import Fit, GuideError
 from pyrodyn.models import LowRankRNN, NodeSAE
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.low_rank_rnn import LowRankState
@@ -63,6 +64,15 @@ def test_a_network_without_a_model_is_enumerated_too():
     np.testing.assert_allclose(np.sort(found["point"].values[:, 0]), [-2, 0, 2], atol=1e-12)
     assert found.attrs["complete"] == 1
     assert found.attrs["kind"] == "map"
+
+
+def test_the_network_of_a_fit_is_enumerated_too():
+    torch.manual_seed(0)
+    model = LowRankRNN(3, latent_dim=2, num_units=6)
+    fitted = Fit(model, model.guide, xr.Dataset(), best_epoch=0, num_steps=0)
+    found = fixed_points(fitted)
+    assert found.attrs["complete"] == 1
+    np.testing.assert_array_equal(found["point"], fixed_points(model)["point"])
 
 
 def test_points_have_their_distance_to_the_visited_states():
