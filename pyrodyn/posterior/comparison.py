@@ -144,9 +144,9 @@ def kfold(
     check_integer(2, num_folds=num_folds)
     if num_folds > num_trials:
         raise ValueError(f"num_folds={num_folds} exceeds the {num_trials} trials of the recording")
-    if method == "guide":
+    if method in ("guide", "mcmc"):
         raise ValueError(
-            "method='guide' gives no evidence; take importance, smoother, pool or exact"
+            f"method={method!r} gives no evidence; take importance, smoother, pool or exact"
         )
     order = np.random.default_rng(seed).permutation(num_trials)
     fold = np.empty(num_trials, int)

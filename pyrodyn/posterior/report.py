@@ -177,8 +177,8 @@ def check(
         fitted: a fitted model, or the `Fit` that `fit` returned, which brings its guide.
         recording: trials of the neurons that the model was fitted to.
         guide: the guide to draw from, see `to_datatree`.
-        method: where draws come from, see `to_datatree`. Where that is the guide, the evidence is
-            estimated by importance weights of the guide.
+        method: where draws come from, see `to_datatree`. Where these give no evidence (those of the
+            guide and of chains), it is estimated by importance weights of the guide.
         num_draws: draws per trial; by default as many as memory suggests, 100 to 1000.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
@@ -201,7 +201,7 @@ def check(
         warnings.filterwarnings("ignore", message="draws by method=")
         warnings.filterwarnings("ignore", message=".*were in the training set of the fit")
         tree = to_datatree(fitted, checked, method=method, num_draws=num_draws, **options)
-        evidence, no_evidence = _evidence(fitted, checked, tree, of.method, options)
+        evidence, no_evidence = _evidence(fitted, checked, tree, options)
     recorded = recorded_data(tree)
     p_values: dict[str, xr.Dataset] = {}
     pit: dict[str, xr.DataArray] = {}
@@ -266,11 +266,10 @@ def _evidence(
     fitted: LatentDynamics | Fit[Any],
     recording: xr.Dataset,
     tree: xr.DataTree,
-    method: str,
     options: dict[str, Any],
 ) -> tuple[ELPDDataEvidence | None, str]:
     """Log evidence per trial, or why there is none."""
-    if method != "guide":
+    if "log_evidence" in tree["sample_stats"]:
         return elpd(tree), ""
     num_units = sum(block.size for block in blocks(recording))
     drawn = options["num_particles"] * recording.sizes["time"] * num_units

@@ -103,5 +103,6 @@ def test_folds_that_leak_are_refused(make_recording, make_lfads):
         kfold(lambda train: lfads, counts, num_folds=2, num_particles=10)
     with pytest.raises(ValueError, match="num_folds=7 exceeds the 6 trials"):
         kfold(lambda train: lfads, counts, num_folds=7)
-    with pytest.raises(ValueError, match="method='guide' gives no evidence"):
-        kfold(lambda train: lfads, counts, method="guide")
+    for method in ("guide", "mcmc"):
+        with pytest.raises(ValueError, match=f"method='{method}' gives no evidence"):
+            kfold(lambda train: lfads, counts, method=method)

@@ -87,6 +87,14 @@ class Page(HTMLParser):
         self.references += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
 
 
+def test_draws_without_evidence_of_their_own_have_that_of_the_guide(network):
+    """Chains estimate no evidence."""
+    checked = drawn_from(network).isel(trial=slice(0, 3), time=slice(0, 6))
+    report = check(network, checked, method="mcmc", num_draws=16, num_particles=50)
+    assert report.evidence.n_data_points == 3
+    assert "by method='mcmc'" in report.card["posterior"]
+
+
 def test_the_page_stands_alone(wrong, tmp_path):
     path = wrong.save(tmp_path / "new" / "report.html")
     text = path.read_text(encoding="utf-8")
