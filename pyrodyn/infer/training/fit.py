@@ -28,6 +28,7 @@ from pyrodyn.infer.training.recommended import Recipe, recommended
 from pyrodyn.infer.training.saving import save
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.state_space import StateSpaceModel
 
 
 def fit[Model: LatentDynamics](
@@ -248,7 +249,7 @@ def fit[Model: LatentDynamics](
                 history,
                 best.kept_epoch,
                 best.first_epoch,
-                [*model.site_dims],
+                _informative_sites(model),
                 max(objective.final_step, schedule.final_step) - trainer.global_step,
             )
             fitted = Fit(model, guide, history, best.kept_epoch, trainer.global_step, tuple(of_fit))
@@ -355,6 +356,15 @@ def _schema(recording: xr.Dataset) -> dict[str, Any]:
         **{b.unit: [str(label) for label in recording[b.unit].values] for b in observed},
         **{b.held_out: np.flatnonzero(recording[b.held_out].values).tolist() for b in marked},
     }
+
+
+def _informative_sites(model: LatentDynamics) -> list[str]:
+    """Latent sites that a posterior near the prior leaves without use; inferred inputs, which may
+    rightly be silent, are none.
+    """
+    if not isinstance(model, StateSpaceModel):
+        return [*model.site_dims]
+    return [model.initial_condition_site or str(model.path_site)]
 
 
 def _history(epochs: list[dict[str, float]]) -> xr.Dataset:

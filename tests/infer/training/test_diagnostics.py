@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.infer import ELBO, FitWarning, Ramp, Schedule, fit
+from pyrodyn.infer.training import diagnostics
 from pyrodyn.infer.training.diagnostics import fit_diagnostics
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu", "transforms": ()}
@@ -90,6 +91,16 @@ def test_a_latent_site_that_is_not_used(make_recording, make_lfads):
             model, train, objective=objective, max_epochs=200, batch_size=12, schedule=schedule,
             **QUIET,
         )  # fmt: skip
+
+
+def test_inputs_may_be_silent(make_recording, make_lfads, monkeypatch):
+    monkeypatch.setattr(diagnostics, "COLLAPSED_KL", 1e9)
+    train = make_recording(12)
+    model = make_lfads(train, inferred_input_dim=1)
+    with pytest.warns(FitWarning, match="does not use the latent site 'g0'"):
+        fitted = fit(model, train, objective=ELBO(), max_epochs=12, batch_size=12, **QUIET)
+    assert "kl_u" in fitted.history
+    assert not any("'u'" in sentence for sentence in fitted.diagnostics)
 
 
 def test_a_fit_that_ended_within_its_ramps(make_recording, make_lfads):
