@@ -63,7 +63,11 @@ def limit_cycle(seed: int) -> xr.Dataset:
 
 
 CASES = {
-    "LFADS": Case(lorenz, lambda train: models.LFADS.for_recording(train, factor_dim=3), {}),
+    "LFADS": Case(
+        lorenz,
+        lambda train: models.LFADS.for_recording(train, factor_dim=3, inferred_input_dim=0),
+        {},
+    ),
     "LFADS, one inferred input": Case(
         lorenz,
         lambda train: models.LFADS.for_recording(train, factor_dim=3, inferred_input_dim=1),

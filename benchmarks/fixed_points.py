@@ -43,7 +43,7 @@ def lorenz(num_starts: int) -> tuple[Dynamics, Tensor]:
 def generator(num_starts: int, gain: float) -> tuple[Dynamics, Tensor]:
     """A random LFADS generator, from states that it visits and noise about them."""
     torch.manual_seed(0)
-    model = models.LFADS(30, generator_dim=64)
+    model = models.LFADS(30, generator_dim=64, inferred_input_dim=0)
     with torch.no_grad():
         model.generator.weight_hh_l0 *= gain
     dynamics = dynamics_of(model)

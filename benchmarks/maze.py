@@ -44,7 +44,9 @@ class Recipe(NamedTuple):
 
 
 def lfads(train: xr.Dataset) -> models.LFADS:
-    return models.LFADS.for_recording(train, factor_dim=20, generator_dim=100, dropout=0.1)
+    return models.LFADS.for_recording(
+        train, factor_dim=20, generator_dim=100, dropout=0.1, inferred_input_dim=0
+    )
 
 
 def low_rank(train: xr.Dataset) -> models.LowRankRNN:

@@ -45,7 +45,9 @@ recording
 
 # %%
 torch.manual_seed(0)
-model = pyrodyn.models.LFADS.for_recording(train, factor_dim=3, generator_dim=64)
+model = pyrodyn.models.LFADS.for_recording(
+    train, factor_dim=3, generator_dim=64, inferred_input_dim=0
+)
 fitted = pyrodyn.fit(model, train, valid, max_steps=800, progress=False)
 print(f"{fitted.num_steps} steps; the weights kept are those of epoch {fitted.best_epoch}")
 

@@ -175,7 +175,10 @@ def fit(
     ] = None,
     inferred_inputs: Annotated[
         int | None,
-        typer.Option(help="Dimension of lfads' inferred input; 0 for none.", show_default="0"),
+        typer.Option(
+            help="Dimension of lfads' inferred input; 0 for none.",
+            show_default="2, for small recordings 0",
+        ),
     ] = None,
     generator: Annotated[
         int | None, typer.Option(help="Generator units of lfads.", show_default="100")

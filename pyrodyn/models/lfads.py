@@ -32,13 +32,14 @@ from typing import Any, ClassVar, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+import xarray as xr
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrodyn.data.batch import Batch
+from pyrodyn.data.batch import Batch, num_units
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.kernels.closed_loop import ClosedLoopWeights, roll_closed_loop
@@ -53,6 +54,11 @@ from pyrodyn.nn.recurrence import gru_jacobian, roll, roll_both_ways
 
 SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
+
+FEWEST_FOR_INPUTS, NUM_INPUTS = 50_000, 2
+"""Number of observations (trials x bins x neurons) from which `LFADS.for_recording` infers inputs
+unasked, and how many inputs.
+"""
 
 MAY_BE_ZERO = ("input_dim", "inferred_input_dim", "initial_condition_bins", "lag")
 """Sizes that may be 0, which leaves out a part of the model."""
@@ -76,7 +82,9 @@ class LFADS(StateSpaceModel):
     Args:
         num_neurons: number of observed neurons and channels.
         input_dim: number of known external inputs.
-        inferred_input_dim: dimension of u; 0 leaves the controller out.
+        inferred_input_dim: dimension of u; 0 leaves the controller out, so that the dynamics are
+            autonomous. `for_recording` takes 2 for recordings of `FEWEST_FOR_INPUTS` observations
+            or more, and otherwise 0.
         factor_dim: dimension of f.
         generator_dim: dimension of g.
         initial_condition_dim: dimension of the site ``g0``.
@@ -202,6 +210,15 @@ class LFADS(StateSpaceModel):
             "input_prior.log_nvar": ("inferred_input",),
             "input_prior.log_df": ("inferred_input",),
         }
+
+    @classmethod
+    def sizes_for(cls, recording: xr.Dataset, sizes: dict[str, Any]) -> dict[str, Any]:
+        """Inferred inputs if there are data enough for a controller to learn from, unless a
+        subclass has a guide of its own.
+        """
+        num_observations = recording.sizes["trial"] * recording.sizes["time"] * num_units(recording)
+        infers = num_observations >= FEWEST_FOR_INPUTS and cls.guide is LFADS.guide
+        return {"inferred_input_dim": NUM_INPUTS if infers else 0, **sizes}
 
     def start_readout(self, predictors: Float[Tensor, " predictor"]) -> None:
         """Initialise the bias of the readout; the factors are centred at 0."""

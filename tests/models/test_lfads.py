@@ -402,6 +402,23 @@ def test_a_forecast_that_leaves_only_the_initial_condition_window_is_refused():
         model.guide(Forecast(NUM_BINS - 4)(Trials(data()).batch()))
 
 
+def test_inputs_are_inferred_where_there_are_data_enough():
+    class OwnGuide(LFADS):
+        def guide(self, batch):
+            super().guide(batch)
+
+    few, many = (recording(np.ones((trials, 100, 5), int), bin_width=0.01) for trials in (99, 100))
+    for kind, data, given, expected in (
+        (LFADS, few, {}, 0),
+        (LFADS, many, {}, 2),
+        (LFADS, many, {"inferred_input_dim": 0}, 0),
+        (LFADS, few, {"inferred_input_dim": 1}, 1),
+        (OwnGuide, many, {}, 0),
+    ):
+        model = kind.for_recording(data, factor_dim=2, generator_dim=4, **given)
+        assert model.config["inferred_input_dim"] == expected
+
+
 @pytest.mark.parametrize("size", ["factor_dim", "generator_dim", "controller_dim"])
 def test_sizes_below_one_are_refused(size):
     with pytest.raises(ValueError, match=f"{size}=0 must be an integer of at least 1"):

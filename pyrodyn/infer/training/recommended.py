@@ -64,7 +64,7 @@ class Family(NamedTuple):
     """Bins of all trials of all steps."""
 
 
-OF_LFADS = Family(5e-3, 0.3, 2000, 12_800_000)
+OF_LFADS = Family(5e-3, 0.3, 2000, 9_000_000)
 OF_LOW_RANK_RNN = Family(3e-3, 0.5, 800, 4_000_000)
 OF_DENSITIES = Family(1e-2, 0.5, 400, 4_000_000)
 OF_LINEAR_DYNAMICS = Family(1e-2, 0.5, 800, 4_000_000)
