@@ -19,7 +19,7 @@ from pyrodyn.analysis import fixed_points, prediction_scores
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
 from pyrodyn.cli import main
 from pyrodyn.data import held_out, read, recording, write
-from pyrodyn.posterior import draws
+from pyrodyn.posterior import samplers
 from pyrodyn.posterior.tree import role_in_fit
 
 
@@ -385,7 +385,7 @@ def test_names_are_completed_in_the_shell(arguments, typed, expected, monkeypatc
 
 
 def test_the_names_offered_are_those_accepted():
-    assert cli.METHODS == draws.METHODS
+    assert cli.METHODS == samplers.METHODS
     for name in cli.MODELS:
         assert name.replace("-", "") in {cls.lower() for cls in pyrodyn.models.__all__}
 

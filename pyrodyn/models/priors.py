@@ -23,7 +23,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, TransformedDistribution, constraints
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import Transform, _InverseTransform
 
 Card = dict[str, Any]
 """A distribution by its class and arguments, ready for JSON."""
@@ -252,7 +252,7 @@ def _arguments(prior: Any) -> dict[str, Any]:
 
 
 def _transform_card(transform: Transform, of: str) -> Card:
-    if transform._inv is not None and type(transform).__name__ == "_InverseTransform":
+    if isinstance(transform, _InverseTransform):  # by class: zuko gives it another name
         return {**_transform_card(transform.inv, of), "inverse": True}
     taken = inspect.signature(type(transform).__init__).parameters
     names = [name for name in ("loc", "scale", "exponent") if name in taken]

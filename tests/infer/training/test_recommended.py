@@ -197,6 +197,7 @@ def test_automatic_hardware_is_cuda_or_the_cpu(monkeypatch) -> None:
         max_minutes=None,
         checkpoint=None,
         checkpoint_seconds=1.0,
+        loggers=(),
         accelerator="auto",
         progress=False,
     )
