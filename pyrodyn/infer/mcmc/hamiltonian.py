@@ -24,6 +24,7 @@ acceptance of `TARGET` by dual averaging.
 Sources: Neal 2011; Hoffman & Gelman 2014 (dual averaging, section 3.2).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -114,7 +115,7 @@ class StepSize(NamedTuple):
     def starting_at(cls, step: Float[Tensor, " trial"]) -> "StepSize":
         """The state before the first iteration."""
         log_step = step.log()
-        return cls(log_step + 2.302585, log_step, log_step, torch.zeros_like(step), 0)
+        return cls(log_step + math.log(10), log_step, log_step, torch.zeros_like(step), 0)
 
     def updated(self, acceptance: Float[Tensor, " trial"]) -> "StepSize":
         """After an iteration; gamma = 0.05, t_0 = 10 and kappa = 0.75 as in the source."""

@@ -118,7 +118,8 @@ class LogJoint:
         chains = pyro.plate(PARTICLES, len(y), dim=-2)
         trace = traced(poutine.condition(chains(self.model), data=values), self.batch)
         trace.compute_log_prob()
-        for name in {*self.sites, *observed_sites(trace)}:
+        # In a fixed order: sums of floats depend on it, and the order of a set on the process.
+        for name in dict.fromkeys([*self.sites, *observed_sites(trace)]):
             if is_local(trace.nodes[name]):
                 total = total + trace.nodes[name]["log_prob"]
         return total
