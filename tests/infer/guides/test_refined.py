@@ -92,12 +92,12 @@ def test_the_evidence_gap_of_a_path_narrows():
     )
     torch.manual_seed(0)
     gaps = []
-    for guide in (model.guide, RefinedGuide(model, num_steps=40)):
+    for guide in (model.guide, RefinedGuide(model, num_steps=80)):
         found = importance_sample(model, guide, batch, 2000)
         gaps.append(evidence - found.log_weights.mean(0))
     error = found.log_weights.std(0) / 2000**0.5
     assert (gaps[1] > -4 * error).all()
-    assert (gaps[1] + 4 * error < 0.7 * gaps[0]).all()
+    assert (gaps[1] + 4 * error < 0.6 * gaps[0]).all()
 
 
 def test_initial_state_and_inputs_of_lfads():
