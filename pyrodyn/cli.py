@@ -305,7 +305,12 @@ def fit(
         data = with_held_out(data, neurons=held_out, seed=seed)
     parts = ("train", "valid")
     has_parts = "split" in data.coords and set(parts) <= set(data["split"].values)
-    if valid_fraction is None and not test_fraction and has_parts:
+    if valid_fraction is None and has_parts:
+        if test_fraction:
+            raise ValueError(
+                f"{recording} states which trials to train and validate on; leave --test-fraction"
+                " out, or give --valid-fraction too, to draw all parts anew"
+            )
         train, valid = (data.isel(trial=data["split"].values == part) for part in parts)
     else:
         fractions = [1 - fraction - test_fraction, fraction, test_fraction]

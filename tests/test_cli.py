@@ -505,6 +505,9 @@ def test_a_files_own_parts_are_taken(command, tmp_path, monkeypatch):
     assert command("fit", path, "--out", tmp_path / "run", "--valid-fraction", 0.5)[0] == 2
     assert given[0] == (7, [7, 8, 9])
     assert given[1][0] == 5
+    code, _, err = command("fit", path, "--out", tmp_path / "run", "--test-fraction", 0.2)
+    assert code == 2 and "states which trials to train and validate on" in err
+    assert len(given) == 2
 
 
 def test_ctrl_c_before_the_first_epoch_claims_no_checkpoint(
