@@ -35,7 +35,8 @@ from pyrodyn.models.state_space import StateSpaceModel
 
 
 def dynamics_of(model_or_dynamics: object) -> Dynamics:
-    """The dynamics of a model in double precision on the CPU; dynamics pass through as they are.
+    """The dynamics of a model in double precision on the CPU; dynamics pass through as they are, if
+    they take such states.
 
     The model itself is not changed: a copy of it is in evaluation mode, and no gradient is recorded
     for the copy's parameters.
@@ -44,11 +45,13 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
         model_or_dynamics: a model of the zoo, a `Fit` of one, or dynamics.
 
     Raises:
-        ValueError: for anything else, and for a model that has no dynamics.
+        ValueError: for anything else, for a model that has no dynamics, and for dynamics in single
+            precision or on a GPU, such as ``model.dynamics()``.
     """
     if isinstance(model_or_dynamics, Fit):
         return dynamics_of(model_or_dynamics.model)
     if isinstance(model_or_dynamics, Dynamics):
+        _check_takes_doubles(model_or_dynamics)
         return model_or_dynamics
     if not isinstance(model_or_dynamics, LatentDynamics):
         raise ValueError(
@@ -56,6 +59,18 @@ def dynamics_of(model_or_dynamics: object) -> Dynamics:
             " a Dynamics, or known_dynamics of a system"
         )
     return copy.deepcopy(model_or_dynamics).cpu().double().eval().requires_grad_(False).dynamics()
+
+
+@torch.no_grad()
+def _check_takes_doubles(dynamics: Dynamics) -> None:
+    state = torch.zeros(1, dynamics.state_dim, dtype=torch.double)
+    try:
+        dynamics.step(state, dynamics.no_inputs(state))
+    except RuntimeError as problem:
+        raise ValueError(
+            "these dynamics do not take states in double precision on the CPU, where they are"
+            f" analysed ({problem}): give the model itself, or dynamics_of(model)"
+        ) from problem
 
 
 def state_space(model: LatentDynamics | Fit[LatentDynamics]) -> StateSpaceModel:

@@ -70,11 +70,13 @@ def _by_cudnn(
     """States of every direction.
 
     Always in training mode, which without dropout changes nothing: in evaluation mode cuDNN has no
-    gradient.
+    gradient. Nor does it take an expanded initial state.
     """
     weights = [weight for direction in gru.all_weights for weight in direction]
     is_bidirectional = len(first) == 2
-    states, _ = torch.gru(inputs, first, weights, True, 1, 0.0, True, is_bidirectional, True)
+    states, _ = torch.gru(
+        inputs, first.contiguous(), weights, True, 1, 0.0, True, is_bidirectional, True
+    )
     return tuple(states.chunk(len(first), -1))
 
 

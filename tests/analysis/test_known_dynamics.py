@@ -96,3 +96,10 @@ def test_models_without_dynamics_raise():
 
     with pytest.raises(ValueError, match="no dynamics of its own"):
         dynamics_of(Still(4))
+
+
+def test_dynamics_in_single_precision_are_refused():
+    model = LowRankRNN(4, latent_dim=2, num_units=5)
+    with pytest.raises(ValueError, match=r"give the model itself, or dynamics_of\(model\)"):
+        dynamics_of(model.dynamics())
+    assert dynamics_of(model.double().dynamics()).state_dim == 2

@@ -53,7 +53,7 @@ def fixed_points(
 
     A low-rank network of piecewise-linear units (relu, leaky relu, clipped relu, hard tanh),
     z = a z + n phi(m z + W_u v), is enumerated and needs no starts. All other dynamics are
-    searched; to search such a network too, pass its ``dynamics()``.
+    searched; to search such a network too, pass `pyrodyn.analysis.dynamics_of` it.
 
     Args:
         model_or_dynamics: a model of the zoo, dynamics, or a network without a model, as
