@@ -8,6 +8,7 @@ from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.observations import OBSERVATIONS
 from pyrodyn.models.sae import NodeSAE, RnnSAE
 from pyrodyn.models.saving import MODELS, load, save
+from pyrodyn.models.shallow_plrnn import ShallowPLRNN
 from pyrodyn.models.state_space import StateSpaceModel
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LowRankRNN",
     "NodeSAE",
     "RnnSAE",
+    "ShallowPLRNN",
     "StateSpaceModel",
     "load",
     "save",

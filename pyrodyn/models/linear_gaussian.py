@@ -46,3 +46,19 @@ class LinearGaussian(NamedTuple):
         )
         A, b, C, d, r = (each.double() for each in (self.A, self.b, self.C, self.d, self.r))
         return LinearGaussian(A, b, initial_noise, noise, C, d, r)
+
+
+class LinearEmission(NamedTuple):
+    """A linear-Gaussian observation x_t ~ N(C z_t + offset_t, diag(r)).
+
+    Attributes:
+        matrix: C, ``(neuron, dim)``.
+        offset: ``(neuron,)`` or ``(trial, time, neuron)``.
+        variance: r, ``(neuron,)``.
+        columns: which entries of x it describes.
+    """
+
+    matrix: Float[Tensor, "neuron dim"]
+    offset: Float[Tensor, "... neuron"]
+    variance: Float[Tensor, " neuron"]
+    columns: slice

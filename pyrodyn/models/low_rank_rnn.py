@@ -51,7 +51,7 @@ from pyrodyn.kernels.low_rank_vsmc import (
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.initial_loadings import start_loading
 from pyrodyn.models.latent_dynamics import check_config
-from pyrodyn.models.linear_gaussian import LinearGaussian
+from pyrodyn.models.linear_gaussian import LinearEmission, LinearGaussian
 from pyrodyn.models.observations import (
     GaussianPart,
     Observation,
@@ -64,7 +64,6 @@ from pyrodyn.models.proposals import (
     FEWEST_ENCODER_BINS,
     PROPOSALS,
     EncoderFactor,
-    LinearEmission,
     OptimalFactor,
     encoder_bins_for,
     likelihood_mode,

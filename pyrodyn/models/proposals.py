@@ -31,6 +31,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.gaussian import LOG_2PI, Covariance, SharedNormal
 from pyrodyn.kernels.gaussian import affine, log_factor, times
+from pyrodyn.models.linear_gaussian import LinearEmission
 from pyrodyn.models.state_space import Bootstrap, Distribution, Proposal, State
 
 PROPOSALS = ("optimal", "encoder", "causal_encoder", "bootstrap")
@@ -56,22 +57,6 @@ def proposal_named(kind: str, num_neurons: int, dim: int, encoder_bins: int) -> 
         case _:
             kernels = (encoder_bins, (encoder_bins + 1) // 2 | 1, 1)
             return EncoderFactor(num_neurons, dim, kernels, is_causal=kind == "causal_encoder")
-
-
-class LinearEmission(NamedTuple):
-    """A linear-Gaussian observation x_t ~ N(C z_t + offset_t, diag(r)).
-
-    Attributes:
-        matrix: C, ``(neuron, dim)``.
-        offset: ``(neuron,)`` or ``(trial, time, neuron)``.
-        variance: r, ``(neuron,)``.
-        columns: which entries of x it describes.
-    """
-
-    matrix: Float[Tensor, "neuron dim"]
-    offset: Float[Tensor, "... neuron"]
-    variance: Float[Tensor, " neuron"]
-    columns: slice
 
 
 class FactorScale(NamedTuple):

@@ -32,7 +32,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
 from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.models.latent_dynamics import LatentDynamics
-from pyrodyn.models.linear_gaussian import LinearGaussian
+from pyrodyn.models.linear_gaussian import LinearEmission, LinearGaussian
 from pyrodyn.models.observations import Observation, ObservationSpec, observe
 
 State = Any
@@ -280,6 +280,22 @@ class StateSpaceModel(LatentDynamics):
             f"{type(self).__name__} is not linear and Gaussian, so that its evidence and posterior"
             " have no closed form: take particles instead, by VSMC, particle_filter or"
             " method='smoother'"
+        )
+
+    def linear_emission(self, batch: Batch, before: State | None = None) -> LinearEmission:
+        """The Gaussian part of the observation as a linear function of z: what `OptimalFactor` and
+        the objective `GTF` take.
+
+        Args:
+            batch: whose bins are read out.
+            before: the state of the bin before them; None if they begin the trials.
+
+        Raises:
+            ValueError: for a model without one, which is the default.
+        """
+        raise ValueError(
+            f"{type(self).__name__} states no linear-Gaussian readout of z (linear_emission), which"
+            " the optimal proposal and GTF need: take another proposal or objective"
         )
 
     # ------------------------------------------------------------------ derived programs

@@ -33,6 +33,7 @@ from pyrodyn.models import (
     LowRankRNN,
     NodeSAE,
     RnnSAE,
+    ShallowPLRNN,
     StateSpaceModel,
 )
 from pyrodyn.models.observations import observation as observation_model
@@ -114,6 +115,7 @@ ZOO = {
         {"latent_dim": 2, "num_units": 5, "observation": COUNTS_AND_SIGNAL},
     ),
     "linear": (LinearDynamics, {"latent_dim": 2, "encoder_bins": 5}),
+    "shallow_plrnn": (ShallowPLRNN, {"latent_dim": 2, "num_units": 5, "encoder_bins": 5}),
     "node_sae": (NodeSAE, {"latent_dim": 2, "field_width": 4, "encoder_dim": 3}),
     "node_sae_noise": (
         NodeSAE,
@@ -148,6 +150,7 @@ LATENT = {
     "low_rank_counts_and_signal": {"z"},
     "low_rank_other_options": {"z"},
     "linear": {"z"},
+    "shallow_plrnn": {"z"},
     "node_sae": {"z0"},
     "node_sae_noise": {"z"},
     "node_sae_near": {"z"},

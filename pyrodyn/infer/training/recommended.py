@@ -15,9 +15,9 @@ Common to all models:
   Otherwise its posterior collapses onto its prior in small recordings. A ramp alone lets the
   encoder reproduce the noise of single trials; coordinated dropout prevents that. The KL of
   inferred inputs is not ramped, so that they do not replace autonomous dynamics.
-- The low-rank RNN is fitted by particles. Its encoder copies noise within a few hundred steps if
-  trials are few, and half of the entries are hidden from it. So is the linear dynamical system,
-  unless its observation is Gaussian: then it is fitted by the exact evidence. Models from three
+- The low-rank RNN and the shallow PLRNN are fitted by particles. Their encoders copy noise within a
+  few hundred steps if trials are few, and half of the entries are hidden from them. So is the
+  linear dynamical system, unless its observation is Gaussian: then it is fitted by the exact evidence. Models from three
   functions are fitted by particles too, and more of them where the prior proposes them.
 """
 
@@ -42,6 +42,7 @@ from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
 from pyrodyn.models.sae import SequentialAutoencoder
+from pyrodyn.models.shallow_plrnn import ShallowPLRNN
 from pyrodyn.models.state_space import StateSpaceModel
 
 FEWEST_TRIALS, MOST_TRIALS = 8, 64
@@ -145,7 +146,7 @@ def recommended(
         objective = Kalman()
     elif isinstance(model, DensityModel) and not model.proposal.has_encoder:
         objective = VSMC(NUM_PRIOR_PARTICLES)
-    elif isinstance(model, DensityModel | LinearDynamics | LowRankRNN):
+    elif isinstance(model, DensityModel | LinearDynamics | LowRankRNN | ShallowPLRNN):
         objective = VSMC(NUM_PARTICLES)
     else:
         objective = ELBO(beta={model.initial_condition_site or str(model.path_site): ramp})
@@ -160,7 +161,7 @@ def _family(model: LatentDynamics) -> Family | None:
     """The settings of the model's class; None for a model of the user's own."""
     if isinstance(model, LFADS):
         return OF_LFADS
-    if isinstance(model, LowRankRNN):
+    if isinstance(model, LowRankRNN | ShallowPLRNN):
         return OF_LOW_RANK_RNN
     if isinstance(model, LinearDynamics):
         return OF_LINEAR_DYNAMICS
