@@ -1,7 +1,7 @@
 """Fixed points and short cycles of the dynamics that a model has learned.
 
-For a low-rank network with piecewise-linear units the list is complete and certified, see
-`certified`: it needs no starting states and no tolerance, and states which region was searched. For
+For low-rank networks and shallow PLRNNs with piecewise-linear units the list is complete and
+certified, see `certified`: it needs no starting states and no tolerance, and states which region was searched. For
 all other dynamics it contains what a search from many states reaches, see `newton`.
 """
 
@@ -24,6 +24,7 @@ from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.kernels.activations import LEAK
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.shallow_plrnn import ShallowPLRNN
 
 PIECEWISE_LINEAR: dict[str, Callable[..., PiecewiseLinear]] = {
     "relu": PiecewiseLinear.relu,
@@ -52,8 +53,10 @@ def fixed_points(
     that a search finds.
 
     A low-rank network of piecewise-linear units (relu, leaky relu, clipped relu, hard tanh),
-    z = a z + n phi(m z + W_u v), is enumerated and needs no starts. All other dynamics are
-    searched; to search such a network too, pass `pyrodyn.analysis.dynamics_of` it.
+    z = a z + n phi(m z + W_u v), and a `ShallowPLRNN` are enumerated and need no starts. The cost
+    of an enumeration grows steeply with the number of latents: beyond about six it ends by
+    ``max_seconds``, with ``complete`` 0. All other dynamics are searched; to search such a network
+    too, pass `pyrodyn.analysis.dynamics_of` it.
 
     Args:
         model_or_dynamics: a model of the zoo, dynamics, or a network without a model, as
@@ -92,7 +95,7 @@ def fixed_points(
     """
     model = model_or_dynamics
     network = model = model.model if isinstance(model, Fit) else model
-    if (
+    if isinstance(model, ShallowPLRNN) or (
         isinstance(model, LowRankRNN)
         and not model.is_full_rank
         and model.activation in PIECEWISE_LINEAR
@@ -111,7 +114,8 @@ def fixed_points(
     if period != 1:
         raise ValueError(
             f"period={period}: cycles are enumerated for low-rank networks with"
-            f" {', '.join(PIECEWISE_LINEAR)} units alone; leave period at 1 for a search"
+            f" {', '.join(PIECEWISE_LINEAR)} units and shallow PLRNNs alone; leave period at 1 for a"
+            " search"
         )
     check_integer(1, num_starts=num_starts)
     check_integer(0, seed=seed)
@@ -190,24 +194,21 @@ def _corners(
     return lower, upper
 
 
-def _network_of(model: LowRankRNN, inputs: ArrayLike | None) -> PiecewiseLinear:
+@torch.no_grad()
+def _network_of(model: LowRankRNN | ShallowPLRNN, inputs: ArrayLike | None) -> PiecewiseLinear:
     """A model's network under constant inputs, in double precision as in `dynamics_of`."""
-    model = copy.deepcopy(model).double()
-    num_inputs = model.input_weights.shape[1]
+    model = copy.deepcopy(model).cpu().double()
+    num_inputs = model.config["input_dim"]
     constant = np.zeros(num_inputs) if inputs is None else np.asarray(inputs, float)
     if constant.shape != (num_inputs,) or not np.isfinite(constant).all():
         raise ValueError(
             f"inputs must be {num_inputs} finite numbers, one constant per input, not {inputs!r}"
         )
-    with torch.no_grad():
-        a, n, m, threshold, input_weights = (
-            tensor.double().cpu().numpy()
-            for tensor in (
-                model.decay().expand(model.n.shape[0]),
-                model.n,
-                model.m,
-                model.threshold,
-                model.input_weights,
-            )
-        )
-    return PIECEWISE_LINEAR[model.activation](a, n, m, threshold, input_weights @ constant)
+    kind = PIECEWISE_LINEAR[model.activation]
+    if isinstance(model, ShallowPLRNN):
+        weights = model.A, model.W1, model.W2, model.threshold()
+        offset = model.offset(torch.from_numpy(constant)).numpy()
+        return kind(*(tensor.numpy() for tensor in weights))._replace(offset=offset)
+    drive = model.input_weights.numpy() @ constant
+    weights = model.decay(), model.n, model.m, model.threshold
+    return kind(*(tensor.numpy() for tensor in weights), drive)

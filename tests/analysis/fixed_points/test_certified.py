@@ -119,6 +119,57 @@ def in_a_row(network: PiecewiseLinear, period: int) -> PiecewiseLinear:
     )
 
 
+@pytest.mark.parametrize("kind", ["relu", "clipped_relu", "hard_tanh"])
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_factors_of_either_sign_and_any_size(kind: str, latent_dim: int) -> None:
+    rng = np.random.default_rng(latent_dim)
+    counts, indices = [], []
+    for trial in range(10):
+        network = random_network(rng, kind, 6, latent_dim, 1 + trial % 3)
+        network = network._replace(
+            a=rng.uniform(-2.5, 2.5, latent_dim), offset=rng.normal(size=latent_dim)
+        )
+        expected = reference(network)
+        found = fixed_points_of(network)
+        assert found.attrs["complete"] == 1, found.attrs
+        assert_same_points(found["point"].values, expected)
+        counts.append(len(expected))
+        indices.append(found.attrs["index_sum"])
+    assert max(counts) > 1
+    if kind != "relu":
+        assert set(indices) == {-1, 1}
+
+
+@pytest.mark.parametrize("period", [2, 3])
+def test_cycles_with_factors_of_either_sign_and_any_size(period: int) -> None:
+    """Of one latent, as the zeros of F^p(z) - z on a fine grid."""
+    rng = np.random.default_rng(period)
+    grid = np.linspace(-200, 200, 40_001) + 1e-5
+    num_found = 0
+    for a in np.repeat([-2.5, -0.8, -0.3, 0.6, 1.7], 3):
+        network = random_network(rng, "clipped_relu", 5, 1, 6.0)
+        network = network._replace(a=np.array([a]), offset=rng.normal(size=1))
+
+        def returned(z: NDArray, of: PiecewiseLinear = network) -> NDArray:
+            start = z = z[:, None]
+            for _ in range(period):
+                z = step(of, z)
+            return (z - start)[:, 0]
+
+        found = fixed_points_of(network, period=period)
+        assert found.attrs["complete"] == 1, found.attrs
+        assert np.abs(found.attrs["lower"]).max() < 200
+        assert np.abs(found.attrs["upper"]).max() < 200
+        off = returned(grid)
+        at = np.nonzero(off[:-1] * off[1:] < 0)[0]
+        expected = grid[at] - off[at] * (grid[1] - grid[0]) / (off[at + 1] - off[at])
+        fixed = fixed_points_of(network)["point"].values[:, 0]
+        expected = expected[(np.abs(expected[:, None] - fixed) > 2e-2).all(1)]
+        np.testing.assert_allclose(np.sort(found["point"].values.ravel()), expected, atol=2e-2)
+        num_found += len(expected)
+    assert num_found >= period
+
+
 @pytest.mark.parametrize(("latent_dim", "period", "num_neurons"), [(1, 2, 7), (1, 3, 6), (2, 2, 4)])
 @pytest.mark.parametrize("kind", ["clipped_relu", "leaky_relu"])
 def test_random_networks_have_the_cycles_of_all_their_regions(
@@ -619,7 +670,8 @@ def test_indices_of_bounded_units_sum_to_one(period: int) -> None:
 def test_invalid_input_raises() -> None:
     network = PiecewiseLinear.relu([0.5, 0.5], np.ones((2, 3)), np.ones((3, 2)), 0.0)
     wrong = [
-        (network._replace(a=np.array([0.5, 1.0])), {}, "a must lie in"),
+        (network._replace(a=np.array([0.5, 1.0])), {}, "a to the power of 1 is 1"),
+        (network._replace(a=np.array([0.5, -1.0])), {"period": 2}, "a to the power of 2 is 1"),
         (network._replace(m=np.ones((2, 3))), {}, "m has shape"),
         (network._replace(n=np.full((2, 3), np.nan)), {}, "n contains NaN"),
         (network._replace(breakpoints=np.tile([1.0, 0.0], (3, 1))), {}, "must ascend"),

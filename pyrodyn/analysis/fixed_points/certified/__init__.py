@@ -1,6 +1,7 @@
-"""Every fixed point and short cycle of a piecewise-linear low-rank network, with a certificate.
+"""Every fixed point and short cycle of a piecewise-linear network, with a certificate.
 
-The noiseless dynamics of a low-rank network with N units and rank R are::
+The noiseless dynamics of a low-rank network with N units and rank R, or of a shallow PLRNN with N
+units and R latents, are::
 
     F(z) = a z + n phi(m z + drive) + offset        z, a, offset: R;  n: R x N;  m: N x R
 
@@ -28,8 +29,8 @@ cube gives the box. Cycles z_2 = F(z_1), ..., z_1 = F(z_p) are fixed points of a
 
 Rounding is covered by a-priori bounds on floating-point sums, not by directed rounding. Each
 solution is solved again on the region in which it lies, and solutions in one region are merged. The
-sum of the indices, sign det(I - dF/dz), must be +1 for bounded units, which checks the list
-independently of the search. A point on kinks, where F has no derivative, gets a stability only if
+sum of the indices, sign det(I - dF/dz), must be that of z - a z at infinity for bounded units (+1
+for decays), which checks the list independently of the search. A point on kinks, where F has no derivative, gets a stability only if
 one norm is proved to shrink, or one to grow, in all adjoining regions: eigenvalues inside the unit
 circle in each of them do not exclude growth by switching between the regions.
 
@@ -44,7 +45,8 @@ regions around a solution), `listing` (the result as a dataset).
     >>> found["stability"].values.tolist(), found.attrs["complete"]
     (['stable', 'unstable', 'stable'], 1)
 
-Sources: Pals, Sagtekin, Pei, Gloeckler & Macke (NeurIPS 2024) for these networks and the question;
+Sources: Pals, Sagtekin, Pei, Gloeckler & Macke (NeurIPS 2024) and Hess, Monfared, Brenner &
+Durstewitz (ICML 2023) for these networks and the question;
 Krawczyk (1969, Computing 4) for the contraction. The algorithm is written from these equations.
 """
 

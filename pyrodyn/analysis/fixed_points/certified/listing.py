@@ -69,7 +69,8 @@ def fixed_points_of(
           has solutions: a continuum, of which only the points that end it may be listed;
         - ``index_sum``: sum of the indices of all solutions found (of the fixed points of the
           ``period``-th iterate, for cycles). It does not depend on the search: with bounded units
-          it must be +1, otherwise a solution is missing, and ``complete`` is 0;
+          it must be the product of the signs of 1 - a^period, which is +1 for decays; otherwise a
+          solution is missing, and ``complete`` is 0;
         - ``lower``, ``upper``: the searched region; ``seconds``: processor time of the calling
           thread; ``warning``: why the list is not complete, or "".
 
@@ -89,7 +90,7 @@ def fixed_points_of(
     bound = bounding_box(network, equation, first)
     budget = Budget(max_boxes - max_boxes // 2 + first.boxes, start + seconds)
     if wanted is None and bound is None:
-        far = 10 * distance[: len(network.a)] / (1 - network.a) + 1
+        far = 10 * distance[: len(network.a)] / np.abs(1 - network.a) + 1
         wanted = -far, far
     lower, upper = wanted or bound  # type: ignore[misc]
     contains_all = bound is not None and bool(((lower <= bound[0]) & (bound[1] <= upper)).all())
@@ -101,12 +102,15 @@ def fixed_points_of(
     # A cycle is a fixed point of the iterate at each of its phases, a shorter one at a single one.
     index_sum = float(result["index"].values @ np.where(is_cycle, period, 1))
     is_certain = contains_all and not found.num_left and not found.num_singular
+    far_index = int(np.sign(1 - network.a**period).prod())
     reasons = {
         "not all of latent space is proved to lie outside the region": not contains_all,
         "the search stopped early or met boxes it could not decide": found.num_left > 0,
         "there is a continuum of solutions, which is not listed": found.num_singular > 0,
-        f"the indices of the points found sum to {index_sum:g} where bounded units imply 1, so that"
-        " some are missing": is_certain and not ends.slopes.any() and abs(index_sum - 1) > 0.5,
+        f"the indices of the points found sum to {index_sum:g} where bounded units imply"
+        f" {far_index}, so that some are missing": is_certain
+        and not ends.slopes.any()
+        and abs(index_sum - far_index) > 0.5,
     }
     result = result.isel({result["index"].dims[0]: is_cycle})
     result.attrs = {

@@ -15,12 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Values = ArrayLike | float
 
+SMALLEST_RETURN = 1e-9
+"""Smallest allowed distance from 1 of a latent's own factor over a period."""
+
 
 class PiecewiseLinear(NamedTuple):
     """A low-rank network z' = a z + n phi(m z) + offset; unit i has phi_i(y) = slope y + intercept.
 
     Attributes:
-        a: ``(latent,)`` decay, in [0, 1).
+        a: ``(latent,)`` factor of each latent; a decay if within [0, 1).
         n: ``(latent, neuron)`` output weights.
         m: ``(neuron, latent)`` input weights.
         offset: ``(latent,)`` constant added at every step.
@@ -110,13 +113,13 @@ class PiecewiseLinear(NamedTuple):
                 np.stack([np.broadcast_to(np.asarray(v, float), m.shape[:1]) for v in piece], -1)
                 for piece in pieces
             ]
-            decay = np.broadcast_to(np.asarray(a, float), n.shape[:1]).copy()
+            factor = np.broadcast_to(np.asarray(a, float), n.shape[:1]).copy()
         except ValueError:
             raise ValueError(
                 f"a must have one or {len(n)} numbers, threshold, drive and leak one or {len(m)}; "
                 "give one per latent and one per neuron"
             ) from None
-        return cls(decay, n, m, np.zeros(len(n)), *per_unit)
+        return cls(factor, n, m, np.zeros(len(n)), *per_unit)
 
 
 def check(network: PiecewiseLinear, period: int) -> None:
@@ -146,9 +149,10 @@ def check(network: PiecewiseLinear, period: int) -> None:
         allowed = np.isfinite(values) | ((name == "breakpoints") & (values == np.inf))
         if not allowed.all():
             raise ValueError(f"{name} contains NaN or infinity; replace it by finite numbers")
-    if not ((network.a >= 0) & (network.a < 1)).all():
+    if (np.abs(1 - network.a**period) < SMALLEST_RETURN).any():
         raise ValueError(
-            "a must lie in [0, 1) in every latent; a decay of 1 or more is not bounded"
+            f"a to the power of {period} is 1 in some latent, in which every point may then be a"
+            " solution; change a"
         )
     kinks = network.breakpoints
     if (kinks[:, 0] > kinks[:, 1]).any():

@@ -121,9 +121,17 @@ def bounding_box(
         values = np.concatenate([values, flat]).T
         sent = network.n[..., None] * values
         slack = 1e-9 * np.abs(sent).max(-1).sum(-1)
-        lower = (sent.min(-1).sum(-1) + network.offset - slack) / (1 - network.a)
-        upper = (sent.max(-1).sum(-1) + network.offset + slack) / (1 - network.a)
-        return lower, upper
+        ends_of_push = np.stack(
+            [
+                sent.min(-1).sum(-1) + network.offset - slack,
+                sent.max(-1).sum(-1) + network.offset + slack,
+            ]
+        )
+        # z_p = a^p z_0 + sum_k a^k push_(p-k), and a cycle returns to z_0.
+        period = len(equation.offset) // len(network.a)
+        powers = network.a ** np.arange(period)[:, None] / (1 - network.a**period)
+        reached = powers[:, None] * ends_of_push
+        return reached.min(1).sum(0), reached.max(1).sum(0)
     weight = np.maximum(distance, 0.1 * distance.max()) if distance.any() else distance + 1
     smallest = _smallest_on_cube(ends, weight, budget)
     if smallest is None:
