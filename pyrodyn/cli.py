@@ -32,7 +32,7 @@ GENERATED = (64, 200)
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn", "linear-dynamics")
+MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn", "shallow-plrnn", "linear-dynamics")
 METHODS = ("guide", "importance", "smoother", "pool", "exact", "mcmc")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
@@ -156,7 +156,7 @@ def fit(
     model: Annotated[
         str,
         typer.Option(
-            help="lfads, node-sae, rnn-sae, low-rank-rnn or linear-dynamics.",
+            help="lfads, node-sae, rnn-sae, low-rank-rnn, shallow-plrnn or linear-dynamics.",
             autocompletion=_completion(*MODELS),
         ),
     ] = "lfads",
@@ -164,7 +164,7 @@ def fit(
         int | None,
         typer.Option(
             help="Latent dimensions of the others.",
-            show_default="6, low-rank-rnn and linear-dynamics 5",
+            show_default="6, low-rank-rnn, shallow-plrnn and linear-dynamics 5",
         ),
     ] = None,
     process_noise: Annotated[
@@ -272,6 +272,7 @@ def fit(
         "node-sae": (pyrodyn.models.NodeSAE, autoencoder),
         "rnn-sae": (pyrodyn.models.RnnSAE, autoencoder),
         "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}),
+        "shallow-plrnn": (pyrodyn.models.ShallowPLRNN, {"latent_dim": latents}),
         "linear-dynamics": (pyrodyn.models.LinearDynamics, {"latent_dim": latents}),
     }
     for option, given_fraction in (("valid-fraction", valid_fraction), ("held-out", held_out)):

@@ -128,7 +128,7 @@ class ShallowPLRNN(NoisyMap):
         moved = low_rank_step(z, None, self.W2, self.W1, threshold, self.A, self.activation)
         return moved + self.offset(inputs)
 
-    def offset(self, inputs: Float[Tensor, "*left input"]) -> Float[Tensor, "*left latent"]:
+    def offset(self, inputs: Float[Tensor, "*left input"]) -> Float[Tensor, "*left_or_none latent"]:
         """h1 + C i."""
         return functional.linear(inputs, self.C, self.h1) if inputs.shape[-1] else self.h1
 

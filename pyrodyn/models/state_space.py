@@ -105,7 +105,7 @@ class StateSpaceModel(LatentDynamics):
         kept: T = self._hoisted[key]
         return kept
 
-    def has_own(self, *methods: str, of: type["StateSpaceModel"]) -> bool:
+    def has_own(self, *methods: str, of: type[Any]) -> bool:
         """Whether these methods are those of the class ``of``, overridden neither by a subclass nor
         on this instance.
 

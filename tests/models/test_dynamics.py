@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from pyrodyn.kernels.activations import ACTIVATIONS
-from pyrodyn.models import LFADS, Dynamics, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import (
+    LFADS,
+    Dynamics,
+    LinearDynamics,
+    LowRankRNN,
+    NodeSAE,
+    RnnSAE,
+    ShallowPLRNN,
+)
 
 MODELS = {
     "lfads": lambda: LFADS(4, input_dim=1, inferred_input_dim=2, generator_dim=6),
@@ -68,6 +76,10 @@ CLOSED_FORMS = {
     "residual map": node(solver="euler"),
     **{f"low-rank {kind}": low_rank(activation=kind) for kind in ACTIVATIONS},
     "linear": lambda num_inputs: LinearDynamics(4, input_dim=num_inputs),
+    "clipped PLRNN": lambda num_inputs: ShallowPLRNN(4, input_dim=num_inputs, num_units=7),
+    "PLRNN": lambda num_inputs: ShallowPLRNN(
+        4, input_dim=num_inputs, num_units=7, is_clipped=False
+    ),
     "full-rank": low_rank(activation="tanh", is_full_rank=True),
 }
 

@@ -17,7 +17,7 @@ from torch.distributions import AffineTransform, ExpTransform
 from pyrodyn.data import Trials
 from pyrodyn.infer import ELBO, VSMC, particle_filter
 from pyrodyn.infer.traces import latent_sites, paired_traces, traced
-from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, saving
+from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, ShallowPLRNN, saving
 from pyrodyn.models.parameters import parameters_behind
 
 HALF_NORMAL_SCALE = dist.TransformedDistribution(dist.HalfNormal(2.0), [ExpTransform().inv])
@@ -144,6 +144,7 @@ def test_a_pattern_leaves_the_guide_out(data):
         (RnnSAE, {"process_noise": True}),
         (LowRankRNN, {"num_units": 6}),
         (LinearDynamics, {}),
+        (ShallowPLRNN, {}),
     ],
 )
 def test_what_is_declared_the_guides_is_what_the_model_does_not_depend_on(data, batch, kind, sizes):

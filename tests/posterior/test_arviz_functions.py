@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.data import held_out, recording
-from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, ShallowPLRNN
 from pyrodyn.posterior import elpd, for_ppc, randomised_pit, to_datatree
 
 
@@ -267,6 +267,7 @@ MODELS = {
     RnnSAE: {"latent_dim": 2},
     LowRankRNN: {"latent_dim": 2, "num_units": 5},
     LinearDynamics: {"latent_dim": 2},
+    ShallowPLRNN: {"latent_dim": 2, "num_units": 5},
 }
 KINDS = ("poisson", "negative_binomial", "gaussian", "both", "ragged", "held_out")
 

@@ -1,8 +1,9 @@
 """Fixed points and short cycles of the dynamics that a model has learned.
 
 For low-rank networks and shallow PLRNNs with piecewise-linear units the list is complete and
-certified, see `certified`: it needs no starting states and no tolerance, and states which region was searched. For
-all other dynamics it contains what a search from many states reaches, see `newton`.
+certified, see `certified`: it needs no starting states and no tolerance, and states which region
+was searched. For all other dynamics it contains what a search from many states reaches, see
+`newton`.
 """
 
 import copy
@@ -114,7 +115,7 @@ def fixed_points(
     if period != 1:
         raise ValueError(
             f"period={period}: cycles are enumerated for low-rank networks with"
-            f" {', '.join(PIECEWISE_LINEAR)} units and shallow PLRNNs alone; leave period at 1 for a"
+            f" {', '.join(PIECEWISE_LINEAR)} units and shallow PLRNNs alone; leave period at 1 to"
             " search"
         )
     check_integer(1, num_starts=num_starts)
@@ -206,9 +207,9 @@ def _network_of(model: LowRankRNN | ShallowPLRNN, inputs: ArrayLike | None) -> P
         )
     kind = PIECEWISE_LINEAR[model.activation]
     if isinstance(model, ShallowPLRNN):
-        weights = model.A, model.W1, model.W2, model.threshold()
+        weights = [model.A, model.W1, model.W2, model.threshold()]
         offset = model.offset(torch.from_numpy(constant)).numpy()
         return kind(*(tensor.numpy() for tensor in weights))._replace(offset=offset)
+    weights = [model.decay(), model.n, model.m, model.threshold]
     drive = model.input_weights.numpy() @ constant
-    weights = model.decay(), model.n, model.m, model.threshold
     return kind(*(tensor.numpy() for tensor in weights), drive)

@@ -17,8 +17,9 @@ Common to all models:
   inferred inputs is not ramped, so that they do not replace autonomous dynamics.
 - The low-rank RNN and the shallow PLRNN are fitted by particles. Their encoders copy noise within a
   few hundred steps if trials are few, and half of the entries are hidden from them. So is the
-  linear dynamical system, unless its observation is Gaussian: then it is fitted by the exact evidence. Models from three
-  functions are fitted by particles too, and more of them where the prior proposes them.
+  linear dynamical system, unless its observation is Gaussian: then it is fitted by the exact
+  evidence. Models from three functions are fitted by particles too, and more of them where the
+  prior proposes them.
 """
 
 import dataclasses

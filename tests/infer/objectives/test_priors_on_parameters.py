@@ -34,7 +34,15 @@ from pyrodyn.infer import (
 )
 from pyrodyn.infer.objectives.objective import Ramp
 from pyrodyn.infer.traces import traced
-from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, StateSpaceModel
+from pyrodyn.models import (
+    LFADS,
+    LinearDynamics,
+    LowRankRNN,
+    NodeSAE,
+    RnnSAE,
+    ShallowPLRNN,
+    StateSpaceModel,
+)
 
 OBJECTIVES = {
     "elbo": ELBO(),
@@ -59,6 +67,7 @@ MODELS = {
     "lfads": (LFADS, LFADS_SIZES, "generator.weight_hh_l0"),
     "node_sae": (NodeSAE, {"latent_dim": 2, "field_width": 3, "encoder_dim": 3}, "phi.*"),
     "linear": (LinearDynamics, {"latent_dim": 2, "encoder_bins": 3}, "A"),
+    "plrnn": (ShallowPLRNN, {"latent_dim": 2, "num_units": 4, "encoder_bins": 3}, "W?"),
     "rnn_sae": (RnnSAE, {"latent_dim": 2, "encoder_dim": 3, "process_noise": True}, "log_noise"),
 }
 FIT = {"max_steps": 3, "progress": False, "accelerator": "cpu"}

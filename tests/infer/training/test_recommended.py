@@ -15,7 +15,15 @@ from pyrodyn.infer import ELBO, VSMC, Ramp, Schedule
 from pyrodyn.infer.training import recommended as module
 from pyrodyn.infer.training.callbacks import KeepBest
 from pyrodyn.infer.training.trainer import trainer_with
-from pyrodyn.models import LFADS, LatentDynamics, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE
+from pyrodyn.models import (
+    LFADS,
+    LatentDynamics,
+    LinearDynamics,
+    LowRankRNN,
+    NodeSAE,
+    RnnSAE,
+    ShallowPLRNN,
+)
 
 QUIET: dict[str, Any] = {"progress": False, "accelerator": "cpu"}
 
@@ -25,6 +33,7 @@ SIZES: dict[type[LatentDynamics], dict[str, Any]] = {
     LowRankRNN: {"latent_dim": 2, "num_units": 6},
     NodeSAE: {"latent_dim": 2, "field_width": 6, "encoder_dim": 5},
     RnnSAE: {"latent_dim": 2, "cell_width": 6, "encoder_dim": 5},
+    ShallowPLRNN: {"latent_dim": 2, "num_units": 6},
 }
 
 

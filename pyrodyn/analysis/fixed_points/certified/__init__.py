@@ -28,11 +28,12 @@ cube gives the box. Cycles z_2 = F(z_1), ..., z_1 = F(z_p) are fixed points of a
 (z_1, ..., z_p).
 
 Rounding is covered by a-priori bounds on floating-point sums, not by directed rounding. Each
-solution is solved again on the region in which it lies, and solutions in one region are merged. The
-sum of the indices, sign det(I - dF/dz), must be that of z - a z at infinity for bounded units (+1
-for decays), which checks the list independently of the search. A point on kinks, where F has no derivative, gets a stability only if
-one norm is proved to shrink, or one to grow, in all adjoining regions: eigenvalues inside the unit
-circle in each of them do not exclude growth by switching between the regions.
+solution is solved again on the region in which it lies, and solutions in one region are merged. For
+bounded units the sum of the indices, sign det(I - dF/dz), must be sign det(I - a), +1 for decays,
+which checks the list independently of the search. A point on kinks, where F has no derivative, gets
+a stability only if one norm is proved to shrink, or one to grow, in all adjoining regions:
+eigenvalues inside the unit circle in each of them do not exclude growth by switching between the
+regions.
 
 Files: `network` (the networks), `equation` (the equation solved, and a bound on its rounding),
 `boxes` (relax, contract, halve), `leaves` (solve piece by piece), `search` (all boxes within a
