@@ -13,6 +13,7 @@ from pyrodyn.infer.kalman.kalman_smoother import SmootherResult, exact_paths, ka
 from pyrodyn.infer.marginal import marginal
 from pyrodyn.infer.mcmc import MCMCSample, mcmc_sample
 from pyrodyn.infer.objectives.elbo import ELBO
+from pyrodyn.infer.objectives.gtf import GTF, AdaptiveForcing
 from pyrodyn.infer.objectives.importance_weighted import IWELBO, RWS
 from pyrodyn.infer.objectives.kalman import Kalman
 from pyrodyn.infer.objectives.objective import Objective, Ramp
@@ -35,10 +36,12 @@ from pyrodyn.infer.training.schedule import (
 
 __all__ = [
     "ELBO",
+    "GTF",
     "IWELBO",
     "RESAMPLING",
     "RWS",
     "VSMC",
+    "AdaptiveForcing",
     "FilterResult",
     "Fit",
     "FitWarning",

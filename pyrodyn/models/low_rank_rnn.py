@@ -634,6 +634,12 @@ class LowRankRNN(StateSpaceModel):
 
     # ------------------------------------------------------------------ analysis
 
+    def dynamics_inputs(
+        self, states: LowRankState, inputs: Float[Tensor, "trial time input"]
+    ) -> Float[Tensor, "trial step input"]:
+        """The inputs v of the bin from which a step leads on."""
+        return states.v[:, :-1]
+
     def dynamics(self) -> Dynamics:
         """The map a z + n phi(m z + W_u v), driven by v, the filtered inputs if the network filters
         them.

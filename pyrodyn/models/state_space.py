@@ -242,6 +242,14 @@ class StateSpaceModel(LatentDynamics):
         z: Tensor = state.z
         return z
 
+    def dynamics_inputs(
+        self, states: State, inputs: Float[Tensor, "trial time input"]
+    ) -> Float[Tensor, "trial step input"]:
+        """The inputs that `dynamics` takes in the steps from all bins but the last: by default
+        those of the bin that a step leads to.
+        """
+        return inputs[:, 1:]
+
     def known_inputs(self, batch: Batch) -> Float[Tensor, "trial time input"]:
         """Known inputs of the bins that the model generates."""
         return batch.inputs[:, self.first_bin :]

@@ -122,8 +122,9 @@ def kfold(
         recording: all trials.
         num_folds: fits; each leaves out as many trials as any other, give or take one.
         method: estimates the evidence: ``"importance"``, ``"smoother"``, ``"pool"`` or
-            ``"exact"``. None takes the smoother for models fitted by `VSMC` or `SmoothedScore`,
-            ``"exact"`` for those fitted by `Kalman`, and otherwise importance weights of the guide.
+            ``"exact"``. None takes the smoother for models fitted by `VSMC`, `SmoothedScore` or
+            `GTF`, ``"exact"`` for those fitted by `Kalman`, and otherwise importance weights of the
+            guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
         batch_size: trials at once.

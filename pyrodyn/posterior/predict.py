@@ -41,8 +41,8 @@ def predict(
             ``"mcmc"``.
         guide: the guide to draw from; by default that of the fit, or the model's own.
         method: where the draws come from, see `to_datatree`. None takes the smoother for models
-            fitted by `VSMC` or `SmoothedScore`, exact draws for those fitted by `Kalman`, and
-            otherwise the guide.
+            fitted by `VSMC`, `SmoothedScore` or `GTF`, exact draws for those fitted by
+            `Kalman`, and otherwise the guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
         num_warmup: trajectories of every chain of ``"mcmc"`` before its draws.

@@ -18,7 +18,12 @@ from pyrodyn.infer.training.fitted import Fit, guide_name, model_and_guide, requ
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import StateSpaceModel
 
-WITHOUT_GUIDE = {"VSMC": "smoother", "SmoothedScore": "smoother", "Kalman": "exact"}
+WITHOUT_GUIDE = {
+    "VSMC": "smoother",
+    "SmoothedScore": "smoother",
+    "GTF": "smoother",
+    "Kalman": "exact",
+}
 """Methods after objectives under which the guide is not what was fitted: it is the proposal of a
 particle filter, or not used.
 """
@@ -122,8 +127,8 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
     Args:
         fitted: a model, or a `Fit`, which brings the guide that was trained with it.
         guide: the guide to use; None takes that of the fit, or else the model's own.
-        method: None takes the smoother for models fitted by `VSMC` or `SmoothedScore`, exact draws
-            for those fitted by `Kalman`, and otherwise the guide.
+        method: None takes the smoother for models fitted by `VSMC`, `SmoothedScore` or `GTF`, exact
+            draws for those fitted by `Kalman`, and otherwise the guide.
 
     Raises:
         ValueError: for a model without ``guide=`` that was fitted with a guide other than its own.

@@ -109,9 +109,9 @@ def to_datatree(
             for all trials and weighted for each (`path_pool`); ``"exact"``, independent draws of
             the posterior itself, for linear-Gaussian models (`exact_paths`); or ``"mcmc"``,
             Hamiltonian Monte Carlo from draws of the guide (`mcmc_sample`). None takes the
-            smoother for models fitted by `VSMC` or `SmoothedScore`, whose guide is only a proposal,
-            exact draws for those fitted by `Kalman`, and otherwise the guide. Held-out neurons and
-            forecast bins are never conditioned on, nor are they in ``log_evidence``;
+            smoother for models fitted by `VSMC`, `SmoothedScore` or `GTF`, whose guide is only a
+            proposal, exact draws for those fitted by `Kalman`, and otherwise the guide. Held-out
+            neurons and forecast bins are never conditioned on, nor are they in ``log_evidence``;
             ``log_likelihood`` and ``lp`` include them.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.

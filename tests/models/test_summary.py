@@ -8,7 +8,7 @@ import torch
 
 import pyrodyn
 from pyrodyn.data import HoldOutNeurons, simulate
-from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, Ramp, SmoothedScore
+from pyrodyn.infer import ELBO, GTF, IWELBO, RWS, VSMC, Ramp, SmoothedScore
 from pyrodyn.models import LFADS
 
 
@@ -84,6 +84,7 @@ def test_a_batch_shows_sizes_and_masks(recording):
         (ELBO(), "ELBO(num_particles=1)"),
         (IWELBO(8), "IWELBO(num_particles=8, gradient='iwae')"),
         (RWS(4), "RWS(num_particles=4)"),
+        (GTF(0.0), "GTF(alpha=0.0)"),
     ],
 )
 def test_objectives_show_their_settings(objective, shown):
@@ -91,10 +92,8 @@ def test_objectives_show_their_settings(objective, shown):
 
 
 def test_objectives_show_all_that_they_describe():
-    for objective in (ELBO(beta={"g0": Ramp(9)}), VSMC(4), SmoothedScore(7)):
+    for objective in (ELBO(beta={"g0": Ramp(9)}), VSMC(4, ess_threshold=0.0), SmoothedScore(7)):
         settings = objective.describe()
         name = settings.pop("name")
         assert repr(objective).startswith(f"{name}(num_particles=")
-        assert all(
-            f"{key}={value!r}" in repr(objective) for key, value in settings.items() if value
-        )
+        assert all(f"{key}={value!r}" in repr(objective) for key, value in settings.items())

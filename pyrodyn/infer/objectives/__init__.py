@@ -1,7 +1,7 @@
 """Objectives: the loss that a fit minimises.
 
-All estimate, from a batch and in nats for the whole recording, a bound on the log evidence
-log p(x) of the model, and differ in how tight it is and in what its gradient trains.
+All but `GTF` estimate, from a batch and in nats for the whole recording, a bound on the log
+evidence log p(x) of the model, and differ in how tight it is and in what its gradient trains.
 
 * `elbo`: `ELBO`, the evidence lower bound. Start here: the cheapest, works with every guide whose
   draws are reparameterised, and its KL terms can be annealed site by site.
@@ -14,10 +14,12 @@ log p(x) of the model, and differ in how tight it is and in what its gradient tr
 * `smoothed_score`: `SmoothedScore`, the gradient of the evidence from smoothed trajectories. For
   noisy state-space models whose pathwise gradients grow with the number of bins.
 * `kalman`: `Kalman`, the evidence itself, for linear-Gaussian models.
+* `gtf`: `GTF`, generalised teacher forcing: not a bound but the prediction error of trajectories
+  that are pulled to the data. For chaotic signals, where long free runs cannot be trained.
 * `objective`: the interface they share.
 
-`VSMC` and `SmoothedScore` draw from the model's own proposal and `Kalman` draws nothing; the others
-accept any guide::
+`VSMC` and `SmoothedScore` draw from the model's own proposal, `Kalman` and `GTF` draw nothing; the
+others accept any guide::
 
     from pyrodyn.data import simulate
     from pyrodyn.infer import IWELBO

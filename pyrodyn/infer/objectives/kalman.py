@@ -10,7 +10,7 @@ from typing import Any
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.kalman.kalman_filter import model_recursion
-from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective
+from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, check_guide_unused
 from pyrodyn.infer.traces import Program
 from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import StateSpaceModel
@@ -37,14 +37,7 @@ class Kalman(Objective):
             ValueError: for a model that is not a state-space model, and a guide that is not its
                 own, which would have no effect.
         """
-        if not isinstance(model, StateSpaceModel):
-            raise ValueError(f"Kalman needs a StateSpaceModel; {type(model).__name__} is not one")
-        if getattr(guide, "__self__", None) is not model:
-            raise ValueError(
-                "Kalman computes the evidence without a guide, so that another guide than the"
-                " model's own would have no effect; leave guide= out, or take ELBO() to train it"
-            )
-        return KalmanLoss(self, model, guide)
+        return KalmanLoss(self, check_guide_unused(self, model, guide), guide)
 
 
 class KalmanLoss(Loss):

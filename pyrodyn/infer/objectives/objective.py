@@ -99,7 +99,9 @@ class Objective:
         settings = self.describe()
         name = settings.pop("name")
         return (
-            f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items() if value)})"
+            f"{name}("
+            + ", ".join(f"{key}={value!r}" for key, value in settings.items() if value != {})
+            + ")"
         )
 
     def __call__(self, model: Program, guide: Program) -> "Loss":
@@ -220,5 +222,23 @@ def check_own_guide(objective: Objective, model: Program, guide: Program) -> Sta
         raise ValueError(
             f"{name} draws from model.proposal and accepts no guide but model.guide; to change the"
             " proposal distribution, set another Proposal as model.proposal"
+        )
+    return model
+
+
+def check_guide_unused(objective: Objective, model: Program, guide: Program) -> StateSpaceModel:
+    """The model, for an objective that draws nothing.
+
+    Raises:
+        ValueError: for a model that is not a state-space model, and a guide that is not its own,
+            which would have no effect.
+    """
+    name = type(objective).__name__
+    if not isinstance(model, StateSpaceModel):
+        raise ValueError(f"{name} needs a StateSpaceModel; {type(model).__name__} is not one")
+    if getattr(guide, "__self__", None) is not model:
+        raise ValueError(
+            f"{name} computes its loss without a guide, so that another guide than the model's own"
+            " would have no effect; leave guide= out, or take ELBO() to train it"
         )
     return model
