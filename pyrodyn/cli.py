@@ -32,8 +32,16 @@ GENERATED = (64, 200)
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-MODELS = ("lfads", "node-sae", "rnn-sae", "low-rank-rnn", "shallow-plrnn", "linear-dynamics")
-METHODS = ("guide", "importance", "smoother", "pool", "exact", "mcmc")
+MODELS = (
+    "lfads",
+    "node-sae",
+    "rnn-sae",
+    "low-rank-rnn",
+    "shallow-plrnn",
+    "linear-dynamics",
+    "ndt",
+)
+METHODS = ("guide", "dropout", "importance", "smoother", "pool", "exact", "mcmc")
 
 Seed = Annotated[int, typer.Option(min=0, help="Seeds everything random.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a fit.")]
@@ -52,8 +60,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}; if left out, the smoother for models"
-        " fitted by a particle filter, exact for those fitted by the Kalman filter, otherwise the"
-        " guide.",
+        " fitted by a particle filter, exact for those fitted by the Kalman filter, dropout for"
+        " ndt, otherwise the guide.",
         autocompletion=_completion(*METHODS),
     ),
 ]
@@ -156,7 +164,7 @@ def fit(
     model: Annotated[
         str,
         typer.Option(
-            help="lfads, node-sae, rnn-sae, low-rank-rnn, shallow-plrnn or linear-dynamics.",
+            help="lfads, node-sae, rnn-sae, low-rank-rnn, shallow-plrnn, linear-dynamics or ndt.",
             autocompletion=_completion(*MODELS),
         ),
     ] = "lfads",
@@ -274,6 +282,7 @@ def fit(
         "low-rank-rnn": (pyrodyn.models.LowRankRNN, {"latent_dim": latents}),
         "shallow-plrnn": (pyrodyn.models.ShallowPLRNN, {"latent_dim": latents}),
         "linear-dynamics": (pyrodyn.models.LinearDynamics, {"latent_dim": latents}),
+        "ndt": (pyrodyn.models.NDT, {}),
     }
     for option, given_fraction in (("valid-fraction", valid_fraction), ("held-out", held_out)):
         if given_fraction is not None and not 0 < given_fraction < 1:
@@ -494,14 +503,13 @@ def plot(
     if trial >= data.sizes["trial"]:
         raise ValueError(f"--trial {trial}: {recording} has {data.sizes['trial']} trials")
     predicted = pyrodyn.predict(fitted, data, seed=seed)
-    latents = analysis.latents_of(predicted)
-    figures = {
-        "rates": analysis.plot_rates(data, predicted, trial=trial),
-        "latents": analysis.plot_factors(predicted),
-    }
-    if latents.sizes["latent"] >= 2:
-        num_dims = min(3, latents.sizes["latent"])
-        figures["trajectories"] = analysis.plot_latents(predicted, data, num_dims=num_dims)
+    figures = {"rates": analysis.plot_rates(data, predicted, trial=trial)}
+    if fitted.has_latents:
+        figures["latents"] = analysis.plot_factors(predicted)
+        num_latents = analysis.latents_of(predicted).sizes["latent"]
+        if num_latents >= 2:
+            num_dims = min(3, num_latents)
+            figures["trajectories"] = analysis.plot_latents(predicted, data, num_dims=num_dims)
     if "condition" in data:
         figures["psths"] = analysis.plot_psths(data, predicted)
     if "u" in predicted and "inferred_input" in predicted["u"].dims:

@@ -371,7 +371,7 @@ def test_every_public_name_is_imported_when_used():
 @pytest.mark.parametrize(
     ("arguments", "typed", "expected"),
     [
-        (("fit", "x.npz", "--model"), "n", "node-sae"),
+        (("fit", "x.npz", "--model"), "no", "node-sae"),
         (("posterior", "run", "x.npz", "--method"), "s", "smoother"),
     ],
 )

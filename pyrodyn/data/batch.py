@@ -7,6 +7,7 @@ encoder may use (``visible``) and which entries enter the likelihood (``scored``
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -108,6 +109,19 @@ class Batch:
 
 Transform = Callable[[Batch], Batch]
 """A training or evaluation transform, see `pyrodyn.data.transforms`."""
+
+
+@runtime_checkable
+class ScheduledTransform(Protocol):
+    """A transform that changes during training."""
+
+    def at_step(self, step: int) -> Transform:
+        """The transform at a training step."""
+
+
+def at_step(transform: Transform, step: int) -> Transform:
+    """A transform at a training step."""
+    return transform.at_step(step) if isinstance(transform, ScheduledTransform) else transform
 
 
 class Trials:

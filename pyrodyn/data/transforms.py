@@ -16,6 +16,7 @@ Random transforms draw from torch's global generator, which `fit` seeds at every
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyrodyn.data.arguments import check_integer
-from pyrodyn.data.batch import Batch
+from pyrodyn.data.batch import Batch, Transform
 
 NOTHING_SCORED = "rate=0 hides nothing, so nothing would be scored; leave the transform out instead"
+
+
+MASKED_AT_ONCE = ("timestep", "neuron", "full")
+"""Modes of `MaskedModelling`."""
 
 
 def _check_fraction(value: float, name: str) -> None:
@@ -38,6 +43,19 @@ def _hide(batch: Batch, hidden: Bool[Tensor, "trial time neuron"]) -> Batch:
     """Hide entries from the encoder."""
     shown = ~hidden
     return batch.replace(seen=batch.seen * shown, visible=batch.visible & shown)
+
+
+def _with_other_bins(batch: Batch, replaced: Bool[Tensor, "trial time neuron"]) -> Batch:
+    """Show entries to the encoder as they are in a random bin of a random trial, if they are
+    visible there.
+    """
+    num_trials, num_bins, _ = batch.seen.shape
+    device = batch.seen.device
+    trial = torch.randint(num_trials, (num_trials, num_bins), device=device)
+    t = torch.randint(num_bins, (num_trials, num_bins), device=device)
+    visible = batch.visible & torch.where(replaced, batch.visible[trial, t], batch.visible)
+    seen = torch.where(replaced, batch.seen[trial, t], batch.seen) * visible
+    return batch.replace(seen=seen, visible=visible)
 
 
 def _rescale(batch: Batch, hidden_fraction: float) -> Batch:
@@ -83,48 +101,109 @@ class CoordinatedDropout:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedModelling:
-    """Mask spans of bins and score only the masked entries, as the Neural Data Transformer does
-    (Ye & Pandarinath 2021).
+    """Mask bins, neurons or single entries and score only these, as the Neural Data Transformer
+    does (Ye & Pandarinath 2021).
 
-    The scored entries are weighted to represent all, as in `CoordinatedDropout`.
+    Of what is masked, a part is shown as 0, a part as another bin of the batch, and the rest
+    unchanged: an encoder that cannot tell which of the entries that it sees are scored must predict
+    all of them from their context. The scored entries are weighted to represent all, as in
+    `CoordinatedDropout`. Entries hidden before (held-out neurons, forecast bins) are scored at the
+    same rate, drawn entry by entry, so that they are predicted from visible bins too.
 
     Args:
-        rate: expected fraction of bins masked.
-        span: length in bins of each masked span; spans may overlap.
-        zeroed: fraction of the masked bins shown as 0; the others are shown unchanged but scored.
+        rate: expected fraction of bins, neurons or entries masked.
+        span: length in bins of each masked span, or the least and the largest length, between which
+            it is drawn for each trial; spans may overlap.
+        zeroed: fraction of the masked shown as 0, which the encoder does not see at all.
+        randomised: fraction of the masked shown as they are in a random bin of a random trial.
+        mode: what is masked at once: ``"timestep"``, all neurons of a bin; ``"neuron"``, all bins
+            of a neuron in a trial; or ``"full"``, single entries.
+        ramp_steps: training steps over which spans longer than one bin are introduced: the
+            fraction of trials that have them grows linearly from 0 to 1.
     """
 
     rate: float = 0.25
-    span: int = 1
+    span: int | tuple[int, int] = 1
     zeroed: float = 1.0
+    randomised: float = 0.0
+    mode: str = "timestep"
+    ramp_steps: int = 0
 
     def __post_init__(self) -> None:
         _check_fraction(self.rate, "rate")
         if self.rate == 0:
             raise ValueError(NOTHING_SCORED)
-        check_integer(1, span=self.span)
-        if not 0 <= self.zeroed <= 1:
+        least, largest = self._spans
+        if isinstance(self.span, int):
+            check_integer(1, span=self.span)
+        else:
+            check_integer(1, **{"span[0]": least, "span[1]": largest})
+        if least > largest:
+            raise ValueError(f"span={self.span} must give the least length first")
+        for name, value in (("zeroed", self.zeroed), ("randomised", self.randomised)):
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"{name}={value} is a fraction of the masked bins; it must lie in [0, 1]"
+                )
+        if self.zeroed + self.randomised > 1:
             raise ValueError(
-                f"zeroed={self.zeroed} is a fraction of the masked bins; it must lie in [0, 1]"
+                f"zeroed={self.zeroed} and randomised={self.randomised} are fractions of the masked"
+                " bins, which add up to more than 1"
             )
+        if self.mode not in MASKED_AT_ONCE:
+            raise ValueError(
+                f"mode={self.mode!r} is unknown; it is one of {', '.join(MASKED_AT_ONCE)}"
+            )
+        check_integer(0, ramp_steps=self.ramp_steps)
+        if largest == 1 and self.ramp_steps:
+            raise ValueError(f"ramp_steps={self.ramp_steps} needs a span of more than one bin")
+        if largest > 1 and self.mode == "neuron":
+            raise ValueError(f"span={self.span} has no meaning where mode='neuron' masks all bins")
 
-    def __call__(self, batch: Batch) -> Batch:
-        """Draw spans per trial and mask them across all neurons."""
-        num_trials, num_bins, _ = batch.seen.shape
-        # A bin is masked if a span starts at it or shortly before, at the rate that masks `rate`.
-        start_rate = 1 - (1 - self.rate) ** (1 / self.span)
-        draw = torch.rand(num_trials, num_bins + self.span - 1, device=batch.seen.device)
-        starts = (draw < start_rate).float()
-        masked = functional.max_pool1d(starts[:, None], self.span, stride=1)[:, 0] > 0
-        shown = torch.rand(masked.shape, device=masked.device) >= self.zeroed
-        hidden = masked[..., None].expand_as(batch.visible)
-        seen = torch.where((masked & shown)[..., None], batch.seen, batch.seen * ~hidden)
-        return batch.replace(
-            seen=seen,
-            visible=batch.visible & ~hidden,
-            scored=batch.scored & hidden,
-            scored_weight=batch.scored_weight / self.rate,
+    @property
+    def _spans(self) -> tuple[int, int]:
+        return self.span if isinstance(self.span, tuple) else (self.span, self.span)
+
+    def at_step(self, step: int) -> Transform:
+        """The transform at a training step; called itself, it is as after the ramp."""
+        if step >= self.ramp_steps:
+            return self
+        return functools.partial(self.__call__, with_spans=step / self.ramp_steps)
+
+    def __call__(self, batch: Batch, with_spans: float = 1.0) -> Batch:
+        """Draw masks per trial, hide or replace what they mask, and score it.
+
+        ``with_spans`` is the fraction of trials that have spans longer than one bin.
+        """
+        masked = self._draw(batch, with_spans)
+        part = torch.rand(masked.shape, device=masked.device)
+        hidden = masked & (part < self.zeroed)
+        replaced = masked & ~hidden & (part < self.zeroed + self.randomised)
+        unseen = ~batch.visible & (torch.rand_like(batch.seen) < self.rate)
+        scored = batch.scored & ((batch.visible & masked) | unseen)
+        if self.randomised > 0:
+            batch = _with_other_bins(batch, replaced.expand_as(batch.visible))
+        return _hide(batch, hidden.expand_as(batch.visible)).replace(
+            scored=scored, scored_weight=batch.scored_weight / self.rate
         )
+
+    def _draw(self, batch: Batch, with_spans: float) -> Bool[Tensor, "trial bin unit"]:
+        """What is masked, of size 1 along a dim that is masked as a whole."""
+        num_trials, num_bins, num_neurons = batch.seen.shape
+        device, (least, largest) = batch.seen.device, self._spans
+        num_bins = 1 if self.mode == "neuron" else num_bins
+        num_neurons = 1 if self.mode == "timestep" else num_neurons
+        if largest == 1:
+            return torch.rand(num_trials, num_bins, num_neurons, device=device) < self.rate
+        spans = torch.randint(least, largest + 1, (num_trials, 1, 1), device=device)
+        spans = torch.where(torch.rand(spans.shape, device=device) < with_spans, spans, 1)
+        # A bin is masked if a span starts at it or shortly before, at the rate that masks `rate`.
+        start_rate = 1 - (1 - self.rate) ** (1 / spans)
+        draw = torch.rand(num_trials, num_bins + largest - 1, num_neurons, device=device)
+        num_starts = functional.pad((draw < start_rate).long().cumsum(1), (0, 0, 1, 0))
+        last = torch.arange(largest, largest + num_bins, device=device)[:, None]
+        first = (last - spans).expand(-1, -1, num_neurons)
+        return num_starts[:, largest:] > num_starts.gather(1, first)
 
 
 @dataclasses.dataclass(frozen=True)

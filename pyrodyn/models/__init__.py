@@ -5,6 +5,7 @@ from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.ndt import NDT
 from pyrodyn.models.observations import OBSERVATIONS
 from pyrodyn.models.sae import NodeSAE, RnnSAE
 from pyrodyn.models.saving import MODELS, load, save
@@ -14,6 +15,7 @@ from pyrodyn.models.state_space import StateSpaceModel
 __all__ = [
     "LFADS",
     "MODELS",
+    "NDT",
     "OBSERVATIONS",
     "Dynamics",
     "LatentDynamics",

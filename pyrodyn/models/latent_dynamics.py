@@ -64,10 +64,13 @@ class LatentDynamics(nn.Module):
             bins only set the initial state).
         priors: of parameters, see `set_priors`; None for none.
         guide_parameters: patterns of the names of parameters on which only the guide depends.
+        has_latents: whether there are latent sites in the plate over trials. Without any, the model
+            is a density of the observations given those that its encoder sees.
     """
 
     site_dims: ClassVar[dict[str, tuple[str, ...]]]
     guide_parameters: ClassVar[tuple[str, ...]] = ()
+    has_latents: ClassVar[bool] = True
     config: dict[str, Any]
     first_bin: int = 0
     observation: Observation
@@ -282,6 +285,28 @@ class LatentDynamics(nn.Module):
     def diagnose(self, batch: Batch) -> list[str]:
         """Warnings about a fit, in one sentence each; by default none."""
         return []
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether any layer drops units out in training."""
+        layers = (module for module in self.modules() if isinstance(module, nn.Dropout))
+        return any(layer.p > 0 for layer in layers)
+
+    def require_latents(self, what: str) -> None:
+        """Refuse a model without latent sites.
+
+        Args:
+            what: needs them, as the subject of the error's sentence.
+
+        Raises:
+            ValueError: for a model that has none.
+        """
+        if not self.has_latents:
+            raise ValueError(
+                f"{what} needs latent sites, and {type(self).__name__} has none: it predicts"
+                " observations from those that its encoder sees; take method='guide', or"
+                " method='dropout' for draws that differ by their dropout masks"
+            )
 
     @property
     def bin_width(self) -> float:

@@ -15,13 +15,14 @@ from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.ndt import NDT
 from pyrodyn.models.sae import NodeSAE, RnnSAE
 from pyrodyn.models.shallow_plrnn import ShallowPLRNN
 from pyrodyn.models.state_space import Bootstrap, Proposal, StateSpaceModel
 
 MODELS: dict[str, type[LatentDynamics]] = {
     kind.__name__: kind
-    for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN, ShallowPLRNN, LinearDynamics)
+    for kind in (LFADS, NodeSAE, RnnSAE, LowRankRNN, ShallowPLRNN, LinearDynamics, NDT)
 }
 """The models of pyrodyn by name."""
 

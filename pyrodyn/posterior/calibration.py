@@ -119,6 +119,7 @@ def calibrate(
     check_integer(2, num_simulations=num_simulations)
     check_integer(1, num_draws=num_draws, batch_size=batch_size)
     of = source(model, guide, method)
+    of.model.require_latents("simulation-based calibration")
     sampler(of.method, of.model, of.guide, num_particles)  # refuses what it cannot take
     chains_of(of.method, None, num_draws)
     everything = of.model.trials_of(recording).batch()

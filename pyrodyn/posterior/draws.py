@@ -1,7 +1,8 @@
 """Draws from a model's posterior and prior for the trials of a batch."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import Unit
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
@@ -100,6 +101,20 @@ class SingleDraws:
         if not self._samplers:
             self._samplers = [GuideSampler(self.model, self.guide) for _ in range(num_draws)]
         return concatenated([sampler(batch, 1) for sampler in self._samplers])
+
+
+@contextlib.contextmanager
+def active_dropout(model: LatentDynamics) -> Iterator[None]:
+    """Inside, the dropout layers of a model are in training mode, and nothing else is."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.train()
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.train(mode)
 
 
 @torch.no_grad()

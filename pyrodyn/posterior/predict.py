@@ -42,7 +42,7 @@ def predict(
         guide: the guide to draw from; by default that of the fit, or the model's own.
         method: where the draws come from, see `to_datatree`. None takes the smoother for models
             fitted by `VSMC`, `SmoothedScore` or `GTF`, exact draws for those fitted by
-            `Kalman`, and otherwise the guide.
+            `Kalman`, dropout for models without latents, and otherwise the guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
             pool.
         num_warmup: trajectories of every chain of ``"mcmc"`` before its draws.
@@ -74,7 +74,7 @@ def predict(
         num_draws = NUM_MCMC_DRAWS if of.method == "mcmc" else 50
     num_chains, num_draws = chains_of(of.method, None, num_draws)
     # A guide's draws, a few at a time, bound memory by trials alone; particles are run once.
-    chunks = _chunks(num_draws) if of.method == "guide" else [num_draws]
+    chunks = _chunks(num_draws) if of.method in ("guide", "dropout") else [num_draws]
     options = (of.method, of.model, of.guide, num_particles, num_chains, num_warmup)
     samplers = [sampler(*options) for _ in chunks]
     trials = of.model.trials_of(recording)

@@ -13,6 +13,7 @@ from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.posterior.draws import (
     GuideSampler,
     SingleDraws,
+    active_dropout,
     exact_draws,
     importance_draws,
     mcmc_draws,
@@ -22,7 +23,7 @@ from pyrodyn.posterior.draws import (
 from pyrodyn.posterior.parameter_draws import at_each_draw
 from pyrodyn.posterior.sites import Draws
 
-METHODS = ("guide", "importance", "smoother", "pool", "exact", "mcmc")
+METHODS = ("guide", "dropout", "importance", "smoother", "pool", "exact", "mcmc")
 
 NUM_DRAWS, NUM_MCMC_DRAWS = 100, 400
 """Draws per trial of a tree by default; those of chains depend on each other."""
@@ -63,11 +64,16 @@ def sampler(
     share are drawn with the first batch and kept for the later ones.
 
     Raises:
-        ValueError: for an unknown method, too few particles, and ``"mcmc"`` of a model with priors.
+        ValueError: for an unknown method, too few particles, a method that does not apply to the
+            model, and ``"mcmc"`` of a model with priors.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
     check_integer(2, num_particles=num_particles, num_warmup=num_warmup)
+    if method == "dropout":
+        return DropoutDraws(model, guide)
+    if method != "guide":
+        model.require_latents(f"method={method!r}")
     if model.priors is not None:
         if method == "mcmc":
             raise ValueError(
@@ -97,6 +103,36 @@ def sampler(
                 return pool_draws(model, batch, num_draws, num_particles)
 
     return draw
+
+
+class DropoutDraws:
+    """Draws of a model without latents, each with dropout masks of its own (Monte Carlo dropout).
+
+    Args:
+        model: the model.
+        guide: its guide, which draws the parameters that have priors.
+
+    Raises:
+        ValueError: for a model with latents, whose guide draws, and for one without dropout.
+    """
+
+    def __init__(self, model: LatentDynamics, guide: Program) -> None:
+        if model.has_latents:
+            raise ValueError(
+                f"method='dropout' is for models without latent sites, and {type(model).__name__}"
+                " has some, which its guide draws: take method='guide'"
+            )
+        if not model.has_dropout:
+            raise ValueError(
+                f"this {type(model).__name__} has no dropout by which draws could differ: take"
+                " method='guide', whose draws of the rates are identical"
+            )
+        self.model, self.draw = model, SingleDraws(model, guide)
+
+    def __call__(self, batch: Batch, num_draws: int) -> Draws:
+        """Draws for the trials of a batch."""
+        with active_dropout(self.model):
+            return self.draw(batch, num_draws)
 
 
 class AtParameters:

@@ -28,7 +28,7 @@ WITHOUT_GUIDE = {
 particle filter, or not used.
 """
 
-BY_GUIDE = ("guide", "importance", "mcmc")
+BY_GUIDE = ("guide", "dropout", "importance", "mcmc")
 """Methods that draw from the guide, or start there."""
 
 
@@ -90,7 +90,7 @@ class Source(NamedTuple):
         if is_own and isinstance(self.model, StateSpaceModel):
             reads = self.model.proposal.has_encoder
         else:
-            reads = module_of(self.guide) is not None
+            reads = not self.model.has_latents or module_of(self.guide) is not None
         if not reads:
             return
         for block, argument in zip(blocks(recording), ("neurons", "channels"), strict=False):
@@ -128,7 +128,8 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
         fitted: a model, or a `Fit`, which brings the guide that was trained with it.
         guide: the guide to use; None takes that of the fit, or else the model's own.
         method: None takes the smoother for models fitted by `VSMC`, `SmoothedScore` or `GTF`, exact
-            draws for those fitted by `Kalman`, and otherwise the guide.
+            draws for those fitted by `Kalman`, dropout for models without latents, and otherwise
+            the guide.
 
     Raises:
         ValueError: for a model without ``guide=`` that was fitted with a guide other than its own.
@@ -140,6 +141,8 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
         is_own = chosen is None or guide_name(model, chosen) is None
         objective = training.get("objective", {}).get("name")
         method = WITHOUT_GUIDE.get(objective, "guide") if is_own else "guide"
+        if not model.has_latents and model.has_dropout:
+            method = "dropout"
     if chosen is None and method in BY_GUIDE:
         require_own_guide(model)
     return Source(model, model.guide if chosen is None else chosen, method)

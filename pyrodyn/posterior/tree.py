@@ -108,9 +108,11 @@ def to_datatree(
             state has a deterministic part); ``"pool"``, trajectories of the model itself, the same
             for all trials and weighted for each (`path_pool`); ``"exact"``, independent draws of
             the posterior itself, for linear-Gaussian models (`exact_paths`); or ``"mcmc"``,
-            Hamiltonian Monte Carlo from draws of the guide (`mcmc_sample`). None takes the
-            smoother for models fitted by `VSMC`, `SmoothedScore` or `GTF`, whose guide is only a
-            proposal, exact draws for those fitted by `Kalman`, and otherwise the guide. Held-out
+            Hamiltonian Monte Carlo from draws of the guide (`mcmc_sample`). For models without
+            latents, such as NDT: ``"dropout"``, rates that differ by their dropout masks, or
+            ``"guide"``, identical rates. None takes the smoother for models fitted by `VSMC`,
+            `SmoothedScore` or `GTF`, whose guide is only a proposal, exact draws for those fitted
+            by `Kalman`, dropout for models without latents, and otherwise the guide. Held-out
             neurons and forecast bins are never conditioned on, nor are they in ``log_evidence``;
             ``log_likelihood`` and ``lp`` include them.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
@@ -151,6 +153,8 @@ def to_datatree(
     model_and_guide(model)[0].check(recording)
     check_integer(1, batch_size=batch_size)
     check_integer(0, num_prior_draws=num_prior_draws)
+    if num_prior_draws:
+        model_and_guide(model)[0].require_latents("a prior, num_prior_draws=")
     if log_likelihood not in ("trial", "entry"):
         raise ValueError(f"log_likelihood={log_likelihood!r} is unknown; it is 'trial' or 'entry'")
     trials = model_and_guide(model)[0].trials_of(recording)
@@ -163,6 +167,8 @@ def to_datatree(
         how = {**of.attrs, "seed": seed}
         if of.method == "mcmc":
             how["num_warmup"] = num_warmup
+        elif of.method == "dropout":
+            how["posterior"] = "Monte Carlo dropout"
         elif of.method != "guide":
             how["num_particles"] = num_particles
     else:
@@ -170,6 +176,7 @@ def to_datatree(
         for name, value in excluded.items():
             if value is not None:
                 raise ValueError(f"{name}={value!r} has no meaning where draws are given")
+        model_and_guide(model)[0].require_latents("draws=")
         if num_chains is not None:
             raise ValueError("num_chains has no meaning where draws are given: they have chains")
         of = source(model, None, "draws")

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyrodyn.data.batch import Batch, Trials
+from pyrodyn.data.batch import Batch, Trials, at_step
 from pyrodyn.data.recording import held_out, recording
 from pyrodyn.data.transforms import (
     CoordinatedDropout,
@@ -31,6 +31,7 @@ PIPELINES: dict[str, Transforms] = {
     "coordinated dropout": [CoordinatedDropout(0.3)],
     "coordinated dropout with passes": [CoordinatedDropout(0.3, pass_rate=0.2)],
     "masked modelling": [MaskedModelling(0.3, span=2)],
+    "masked, a part shown": [MaskedModelling(0.3, (1, 3), zeroed=0.5, mode="full")],
     "held-out neurons": [HoldOutNeurons([1])],
     "forecast": [Forecast(3)],
     "sample validation": [RESERVED],
@@ -240,6 +241,75 @@ def test_masked_modelling_shows_a_share_of_what_it_scores():
     assert agrees(shown[masked].double(), 0.2)
 
 
+def test_masked_modelling_shows_a_share_as_other_bins():
+    num_trials, num_bins = 400, 30
+    bins = np.arange(num_trials * num_bins).reshape(num_trials, num_bins, 1) + 1.0
+    data = recording(signal=np.concatenate([bins, bins], -1), bin_width=0.01)
+    transform = MaskedModelling(0.5, zeroed=0.5, randomised=0.3)
+    batch = applied([transform], Trials(data).batch(), seed=0)
+    masked = batch.scored[..., 0]
+    assert torch.equal(batch.seen[..., 0], batch.seen[..., 1])  # bins are replaced as a whole
+    shown = batch.seen[masked][:, 0]
+    true = batch.x[masked][:, 0]
+    assert torch.equal(batch.seen[~masked], batch.x[~masked])
+    assert torch.equal(batch.visible, batch.seen > 0)
+    assert agrees((shown == 0).double(), 0.5)
+    assert agrees(((shown > 0) & (shown != true)).double(), 0.3)
+    others = shown[(shown > 0) & (shown != true)]
+    assert agrees(others.double() / (num_trials * num_bins), 0.5)  # uniform over all bins
+
+
+def test_another_bin_shows_only_what_is_visible_there():
+    original = Trials(ragged_recording()).batch()
+    transform = MaskedModelling(0.9, zeroed=0.0, randomised=1.0)
+    for seed in range(5):
+        batch = applied([transform], original, seed)
+        assert not batch.visible[:, batch.horizon :].any()
+        assert not batch.visible[:, :, [0, 4]].any()
+        assert torch.equal(batch.visible, batch.seen > 0)  # counts are at least 1
+        assert not (batch.visible & ~original.visible).any()
+
+
+@pytest.mark.parametrize("mode", ["timestep", "neuron", "full"])
+def test_modes_of_masked_modelling(mode):
+    data = recording(np.ones((300, 20, 8), int), bin_width=0.01)
+    batch = applied([MaskedModelling(0.3, mode=mode)], Trials(data).batch(), seed=0)
+    masked = batch.scored
+    units = {"timestep": masked[:, :, :1], "neuron": masked[:, :1], "full": masked}[mode]
+    assert torch.equal(masked, units.expand_as(masked))
+    assert torch.equal(batch.visible, ~masked)
+    assert agrees(units.double().flatten(), 0.3)
+    assert batch.scored_weight == pytest.approx(1 / 0.3)
+
+
+def test_spans_are_introduced_over_the_ramp():
+    data = recording(np.ones((2000, 40, 1), int), bin_width=0.01)
+    original = Trials(data).batch()
+    transform = MaskedModelling(0.25, (2, 6), ramp_steps=100)
+    pairs = []
+    for step in (0, 50, 100):
+        torch.manual_seed(0)
+        masked = at_step(transform, step)(original).scored[..., 0].double()
+        assert agrees(masked.mean(1), 0.25)
+        both = (masked[:, 1:] * masked[:, :-1]).mean(1)  # neighbours that are masked together
+        pairs.append(both)
+    # Of single bins 1/16; of spans of length w: 1 - 2 q + q (1 - s), q = 0.75, (1 - s)^w = q.
+    long = np.mean([1 - 2 * 0.75 + 0.75 * 0.75 ** (1 / w) for w in (2, 3, 4, 5, 6)])
+    for found, expected in zip(pairs, (1 / 16, (1 / 16 + long) / 2, long), strict=True):
+        assert agrees(found, expected)
+    dropout = CoordinatedDropout(0.3)
+    assert at_step(dropout, 7) is dropout
+
+
+def test_entries_hidden_before_are_scored_in_visible_bins_too():
+    original = Trials(ragged_recording(400)).batch()
+    hidden_before = ~original.visible & original.scored
+    batch = applied([MaskedModelling(0.25, 3)], original, seed=0)
+    assert agrees(batch.scored[hidden_before].double(), 0.25)
+    in_visible_bins = hidden_before & batch.visible.any(-1, keepdim=True)
+    assert agrees(batch.scored[in_visible_bins].double(), 0.25)
+
+
 # ------------------------------------------------------------------ held-out neurons and bins
 
 
@@ -398,6 +468,12 @@ def test_jitter_refuses_a_signal():
         (lambda: MaskedModelling(0.0), r"rate=0 hides nothing"),
         (lambda: MaskedModelling(span=0), r"span=0 must be an integer of at least 1"),
         (lambda: MaskedModelling(zeroed=1.5), r"zeroed=1.5 is a fraction of the masked bins"),
+        (lambda: MaskedModelling(randomised=0.1), r"which add up to more than 1"),
+        (lambda: MaskedModelling(span=(0, 3)), r"span\[0\]=0 must be an integer of at least 1"),
+        (lambda: MaskedModelling(span=(3, 2)), r"span=\(3, 2\) must give the least length first"),
+        (lambda: MaskedModelling(mode="trial"), r"mode='trial' is unknown; it is one of timestep"),
+        (lambda: MaskedModelling(span=2, mode="neuron"), r"span=2 has no meaning where mode='neur"),
+        (lambda: MaskedModelling(ramp_steps=9), r"ramp_steps=9 needs a span of more than one bin"),
         (lambda: SampleValidation(1.0), r"rate=1.0 is a fraction"),
         (lambda: TemporalShift(0), r"max_bins=0 must be an integer of at least 1"),
         (lambda: SpikeJitter(-1), r"max_bins=-1 must be an integer of at least 1"),

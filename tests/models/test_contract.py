@@ -28,6 +28,7 @@ from pyrodyn.infer import ELBO
 from pyrodyn.infer.traces import paired_traces
 from pyrodyn.models import (
     LFADS,
+    NDT,
     OBSERVATIONS,
     LinearDynamics,
     LowRankRNN,
@@ -49,6 +50,7 @@ TINY_LFADS = {
     "controller_encoder_dim": 4,
     "controller_dim": 4,
 }
+TINY_NDT = {"model_dim": 4, "num_layers": 2, "ffn_dim": 3}
 
 
 class OfFunctions:
@@ -134,6 +136,17 @@ ZOO = {
         NodeSAE,
         {"latent_dim": 2, "encoder_dim": 3, "process_noise": True, "num_initial_states": 5},
     ),
+    "ndt": (NDT, {**TINY_NDT}),
+    "ndt_other_options": (
+        NDT,
+        {
+            **TINY_NDT,
+            "context_back": 3,
+            "context_forward": 0,
+            "positions": "learned",
+            "observation": COUNTS_AND_SIGNAL,
+        },
+    ),
     "rnn_sae": (RnnSAE, {"latent_dim": 2, "encoder_dim": 3}),
     "rnn_sae_noise": (
         RnnSAE,
@@ -154,6 +167,8 @@ LATENT = {
     "node_sae": {"z0"},
     "node_sae_noise": {"z"},
     "node_sae_near": {"z"},
+    "ndt": set(),
+    "ndt_other_options": set(),
     "rnn_sae": {"z0"},
     "rnn_sae_noise": {"z"},
 }
@@ -258,6 +273,8 @@ SVI_LOSSES = {
 
 @pytest.mark.parametrize("loss", SVI_LOSSES)
 def test_svi_trains_every_parameter(kind, batch, loss):
+    if loss == "ReweightedWakeSleep" and not LATENT[kind]:
+        pytest.skip("Pyro's wake-sleep needs a latent site to weight")
     model = build(kind)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), SVI_LOSSES[loss]())
@@ -292,6 +309,8 @@ def test_predictive_draws_in_parallel(kind, batch):
 
 @pytest.mark.parametrize("autoguide", [AutoNormal, AutoLowRankMultivariateNormal])
 def test_autoguides_train(kind, batch, autoguide):
+    if autoguide is AutoLowRankMultivariateNormal and not LATENT[kind]:
+        pytest.skip("Pyro refuses such a guide of no latent site")
     model = build(kind)
     guide = autoguide(model)
     loss = ELBO()(model, guide)
@@ -331,7 +350,7 @@ def test_mcmc_samples_the_posterior(kind, batch, kernel):
 
 def test_conditioning_fixes_sites(kind, batch):
     model = build(kind)
-    site = min(LATENT[kind])
+    site = min(LATENT[kind] or {"rates"})
     with torch.no_grad():
         value = torch.zeros_like(poutine.trace(model).get_trace(batch).nodes[site]["value"])
         trace = poutine.trace(poutine.condition(model, {site: value})).get_trace(batch)
@@ -398,7 +417,8 @@ def test_minibatch_losses_average_to_the_full_data_loss(kind):
             ]
         )
     error = ((whole.var() + parts.var()) / 40).sqrt()
-    assert abs(whole.mean() - parts.mean()) < 4 * error
+    rounding = 1e-6 * abs(whole.mean())
+    assert abs(whole.mean() - parts.mean()) < 4 * error + rounding
 
 
 def test_deterministic_under_a_seed(kind, batch):

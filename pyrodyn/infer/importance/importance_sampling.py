@@ -201,6 +201,7 @@ def importance_sample(
         raise GuideError(problem)
     if isinstance(model, LatentDynamics):
         model.check_batch(batch)
+        model.require_latents("importance sampling")
         if guide_name(model, guide) is not None:
             tie_to_first_run(guide)
             check_guide(model, guide, batch, training=False).require()

@@ -83,6 +83,7 @@ def path_pool(
     """
     if isinstance(model, Fit):
         model = model.model
+    model.require_latents("a pool of trajectories")
     model = model if model.priors is None else model.at()
     check_integer(1, num_draws=num_draws)
     check_integer(FEWEST_PARTICLES, num_particles=num_particles)

@@ -83,6 +83,7 @@ class LogJoint:
     """
 
     def __init__(self, model: LatentDynamics, batch: Batch) -> None:
+        model.require_latents("Hamiltonian Monte Carlo")
         self.model, self.batch = model, batch
         with torch.no_grad():
             prior = traced(with_particles(model, 2), batch)

@@ -39,7 +39,7 @@ def fit[Model: LatentDynamics](
     objective: Objective | None = None,
     guide: Program | None = None,
     transforms: Sequence[Transform] | None = None,
-    valid_transforms: Sequence[Transform] = (),
+    valid_transforms: Sequence[Transform] | None = None,
     max_steps: int | None = None,
     max_epochs: int | None = None,
     max_minutes: float | None = None,
@@ -133,12 +133,16 @@ def fit[Model: LatentDynamics](
         max_epochs,
         learning_rate,
         **_given(
-            objective=objective, transforms=transforms, schedule=schedule, batch_size=batch_size
+            objective=objective,
+            transforms=transforms,
+            valid_transforms=valid_transforms,
+            schedule=schedule,
+            batch_size=batch_size,
         ),
     )
     is_recommended = objective is None
     objective, transforms, batch_size = recipe.objective, recipe.transforms, recipe.batch_size
-    schedule = recipe.schedule
+    schedule, valid_transforms = recipe.schedule, recipe.valid_transforms
     if schedule.noise is not None:
         schedule.noise.check(model)
     folder = None if out is None else Path(out)

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from pyrodyn.data.batch import Batch, Transform, Trials
+from pyrodyn.data.batch import Batch, Transform, Trials, at_step
 from pyrodyn.infer.objectives.objective import Loss
 from pyrodyn.infer.traces import latent_sites, paired_traces, priors_of
 from pyrodyn.infer.training.batches import (
@@ -143,12 +143,12 @@ class Training(lightning.LightningModule):
         if self._schedule.noise is not None:
             self._schedule.noise.apply(self.loss.model, self.global_step)
         if self._schedule.final_learning_rate is not None:
-            fraction = self.global_step / self.trainer.estimated_stepping_batches
+            num_steps = self.trainer.estimated_stepping_batches
             for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = self._schedule.rate(fraction)
+                group["lr"] = self._schedule.rate(self.global_step, num_steps)
         original = batch
         for transform in self._transforms:
-            batch = transform(batch)
+            batch = at_step(transform, self.global_step)(batch)
         if self._schedule.horizon is not None:
             batch = self._schedule.horizon.cut(batch, self.global_step, self._first_bin)
         with self._divergence_named(batch):
@@ -251,7 +251,7 @@ class Training(lightning.LightningModule):
                 return f"parameter {name}"
         torch.manual_seed(mixed_seed(self._seed, self.global_step))
         for transform in self._transforms:  # which advance the random number generator
-            transform(self._last.original)
+            at_step(transform, self.global_step)(self._last.original)
         with torch.no_grad():
             guide_trace, model_trace = paired_traces(
                 self.loss.model,

@@ -20,6 +20,9 @@ Common to all models:
   linear dynamical system, unless its observation is Gaussian: then it is fitted by the exact
   evidence. Models from three functions are fitted by particles too, and more of them where the
   prior proposes them.
+- NDT has no latents, and its objective is the likelihood of what masked modelling hides; its
+  validation loss is that of masked trials too. Its learning rate is warmed up and then falls along
+  a cosine.
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ from typing import NamedTuple
 import xarray as xr
 
 from pyrodyn.data.batch import Transform
-from pyrodyn.data.transforms import CoordinatedDropout
+from pyrodyn.data.transforms import CoordinatedDropout, MaskedModelling
 from pyrodyn.infer.objectives.elbo import ELBO
 from pyrodyn.infer.objectives.kalman import Kalman
 from pyrodyn.infer.objectives.objective import Objective, Ramp
@@ -42,6 +45,7 @@ from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.lfads import LFADS
 from pyrodyn.models.linear_dynamics import LinearDynamics
 from pyrodyn.models.low_rank_rnn import LowRankRNN
+from pyrodyn.models.ndt import NDT
 from pyrodyn.models.sae import SequentialAutoencoder
 from pyrodyn.models.shallow_plrnn import ShallowPLRNN
 from pyrodyn.models.state_space import StateSpaceModel
@@ -59,7 +63,7 @@ class Family(NamedTuple):
     learning_rate: float
     """Adam's initial step size."""
     hidden: float
-    """Fraction of entries that coordinated dropout hides."""
+    """Fraction of entries that coordinated dropout, or of bins that masked modelling hides."""
     most_steps: int
     """Training steps."""
     bins: int
@@ -71,6 +75,7 @@ OF_LOW_RANK_RNN = Family(3e-3, 0.5, 800, 4_000_000)
 OF_DENSITIES = Family(1e-2, 0.5, 400, 4_000_000)
 OF_LINEAR_DYNAMICS = Family(1e-2, 0.5, 800, 4_000_000)
 OF_SAE = Family(5e-3, 0.3, 1000, 6_400_000)
+OF_NDT = Family(2e-3, 0.25, 2000, 4_000_000)
 
 FINAL_FRACTION = 0.2
 """Ratio of the final learning rate to the initial one."""
@@ -80,6 +85,9 @@ NUM_PARTICLES = 4
 
 NUM_PRIOR_PARTICLES = 32
 """Of a model from functions whose particles are proposed by the prior."""
+
+LONGEST_SPAN, ZEROED, RANDOMISED = 5, 0.8, 0.1
+"""Bins of masked spans, and how masked bins are shown."""
 
 RAMP_STEPS = 500
 
@@ -94,6 +102,7 @@ class Recipe:
     Attributes:
         objective: the bound to maximise.
         transforms: transforms of training batches.
+        valid_transforms: transforms of validation batches.
         schedule: learning rates.
         batch_size: trials per step.
         max_steps: training steps.
@@ -101,6 +110,7 @@ class Recipe:
 
     objective: Objective
     transforms: Sequence[Transform]
+    valid_transforms: Sequence[Transform]
     schedule: Schedule
     batch_size: int
     max_steps: int
@@ -135,13 +145,23 @@ def recommended(
     is_own = guide is None or getattr(guide, "__self__", None) is model
     family = _family(model) if is_own else None
     if family is None:
-        return Recipe(ELBO(), (), Schedule(), MOST_TRIALS, max_steps or OF_LFADS.most_steps)
+        return Recipe(ELBO(), (), (), Schedule(), MOST_TRIALS, max_steps or OF_LFADS.most_steps)
     batch_size = _batch_size(recording.sizes["trial"])
     if max_steps is None:
         bins_per_step = batch_size * recording.sizes["time"]
         max_steps = max(FEWEST_STEPS, min(family.most_steps, family.bins // bins_per_step))
+    ramp_steps = min(RAMP_STEPS, int(RAMP_FRACTION * max_steps))
+    final = FINAL_FRACTION * family.learning_rate
+    schedule = Schedule(learning_rate=family.learning_rate, final_learning_rate=final)
+    if isinstance(model, NDT):
+        schedule = dataclasses.replace(schedule, decay="cosine", warmup_steps=ramp_steps // 4)
+        masked = MaskedModelling(
+            family.hidden, (1, LONGEST_SPAN), ZEROED, RANDOMISED, ramp_steps=ramp_steps
+        )
+        hidden = MaskedModelling(family.hidden, (1, LONGEST_SPAN))
+        return Recipe(ELBO(), (masked,), (hidden,), schedule, batch_size, max_steps)
     assert isinstance(model, StateSpaceModel)
-    ramp = Ramp(min(RAMP_STEPS, int(RAMP_FRACTION * max_steps)))
+    ramp = Ramp(ramp_steps)
     objective: Objective
     if isinstance(model, LinearDynamics) and model.observation.is_gaussian():
         objective = Kalman()
@@ -153,9 +173,7 @@ def recommended(
         objective = ELBO(beta={model.initial_condition_site or str(model.path_site): ramp})
     has_encoder = model.proposal.has_encoder  # which alone can copy the data
     transforms = (CoordinatedDropout(family.hidden),) if has_encoder else ()
-    final = FINAL_FRACTION * family.learning_rate
-    schedule = Schedule(learning_rate=family.learning_rate, final_learning_rate=final)
-    return Recipe(objective, transforms, schedule, batch_size, max_steps)
+    return Recipe(objective, transforms, (), schedule, batch_size, max_steps)
 
 
 def _family(model: LatentDynamics) -> Family | None:
@@ -166,6 +184,8 @@ def _family(model: LatentDynamics) -> Family | None:
         return OF_LOW_RANK_RNN
     if isinstance(model, LinearDynamics):
         return OF_LINEAR_DYNAMICS
+    if isinstance(model, NDT):
+        return OF_NDT
     if isinstance(model, DensityModel):
         return OF_DENSITIES
     return OF_SAE if isinstance(model, SequentialAutoencoder) else None

@@ -14,6 +14,9 @@ AVERAGING = 8
 of the weights after step i is about proportional to (i / n) ** `AVERAGING`, so that the last ninth
 of the steps contributes two thirds. Source: Shamir & Zhang 2013, section 4."""
 
+DECAYS = ("geometric", "cosine")
+"""How the learning rate falls."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GrowingHorizon:
@@ -117,9 +120,12 @@ class Schedule:
 
     Attributes:
         learning_rate: Adam's initial step size.
-        final_learning_rate: the learning rate at the last of the planned steps, to which it falls
-            geometrically; there is then no early stopping. With None the learning rate falls on
-            plateaus of the validation loss.
+        final_learning_rate: the learning rate at the last of the planned steps; there is then no
+            early stopping. With None the learning rate falls on plateaus of the validation loss.
+        decay: how the learning rate falls to the final one: ``"geometric"``, by the same factor at
+            every step, or ``"cosine"``, along half a period of a cosine.
+        warmup_steps: training steps over which the learning rate grows linearly to
+            ``learning_rate`` before it falls; needs a ``final_learning_rate``.
         factor: the learning rate is multiplied by this on a plateau of the validation loss.
         patience: training steps without improvement after which the learning rate falls; rounded up
             to full epochs, since the validation loss is computed once per epoch.
@@ -135,6 +141,8 @@ class Schedule:
 
     learning_rate: float = 4e-3
     final_learning_rate: float | None = None
+    decay: str = "geometric"
+    warmup_steps: int = 0
     factor: float = 0.5
     patience: int = 100
     stop_patience: int = 400
@@ -156,7 +164,19 @@ class Schedule:
             )
         if not isinstance(self.average_weights, bool):
             raise ValueError(f"average_weights={self.average_weights!r} must be True or False")
-        check_integer(0, patience=self.patience, stop_patience=self.stop_patience)
+        check_integer(
+            0,
+            patience=self.patience,
+            stop_patience=self.stop_patience,
+            warmup_steps=self.warmup_steps,
+        )
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay={self.decay!r} is unknown; it is one of {', '.join(DECAYS)}")
+        if self.final_learning_rate is None and (self.warmup_steps or self.decay != DECAYS[0]):
+            raise ValueError(
+                f"decay={self.decay!r} and warmup_steps={self.warmup_steps} need a"
+                " final_learning_rate, without which the learning rate falls on plateaus"
+            )
 
     def scaled_to(self, learning_rate: float) -> "Schedule":
         """The schedule with another initial learning rate, and a final one in proportion."""
@@ -165,10 +185,16 @@ class Schedule:
             final *= learning_rate / self.learning_rate
         return dataclasses.replace(self, learning_rate=learning_rate, final_learning_rate=final)
 
-    def rate(self, fraction: float) -> float:
-        """The learning rate after a fraction of all steps, given a ``final_learning_rate``."""
-        assert self.final_learning_rate is not None
-        return self.learning_rate * (self.final_learning_rate / self.learning_rate) ** fraction
+    def rate(self, step: int, num_steps: int | float) -> float:
+        """The learning rate at a step of so many, given a ``final_learning_rate``."""
+        first, last = self.learning_rate, self.final_learning_rate
+        assert last is not None
+        if step < self.warmup_steps:
+            return first * (step + 1) / (self.warmup_steps + 1)
+        fraction = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        if self.decay == "cosine":
+            return last + (first - last) * (1 + math.cos(math.pi * fraction)) / 2
+        return first * (last / first) ** fraction
 
     @property
     def final_step(self) -> int:

@@ -464,6 +464,34 @@ def test_invalid_final_learning_rates_are_refused():
             Schedule(learning_rate=4e-3, final_learning_rate=final_learning_rate)
 
 
+def test_the_learning_rate_is_warmed_up_and_falls_along_a_cosine(train, make_lfads):
+    schedule = Schedule(
+        learning_rate=4e-3, final_learning_rate=1e-3, decay="cosine", warmup_steps=3
+    )
+    rates = [schedule.rate(step, 13) for step in (0, 1, 2, 3, 8, 13)]
+    assert rates == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 2.5e-3, 1e-3])
+    fitted = fit(make_lfads(train), train, schedule=schedule, max_epochs=4, batch_size=9, **QUIET)
+    steps = np.cumsum([fitted.num_steps // 4] * 4) - 1  # the last of each epoch
+    expected = [schedule.rate(int(step), fitted.num_steps) for step in steps]
+    np.testing.assert_allclose(fitted.history["learning_rate"], expected, rtol=1e-6)
+    geometric = Schedule(learning_rate=4e-3, final_learning_rate=1e-3)
+    assert geometric.rate(5, 10) == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"decay": "linear"}, r"decay='linear' is unknown; it is one of geometric, cosine"),
+        ({"warmup_steps": -1}, r"warmup_steps=-1 must be an integer of at least 0"),
+        ({"warmup_steps": 5}, r"warmup_steps=5 need a final_learning_rate"),
+        ({"decay": "cosine"}, r"decay='cosine' and warmup_steps=0 need a final_learning_rate"),
+    ],
+)
+def test_invalid_decays_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Schedule(**settings)
+
+
 def test_stopping_waits_for_the_ramps(train, valid, make_lfads):
     def epochs(ramp: Ramp) -> int:
         frozen = Schedule(learning_rate=1e-30, stop_patience=5)  # two epochs of three steps

@@ -17,6 +17,7 @@ from pyrodyn.infer.training.callbacks import KeepBest
 from pyrodyn.infer.training.trainer import trainer_with
 from pyrodyn.models import (
     LFADS,
+    NDT,
     LatentDynamics,
     LinearDynamics,
     LowRankRNN,
@@ -31,6 +32,7 @@ SIZES: dict[type[LatentDynamics], dict[str, Any]] = {
     LFADS: {"factor_dim": 2, "generator_dim": 6, "encoder_dim": 5, "initial_condition_dim": 3},
     LinearDynamics: {"latent_dim": 2},
     LowRankRNN: {"latent_dim": 2, "num_units": 6},
+    NDT: {"model_dim": 8, "num_layers": 2, "ffn_dim": 6},
     NodeSAE: {"latent_dim": 2, "field_width": 6, "encoder_dim": 5},
     RnnSAE: {"latent_dim": 2, "cell_width": 6, "encoder_dim": 5},
     ShallowPLRNN: {"latent_dim": 2, "num_units": 6},
