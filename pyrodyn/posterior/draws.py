@@ -13,7 +13,11 @@ from pyro.distributions import Unit
 from torch import Tensor, nn
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.infer.importance.importance_sampling import log_evidence, pareto_smoothed
+from pyrodyn.infer.importance.importance_sampling import (
+    log_evidence,
+    pareto_smoothed,
+    weighted_particles,
+)
 from pyrodyn.infer.importance.path_pool import path_pool
 from pyrodyn.infer.kalman.kalman_smoother import exact_paths
 from pyrodyn.infer.mcmc.latents import mcmc_sample
@@ -124,31 +128,16 @@ def importance_draws(
     """Draws from the guide, resampled by their Pareto-smoothed importance weights given what the
     encoder may see.
     """
-    guide_trace, model_trace = paired_traces(model, guide, batch.as_seen(), num_particles)
-    shape = (num_particles, batch.num_trials)
-    latent = latent_sites(guide_trace)
-    sites = values(model_trace, [*latent, "rates"], shape)
-    _check_rates(model, sites.local["rates"], batch)
-    log_q = guide_log_density(guide_trace, model_trace, shape)
-    if log_q is None:
-        raise ValueError(
-            "this guide is a point estimate: its draws have no importance weights; take"
-            " method='guide'"
-        )
-    if log_q.shared is not None or log_q.local.isnan().any():
-        raise ValueError(
-            "this guide draws all trials jointly, or a site that they share, so no trial has"
-            " importance weights of its own; take method='guide'"
-        )
-    log_weights = model_log_density(model_trace, latent, shape).local - log_q.local
+    try:
+        sites, log_weights = weighted_particles(model, guide, batch.as_seen(), num_particles)
+    except ValueError as refusal:
+        raise ValueError(f"{refusal}; or take method='guide'") from refusal
     smoothed = pareto_smoothed(log_weights)
     chosen = smoothed.resampled(num_draws)
     evidence, error = log_evidence(log_weights)
     resampled = {
-        name: torch.take_along_dim(
-            sites.local[name], chosen.reshape(*chosen.shape, *[1] * (sites.local[name].ndim - 2)), 0
-        )
-        for name in latent
+        name: torch.take_along_dim(value, chosen.reshape(*chosen.shape, *[1] * (value.ndim - 2)), 0)
+        for name, value in sites.items()
     }
     return replayed(
         model,

@@ -8,13 +8,14 @@ guide misses mass of the posterior, or K is too small for its dimension.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from arviz_stats.base import array_stats
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from pyro import poutine
 from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
@@ -42,6 +43,9 @@ LEAST_TAILS = 5
 
 FEWEST_PARTICLES = 30
 """Their tail has six weights, the fewest to which arviz can fit the distribution."""
+
+MOST_ENTRIES = 2**23
+"""Observations whose densities are in memory at once: more particles are drawn in parts."""
 
 LOWEST_TAIL = 700.0
 """Nats below the largest weight at which weights round to 0 in double precision."""
@@ -208,33 +212,65 @@ def importance_sample(
         elif model.priors is not None:
             model = model.at()
             guide = model.guide
-    drawn = local_draws(guide_program(guide), batch, num_particles)
+    sites, log_weights = weighted_particles(model, guide, batch, num_particles)
+    smoothed = pareto_smoothed(log_weights)
+    evidence, error = log_evidence(log_weights)
+    return ImportanceSample(
+        sites=sites,
+        log_weights=log_weights,
+        smoothed=smoothed,
+        effective_sample_size=effective_sample_size(smoothed.log_weights),
+        log_evidence=evidence,
+        log_evidence_error=error,
+    )
+
+
+@torch.no_grad()
+def weighted_particles(
+    model: Program, guide: Program, batch: Batch, num_particles: int
+) -> tuple[dict[str, Tensor], Float[Tensor, "particle trial"]]:
+    """Latent sites by name, ``(particle, trial, *event)``, and log weights of a guide's draws.
+
+    The particles are drawn and weighted in parts, so that memory is that of the latent sites and of
+    `MOST_ENTRIES` observations.
+
+    Raises:
+        ValueError: for a guide that is a point estimate, draws trials jointly or has sites that all
+            trials share.
+        ArithmeticError: if a trial's weights are all 0, or one is infinite or NaN.
+    """
+    program = guide_program(guide)
+    size = max(1, MOST_ENTRIES // batch.seen.numel())
+    parts: list[Tensor] = []
+    sites: dict[str, Tensor] = {}
+    for start in range(0, num_particles, size):
+        part = slice(start, min(start + size, num_particles))
+        drawn = local_draws(program, batch, part.stop - start)
+        _check_has_weights(drawn)
+        weighted = weighted_draws(model, drawn, log_densities(drawn), batch, part.stop - start)
+        parts.append(weighted.log_weights)
+        for name in latent_sites(drawn):
+            site = drawn.nodes[name]
+            event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
+            if name not in sites:
+                sites[name] = site["value"].new_empty(num_particles, batch.num_trials, *event)
+            sites[name][part] = site["value"]
+    log_weights = torch.cat(parts)
+    _check_weights(log_weights, batch.trial)
+    return sites, log_weights
+
+
+def _check_has_weights(drawn: poutine.Trace) -> None:
+    """Refuse a guide whose draws have no weights per trial."""
     points = point_sites(drawn)
     if points:
         raise ValueError(
             f"the guide puts all mass of {points[-1]!r} on one point (a point estimate), so that"
             " its draws have no importance weights; take a guide with a density"
         )
-    weighted = weighted_draws(model, drawn, log_densities(drawn), batch, num_particles)
-    shape = weighted.log_weights.shape
-    _check_weights(weighted.log_weights, batch.trial)
-    sites: dict[str, Any] = {}
     for name in latent_sites(drawn):
-        site = drawn.nodes[name]
-        if not is_local(site):
+        if not is_local(drawn.nodes[name]):
             raise ValueError(
-                f"site {name!r} is shared by all trials, so no trial has weights of its own;"
-                " importance_sample needs a guide whose sites lie in the plate over trials"
+                f"site {name!r} is shared by all trials, so no trial has importance weights of its"
+                " own; take a guide whose sites lie in the plate over trials"
             )
-        value = site["value"]
-        sites[name] = value.expand(*shape, *value.shape[value.ndim - site["fn"].event_dim :])
-    smoothed = pareto_smoothed(weighted.log_weights)
-    evidence, error = log_evidence(weighted.log_weights)
-    return ImportanceSample(
-        sites=sites,
-        log_weights=weighted.log_weights,
-        smoothed=smoothed,
-        effective_sample_size=effective_sample_size(smoothed.log_weights),
-        log_evidence=evidence,
-        log_evidence_error=error,
-    )

@@ -6,9 +6,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import NUM_TRIALS, batch_of, by_recursion, data, exact_of, linear_network
+from pyro import poutine
 
 from pyrodyn.infer import importance_sample
-from pyrodyn.infer.importance.importance_sampling import FEWEST_PARTICLES, pareto_k, pareto_smoothed
+from pyrodyn.infer.importance import importance_sampling
+from pyrodyn.infer.importance.importance_sampling import (
+    FEWEST_PARTICLES,
+    pareto_k,
+    pareto_smoothed,
+    weighted_particles,
+)
+from pyrodyn.infer.traces import guide_program, traced, with_particles
 
 
 def test_evidence_and_moments_are_exact():
@@ -26,6 +34,23 @@ def test_evidence_and_moments_are_exact():
         scale = np.sqrt(np.diagonal(truth.covariance, axis1=1, axis2=2))
         tolerance = 5 * scale / float(sample.effective_sample_size[trial]) ** 0.5
         assert (np.abs(paths.mean(0) - truth.mean) < tolerance).all()
+
+
+def test_particles_drawn_in_parts_keep_their_own_weights(monkeypatch):
+    recorded = data()
+    model, batch = linear_network(recorded), batch_of(recorded)
+    monkeypatch.setattr(importance_sampling, "MOST_ENTRIES", 13 * batch.seen.numel())
+    torch.manual_seed(0)
+    sites, log_weights = weighted_particles(model, model.guide, batch, 40)  # the last part has one
+    assert len(sites["z"].unique(dim=0)) == 40
+    scored = {}
+    for name, program in {"p": model.model, "q": guide_program(model.guide)}.items():
+        trace = traced(with_particles(poutine.condition(program, sites), 40), batch)
+        trace.compute_log_prob()
+        scored[name] = trace.nodes["z"]["log_prob"]
+        if name == "p":
+            scored[name] = scored[name] + trace.nodes["x"]["log_prob"]
+    torch.testing.assert_close(log_weights, scored["p"] - scored["q"])
 
 
 @pytest.mark.slow
