@@ -44,7 +44,7 @@ LEAST_TAILS = 5
 FEWEST_PARTICLES = 30
 """Their tail has six weights, the fewest to which arviz can fit the distribution."""
 
-MOST_ENTRIES = 2**23
+MOST_ENTRIES = 2**25
 """Observations whose densities are in memory at once: more particles are drawn in parts."""
 
 LOWEST_TAIL = 700.0
