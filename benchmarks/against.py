@@ -2,7 +2,8 @@
 
 Two processes, one per tree, each build the same pieces of work from their own tree's benchmark
 scripts; the parent lets them run one after the other, A B A B, so that a drifting machine slows
-both alike. Printed is the ratio now / before: below 1 is faster than before.
+both alike. Times are the processor's, which do not count what others compute. Printed is the ratio
+now / before: below 1 is faster than before.
 
     uv run python benchmarks/against.py COMMIT
     uv run python benchmarks/against.py COMMIT --only step filter
@@ -35,7 +36,7 @@ def work(script: str) -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{script} {number}", module.training_step(size, "cpu")
     elif script == "node_step":
         for method in ("midpoint", "rk4"):
-            for batch in (64, 650):
+            for batch in (64, 256, 650):
                 yield f"{script} {method} {batch}", module.rolls(method, batch, "cpu")[0]
     else:
         from known_teacher import teacher_as_model
@@ -64,10 +65,10 @@ def serve(script: str) -> None:
                 step()
         print("\t".join(pieces), flush=True)
         for name in sys.stdin:
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(BLOCK):
                 pieces[name.strip()]()
-            print(1e3 * (time.perf_counter() - started) / BLOCK, flush=True)
+            print(1e3 * (time.process_time() - started) / BLOCK, flush=True)
 
 
 def start(tree: Path, script: str) -> "subprocess.Popen[str]":

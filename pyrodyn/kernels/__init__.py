@@ -12,6 +12,9 @@ gradients with it, and second derivatives (``create_graph=True``) are those of t
                     second derivative)
 `runge_kutta`       explicit Runge-Kutta steps of an MLP vector field
 `low_rank`          one step of a low-rank recurrent network
+`low_rank_vsmc`     its VSMC bound, all bins in one loop (no second derivative)
+`low_rank_filter`   its particle filter (no derivative)
+`low_rank_weights`  the weights of their particles
 `activations`       the activations of its units
 `affine_poisson`    log probability of a population's counts given latents
 `gaussian`          affine maps, quadratic forms and proposals of short vectors

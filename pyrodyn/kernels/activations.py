@@ -58,14 +58,14 @@ class Activation(ABC):
         """phi'(y), ``(..., unit)``."""
 
     @abstractmethod
-    def forward(self, y: Float[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
+    def forward(self, y: Float[Tensor, "unit state"]) -> Float[Tensor, "unit state"]:
         """f(y), in the memory of y."""
 
     @abstractmethod
     def backward(
-        self, d_rates: Float[Tensor, "row unit"], rates: Float[Tensor, "row unit"]
-    ) -> Float[Tensor, "row unit"]:
-        """The gradient of y, from that of f(y) and from f(y)."""
+        self, d_rates: Float[Tensor, "unit state"], rates: Float[Tensor, "unit state"]
+    ) -> Float[Tensor, "unit state"]:
+        """The gradient of y, in the memory of that of f(y), from it and f(y)."""
 
 
 class Shifted(Activation):
@@ -101,7 +101,7 @@ class Relu(Shifted):
 
     def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """Slope 1 where the rate is above 0."""
-        return _aten.threshold_backward(d_rates, rates, 0.0)
+        return _aten.threshold_backward.grad_input(d_rates, rates, 0.0, grad_input=d_rates)
 
 
 class LeakyRelu(Shifted):
@@ -113,7 +113,7 @@ class LeakyRelu(Shifted):
 
     def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """Slope 1 where the rate is above 0, LEAK elsewhere."""
-        return _aten.leaky_relu_backward(d_rates, rates, LEAK, True)
+        return _aten.leaky_relu_backward.grad_input(d_rates, rates, LEAK, True, grad_input=d_rates)
 
 
 class HardTanh(Shifted):
@@ -125,7 +125,7 @@ class HardTanh(Shifted):
 
     def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """Slope 1 where the rate is within (-1, 1)."""
-        return _aten.hardtanh_backward(d_rates, rates, -1.0, 1.0)
+        return _aten.hardtanh_backward.grad_input(d_rates, rates, -1.0, 1.0, grad_input=d_rates)
 
 
 class ClippedRelu(Activation):
@@ -149,7 +149,7 @@ class ClippedRelu(Activation):
 
     def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """Slope 1 where the rate is within (0, 1)."""
-        return _aten.hardtanh_backward(d_rates, rates, 0.0, 1.0)
+        return _aten.hardtanh_backward.grad_input(d_rates, rates, 0.0, 1.0, grad_input=d_rates)
 
 
 class Tanh(Activation):
@@ -169,7 +169,7 @@ class Tanh(Activation):
 
     def backward(self, d_rates: Tensor, rates: Tensor) -> Tensor:
         """Slope 1 - phi^2."""
-        return _aten.tanh_backward(d_rates, rates)
+        return _aten.tanh_backward.grad_input(d_rates, rates, grad_input=d_rates)
 
 
 class Identity(Activation):

@@ -17,8 +17,9 @@ and particles are resampled before they are drawn::
 
 The reference is `pyrodyn.infer.smc.SequentialMonteCarlo` recorded by autograd, which draws the same
 random numbers in the same order. Autograd records some sixty small tensors per bin, whose overhead
-is several times their arithmetic. Here a bin consists of the lines above, on rows ``(trial,
-particle)``, and the gradients of the weights are accumulated in place.
+is several times their arithmetic. Here a bin consists of the lines above, on states ``(dim, trial,
+particle)`` (see `pyrodyn.kernels.low_rank`; ``(trial, dim, particle)`` where every trial has a
+matrix of its own), and the gradients of the weights are accumulated in place.
 """
 
 import math
@@ -30,9 +31,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from pyrodyn.kernels.affine_poisson import AffinePoissonSteps
-from pyrodyn.kernels.gaussian import half_sum
 from pyrodyn.kernels.low_rank import LowRankSteps
+from pyrodyn.kernels.low_rank_weights import (
+    GaussianWeighting,
+    GaussianWeights,
+    PoissonWeighting,
+    PoissonWeights,
+)
 
 Resample = Callable[[Float[Tensor, "particle trial"]], Int[Tensor, "particle trial"]]
 """Draws ancestors from log weights."""
@@ -48,7 +53,7 @@ class NetworkSteps(NamedTuple):
         n: from units to latents, ``(dim, unit)``.
         threshold: h, None for units without one.
         decay: a.
-        gain: A, ``(trial, time, dim, dim)``.
+        gain: A, ``(trial, time, dim, dim)``; None for the transition itself, without a shift.
         shift: c, ``(trial, time, dim)``.
         factor: L, ``(trial, time, dim, dim)``.
     """
@@ -59,47 +64,9 @@ class NetworkSteps(NamedTuple):
     n: Tensor
     threshold: Tensor | None
     decay: Tensor
-    gain: Tensor
-    shift: Tensor
+    gain: Tensor | None
+    shift: Tensor | None
     factor: Tensor
-
-
-class GaussianWeights(NamedTuple):
-    """The weights of an optimal proposal, which are quadratic in the means of the steps.
-
-    Attributes:
-        slope: v, ``(trial, time, dim)``.
-        curvature: M, ``(trial, time, dim, dim)``.
-        constant: ``(trial, time)``.
-        centre: s, ``(trial, time, dim)``; has no gradient.
-    """
-
-    slope: Tensor
-    curvature: Tensor
-    constant: Tensor
-    centre: Tensor
-
-
-class PoissonWeights(NamedTuple):
-    """The weights of counts with an affine readout of z.
-
-    Attributes:
-        loading: ``(neuron, dim)``.
-        offset: ``(neuron,)`` or ``(trial, time, neuron)``.
-        whitening: R of the first and of later bins, ``(2, dim, dim)``.
-        constant: the same for all particles of a bin, ``(trial, time)``.
-        x: counts, ``(trial, time, neuron)``; have no gradient.
-        weight: weight of every count, 0 where it is not scored; has no gradient.
-        link: of the mean, see `pyrodyn.kernels.affine_poisson`.
-    """
-
-    loading: Tensor
-    offset: Tensor
-    whitening: Tensor
-    constant: Tensor
-    x: Tensor
-    weight: Tensor
-    link: str
 
 
 def low_rank_vsmc(
@@ -151,45 +118,46 @@ class _Bound(torch.autograd.Function):
         *differentiable: Tensor,
     ) -> tuple[Tensor, Tensor]:
         num_trials, num_bins, dim = shift.shape
-        shape = (num_trials, setting.num_particles, dim)
+        shape = (dim, num_trials, setting.num_particles)
         steps = LowRankSteps(m, n, threshold, decay, setting.activation)
         weighting: Any
         if isinstance(setting.weights, GaussianWeights):
-            weighting = _GaussianWeighting(setting.weights, *differentiable)
+            weighting = GaussianWeighting(setting.weights, *differentiable)
         else:
-            weighting = _PoissonWeighting(setting.weights, *differentiable)
-        drives = [None] * num_bins if drive is None else drive[:, None].unbind(2)
-        gains, shifts, factors = gain.mT.unbind(1), shift[:, None].unbind(2), factor.mT.unbind(1)
+            weighting = PoissonWeighting(setting.weights, *differentiable)
+        drives = [None] * num_bins if drive is None else by_bin(drive)
+        gains, shifts, factors = gain.unbind(1), shift[..., None].unbind(1), factor.unbind(1)
         first_row = setting.num_particles * torch.arange(num_trials, device=shift.device)[:, None]
 
         def ancestors(log_w: Tensor) -> Tensor:
             return (setting.resample(log_w.t()).t() + first_row).flatten()
 
         tape, all_log_w = _Tape(any(ctx.needs_input_grad)), []
-        z = log_w = shift
+        log_w = shift
+        before = shift.new_empty(0)
         for t in range(num_bins):
             rows, kept = None, None
             if t == 0:
-                before = mean = first_mean[:, None].expand(shape)
+                mean = first_mean.t()[..., None].expand(shape)
             else:
-                before = z
                 if not weighting.is_exact:
                     rows = ancestors(log_w)
-                    before = z.view(-1, dim).index_select(0, rows).view(shape)
+                    before = select(before, rows)
                 mean, kept = steps.forward(before, drives[t - 1])
+            mean = mean.transpose(0, 1)
             if weighting.is_exact:
                 log_w = weighting.forward(t, mean, tape.is_recording)
                 if t > 0:
                     rows = ancestors(log_w)
-                    mean = mean.view(-1, dim).index_select(0, rows).view(shape)
-            # In the order in which `SequentialMonteCarlo` draws, so that both draw the same.
-            noise = torch.randn(shape[1], num_trials, dim, dtype=shift.dtype, device=shift.device)
-            noise = noise.transpose(0, 1).contiguous()
-            z = torch.baddbmm(torch.baddbmm(shifts[t], mean, gains[t]), noise, factors[t])
+                    mean = select(mean.transpose(0, 1), rows).transpose(0, 1)
+            noise = draw_noise(setting.num_particles, shift[:, t])
+            z = torch.baddbmm(torch.baddbmm(shifts[t], gains[t], mean), factors[t], noise)
+            before = z.transpose(0, 1).contiguous()
             if not weighting.is_exact:
-                log_w = weighting.forward(t, mean, tape.is_recording, z, noise)
+                drawn = before.transpose(0, 1)
+                log_w = weighting.forward(t, mean, tape.is_recording, drawn, noise)
             all_log_w.append(log_w)
-            tape.record(before, kept, rows, mean, noise, z)
+            tape.record(kept, rows, mean, noise, before)
         log_w = torch.stack(all_log_w, 1)
         weights = torch.softmax(log_w, -1)
         evidence = log_w.logsumexp(-1).sum(1) - num_bins * math.log(setting.num_particles)
@@ -216,44 +184,70 @@ class _Bound(torch.autograd.Function):
         gains, d_log_w = gain.unbind(1), (weights * grads[0][:, None, None]).unbind(1)
         num_bins = len(gains)
         d_drive = None if drive is None else torch.zeros_like(drive)
-        d_z, all_d_z = torch.zeros_like(tape.z[-1]), []
+        d_z, all_d_z = torch.zeros_like(tape.noise[-1]), []
         for t in range(num_bins - 1, -1, -1):
             if weighting.is_exact:
-                d_mean = _scatter(torch.bmm(d_z, gains[t]), tape.rows[t])
+                d_mean = torch.bmm(gains[t].mT, d_z)
+                d_mean = scatter(d_mean.transpose(0, 1), tape.rows[t]).transpose(0, 1)
                 d_mean = weighting.backward(t, d_log_w[t], d_mean)
             else:
-                d_z, d_mean = weighting.backward(t, d_log_w[t], d_z, tape.z[t])
-                d_mean.baddbmm_(d_z, gains[t])
+                drawn = tape.z[t].transpose(0, 1)
+                d_z, d_mean = weighting.backward(t, d_log_w[t], d_z, drawn)
+                d_mean.baddbmm_(gains[t].mT, d_z)
             all_d_z.append(d_z)
             if t == 0:
                 break
-            d_z, d_currents = steps.backward(tape.before[t], tape.kept[t], d_mean)
+            d_before, d_currents = steps.backward(tape.kept[t], d_mean.transpose(0, 1))
             if d_drive is not None:
-                d_drive[:, t - 1] = d_currents.view(*d_z.shape[:2], -1).sum(1)
+                d_drive[:, t - 1] = d_currents.sum(2).t()
             if not weighting.is_exact:
-                d_z = _scatter(d_z, tape.rows[t])
+                d_before = scatter(d_before, tape.rows[t])
+            d_z = d_before.transpose(0, 1)
         d_draws = torch.stack(all_d_z[::-1], 1)
         return (
             None,
-            d_mean.sum(1),
+            d_mean.sum(2),
             d_drive,
             *steps.gradients(),
-            d_draws.mT @ torch.stack(tape.mean, 1),
-            d_draws.sum(2),
-            d_draws.mT @ torch.stack(tape.noise, 1),
+            d_draws @ torch.stack(tape.mean, 1).mT,
+            d_draws.sum(3),
+            d_draws @ torch.stack(tape.noise, 1).mT,
             *weighting.gradients(),
             grads[0][:, None].expand(-1, num_bins),
         )
 
 
-def _scatter(
-    gradient: Float[Tensor, "trial particle dim"], rows: Int[Tensor, " row"] | None
-) -> Float[Tensor, "trial particle dim"]:
-    """Gradients of selected rows, added up at the rows from which they were selected."""
+def by_bin(drive: Float[Tensor, "trial time unit"]) -> tuple[Float[Tensor, "unit trial 1"], ...]:
+    """The drive of every bin, units first."""
+    return drive.permute(1, 2, 0)[..., None].unbind(0)
+
+
+def draw_noise(
+    num_particles: int, like: Float[Tensor, "trial dim"]
+) -> Float[Tensor, "trial dim particle"]:
+    """Standard normals, in the order in which `SequentialMonteCarlo` draws them, so that both draw
+    the same.
+    """
+    shape = (num_particles, *like.shape)
+    noise = torch.randn(shape, dtype=like.dtype, device=like.device)
+    return noise.permute(1, 2, 0).contiguous()
+
+
+def select(
+    values: Float[Tensor, "dim trial particle"], rows: Int[Tensor, " row"]
+) -> Float[Tensor, "dim trial particle"]:
+    """Values of ancestors, from their indices among all trials and particles."""
+    return values.flatten(1).index_select(1, rows).view(values.shape)
+
+
+def scatter(
+    gradient: Float[Tensor, "dim trial particle"], rows: Int[Tensor, " row"] | None
+) -> Float[Tensor, "dim trial particle"]:
+    """The gradient of values from that of those selected."""
     if rows is None:
         return gradient
-    flat = gradient.view(len(rows), -1)
-    return torch.zeros_like(flat).index_add_(0, rows, flat).view(gradient.shape)
+    flat = gradient.flatten(1)
+    return torch.zeros_like(flat).index_add_(1, rows, flat).view(gradient.shape)
 
 
 class _Tape:
@@ -265,7 +259,6 @@ class _Tape:
 
     def __init__(self, is_recording: bool) -> None:
         self.is_recording = is_recording
-        self.before: list[Tensor] = []
         self.kept: list[Any] = []
         self.rows: list[Tensor | None] = []
         self.mean: list[Tensor] = []
@@ -274,7 +267,6 @@ class _Tape:
 
     def record(
         self,
-        before: Tensor,
         kept: Any,
         rows: Tensor | None,
         mean: Tensor,
@@ -283,112 +275,8 @@ class _Tape:
     ) -> None:
         """Append one bin."""
         if self.is_recording:
-            self.before.append(before)
             self.kept.append(kept)
             self.rows.append(rows)
             self.mean.append(mean)
             self.noise.append(noise)
             self.z.append(z)
-
-
-class _GaussianWeighting:
-    """Weights of an optimal proposal, from the means of the network's steps."""
-
-    is_exact = True
-
-    def __init__(
-        self, fixed: GaussianWeights, slope: Tensor, curvature: Tensor, constant: Tensor
-    ) -> None:
-        self._centres = fixed.centre[:, None].unbind(2)
-        self._slopes, self._curvatures = slope[:, None].unbind(2), curvature.unbind(1)
-        self._constants = constant[:, None].unbind(2)
-        self._tape: list[tuple[Tensor, Tensor]] = []
-
-    def reset_gradients(self) -> None:
-        """Set the accumulated gradients to 0."""
-        self._weighted: list[Tensor] = []
-
-    def forward(self, t: int, mean: Tensor, is_recording: bool) -> Tensor:
-        """Log w."""
-        slope, deviation = self._slopes[t], mean - self._centres[t]
-        # M is symmetric.
-        gradient = torch.baddbmm(slope, deviation, self._curvatures[t], alpha=-1)
-        if is_recording:
-            self._tape.append((deviation, gradient))
-        return half_sum(deviation * (gradient + slope)).add_(self._constants[t])
-
-    def backward(self, t: int, d_log_w: Tensor, d_mean: Tensor) -> Tensor:
-        """The gradient of the means: that of the weights added to ``d_mean``."""
-        deviation, gradient = self._tape[t]
-        each = d_log_w[..., None]
-        self._weighted.append(each * deviation)
-        return torch.addcmul(d_mean, each, gradient)
-
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """Gradients of slope and curvature."""
-        weighted = torch.stack(self._weighted[::-1], 1)
-        deviation = torch.stack([deviation for deviation, _ in self._tape], 1)
-        return weighted.sum(2), (weighted.mT @ deviation).mul_(-0.5)
-
-
-class _PoissonWeighting:
-    """Weights of counts, from draws of the proposal."""
-
-    is_exact = False
-
-    def __init__(
-        self,
-        fixed: PoissonWeights,
-        loading: Tensor,
-        offset: Tensor,
-        whitening: Tensor,
-        constant: Tensor,
-    ) -> None:
-        self._weighted_x, self._weight = (
-            each[:, None].unbind(2) for each in (fixed.weight * fixed.x, fixed.weight)
-        )
-        self._counts = AffinePoissonSteps(loading, fixed.link)
-        is_shared = offset.ndim == 1
-        self._offsets = [offset] * len(self._weight) if is_shared else offset[:, None].unbind(2)
-        self._whitening, self._constants = whitening, constant[:, None].unbind(2)
-        self._transposed = whitening.mT.contiguous()
-        self._tape: list[Any] = []
-        self._offset = offset
-
-    def reset_gradients(self) -> None:
-        """Set the accumulated gradients to 0."""
-        self._counts.reset_gradients()
-        self._d_offset = torch.zeros_like(self._offset)
-        self._d_whitened: list[Tensor] = []
-
-    def forward(self, t: int, mean: Tensor, is_recording: bool, z: Tensor, noise: Tensor) -> Tensor:
-        """Log w."""
-        weighted_x, weight = self._weighted_x[t], self._weight[t]
-        log_p, slope = self._counts.forward(z, self._offsets[t], weighted_x, weight, is_recording)
-        deviation = z - mean
-        whitened = deviation @ self._transposed[min(t, 1)]
-        half_squares = half_sum(noise.square().addcmul_(whitened, whitened, value=-1))
-        if is_recording:
-            self._tape.append((slope, deviation, whitened))
-        return log_p.add_(half_squares).add_(self._constants[t])
-
-    def backward(self, t: int, d_log_w: Tensor, d_z: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of the draws, that of the weights added to ``d_z``, and of the means."""
-        slope, _, whitened = self._tape[t]
-        d_offset = self._counts.offset_gradient(slope, d_log_w, self._offsets[t])
-        if self._d_offset.ndim == 1:
-            self._d_offset += d_offset
-        else:
-            self._d_offset[:, t] = d_offset[:, 0]
-        d_whitened = d_log_w[..., None] * whitened
-        self._d_whitened.append(d_whitened)
-        d_mean = d_whitened @ self._whitening[min(t, 1)]
-        return self._counts.backward(z, slope, d_log_w).add_(d_z).sub_(d_mean), d_mean
-
-    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of loading, offset and whitening."""
-        d_whitened = torch.stack(self._d_whitened[::-1])
-        deviation = torch.stack([deviation for _, deviation, _ in self._tape])
-        per_bin = -d_whitened.flatten(1, 2).mT @ deviation.flatten(1, 2)
-        d_whitening = torch.stack([per_bin[0], per_bin[1:].sum(0)])
-        return self._counts.gradient(), self._d_offset, d_whitening

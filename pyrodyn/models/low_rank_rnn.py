@@ -42,12 +42,9 @@ from pyrodyn.kernels.activations import ACTIVATIONS
 from pyrodyn.kernels.affine_poisson import affine_poisson_log_prob, softplus_and_log
 from pyrodyn.kernels.gaussian import log_factor
 from pyrodyn.kernels.low_rank import low_rank_step
-from pyrodyn.kernels.low_rank_vsmc import (
-    GaussianWeights,
-    NetworkSteps,
-    PoissonWeights,
-    low_rank_vsmc,
-)
+from pyrodyn.kernels.low_rank_filter import low_rank_filter
+from pyrodyn.kernels.low_rank_vsmc import NetworkSteps, low_rank_vsmc
+from pyrodyn.kernels.low_rank_weights import GaussianWeights, PoissonWeights
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.initial_loadings import start_loading
 from pyrodyn.models.latent_dynamics import check_config
@@ -71,8 +68,10 @@ from pyrodyn.models.proposals import (
     regularised_inverse,
 )
 from pyrodyn.models.state_space import (
+    Bootstrap,
     Bound,
     Distribution,
+    Filtered,
     Observed,
     Resample,
     StateSpaceModel,
@@ -460,14 +459,22 @@ class LowRankRNN(StateSpaceModel):
         is_linear = self.readout_from != "rates" and self.observation.is_gaussian()
         if not is_linear or not scored.all():
             return super().log_likelihood(state, x, scored, scored_weight)
-        emission = self._linear_emission(state.v)
+        seen = self._quadratic_likelihood(state.v, x)
+        deviation = state.z - seen.centre
+        return log_factor(deviation, seen.slope, seen.curvature, seen.constant) * scored_weight
+
+    def _quadratic_likelihood(
+        self, v: Float[Tensor, "*left input"], x: Float[Tensor, "*left neuron"]
+    ) -> GaussianWeights:
+        """Log p(x | z) of a linear-Gaussian observation."""
+        emission = self._linear_emission(v)
         error, C, r = x - emission.offset, emission.matrix, emission.variance
         J = self.hoisted("observed_precision", lambda: C.mT @ (C / r[:, None]))
         inverse = self.hoisted("regularised_inverse", lambda: regularised_inverse(J))
         centre = likelihood_mode((error / r) @ C, inverse)
         residual = error - centre @ C.mT
         constant = -0.5 * (residual.square() / r + r.log() + LOG_2PI).sum(-1)
-        return log_factor(state.z - centre, (residual / r) @ C, J, constant) * scored_weight
+        return GaussianWeights((residual / r) @ C, J, constant, centre)
 
     def fused_vsmc(
         self, observed: Observed, num_particles: int, resample: Resample
@@ -476,18 +483,61 @@ class LowRankRNN(StateSpaceModel):
         for the optimal proposal of a Gaussian observation whose scored entries are all visible, and
         for Poisson counts with an encoder and an affine readout.
         """
+        fused = None if type(self.proposal) is Bootstrap else self._fused(observed)
+        if fused is None:
+            return None
+        return Bound(*low_rank_vsmc(*fused, self.activation, num_particles, resample))
+
+    def fused_filter(
+        self, observed: Observed, num_particles: int, resample: Resample, ess_threshold: float
+    ) -> Filtered | None:
+        """The filter by `pyrodyn.kernels.low_rank_filter`: where there is a fused bound, and for
+        the bootstrap proposal of Poisson counts, or of a Gaussian observation scored in full, with
+        an affine readout.
+        """
+        fused = self._fused(observed)
+        if fused is None:
+            return None
+        bins = low_rank_filter(*fused, self.activation, num_particles, resample, ess_threshold)
+        v, i = (each.transpose(0, 1) for each in (self.filtered(observed.inputs), observed.inputs))
+        return Filtered(bins, LowRankState(bins.z.permute(0, 3, 2, 1), v, i))
+
+    def _fused(
+        self, observed: Observed
+    ) -> tuple[NetworkSteps, GaussianWeights | PoissonWeights] | None:
+        """The steps and weights of particles for the kernels; None where they do not serve."""
         bypassed = ("emission", "log_likelihood", "mean_step", "currents", "activate")
         if self.is_full_rank or not self.has_gaussian_steps():
             return None
         if not self.has_own(*bypassed, of=LowRankRNN):
             return None
         encoding, proposal = observed.encoding, type(self.proposal)
+        is_affine = self.readout_from != "rates"
+        counts = isinstance(self.observation, Poisson) and is_affine
         is_exact = proposal is OptimalFactor and encoding.is_exact
-        counts = isinstance(self.observation, Poisson) and self.readout_from != "rates"
-        if not is_exact and not (proposal is EncoderFactor and counts):
+        is_bootstrap = proposal is Bootstrap
+        is_linear = (
+            is_bootstrap
+            and is_affine
+            and self.observation.is_gaussian()
+            and bool(observed.scored.all())
+        )
+        is_counted = counts and (is_bootstrap or proposal is EncoderFactor)
+        if not (is_exact or is_linear or is_counted):
             return None
-        first, later = encoding.first, encoding.later
-        v = self.filtered(observed.inputs)
+        v, noises = self.filtered(observed.inputs), self.process_noise()
+        num_trials, num_bins = v.shape[:2]
+        if is_bootstrap:
+            first_factor, later_factor = (noise.factor for noise in noises)
+            factor = torch.stack([first_factor, *[later_factor] * (num_bins - 1)])
+            drawn = None, None, factor.expand(num_trials, *factor.shape)
+        else:
+            first, later = encoding.first, encoding.later
+            drawn = (
+                encoding.of_all_bins(first.gain, later.gain, 2),
+                encoding.of_all_bins(first.shift, later.shift, 1),
+                encoding.of_all_bins(first.covariance.factor, later.covariance.factor, 2),
+            )
         steps = NetworkSteps(
             self.initial(None, observed.inputs[:, 0]).mean,
             functional.linear(v, self.input_weights) if v.shape[-1] else None,
@@ -495,36 +545,36 @@ class LowRankRNN(StateSpaceModel):
             self.n,
             self.step_threshold(),
             self.decay(),
-            encoding.of_all_bins(first.gain, later.gain, 2),
-            encoding.of_all_bins(first.shift, later.shift, 1),
-            encoding.of_all_bins(first.covariance.factor, later.covariance.factor, 2),
+            *drawn,
         )
-        weights: GaussianWeights | PoissonWeights
+        if is_linear:
+            seen = self._quadratic_likelihood(v, observed.x)
+            slope, curvature, constant = (
+                field * observed.scored_weight
+                for field in (seen.slope, seen.curvature, seen.constant)
+            )
+            curvature = curvature.expand(num_trials, num_bins, *curvature.shape)
+            return steps, GaussianWeights(slope, curvature, constant, seen.centre)
         if is_exact:
-            weights = GaussianWeights(
+            return steps, GaussianWeights(
                 encoding.of_all_bins(first.slope, later.slope, 1),
                 encoding.of_all_bins(first.curvature, later.curvature, 2),
                 encoding.of_all_bins(first.constant, later.constant, 0),
                 later.centre,
             )
-        else:
-            weight = observed.scored.to(observed.x.dtype) * observed.scored_weight
-            x = torch.where(observed.scored, observed.x, self.observation.filler)
-            noises = self.process_noise()
+        weight = observed.scored.to(observed.x.dtype) * observed.scored_weight
+        x = torch.where(observed.scored, observed.x, self.observation.filler)
+        constant, whitening = -(weight * torch.lgamma(x + 1)).sum(-1), None
+        if not is_bootstrap:
             first_ratio, later_ratio = (
                 posterior.covariance.half_log_det - noise.half_log_det
                 for posterior, noise in zip((first, later), noises, strict=True)
             )
-            log_ratio = encoding.of_all_bins(first_ratio, later_ratio, 0)
-            weights = PoissonWeights(
-                *self.affine_readout(v),
-                torch.stack([noise.inverse for noise in noises]),
-                log_ratio - (weight * torch.lgamma(x + 1)).sum(-1),
-                x,
-                weight,
-                self.rate_link(),
-            )
-        return Bound(*low_rank_vsmc(steps, weights, self.activation, num_particles, resample))
+            constant = encoding.of_all_bins(first_ratio, later_ratio, 0) + constant
+            whitening = torch.stack([noise.inverse for noise in noises])
+        return steps, PoissonWeights(
+            *self.affine_readout(v), whitening, constant, x, weight, self.rate_link()
+        )
 
     def linear_gaussian(self, inputs: Float[Tensor, "trial time input"]) -> LinearGaussian:
         """The matrices of a network without kinks whose observation is Gaussian::

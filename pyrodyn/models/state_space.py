@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
 from pyrodyn.distributions.paths import LastDraw, StatePath
+from pyrodyn.kernels.low_rank_filter import FilteredBins
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.linear_gaussian import LinearEmission, LinearGaussian
 from pyrodyn.models.observations import Observation, ObservationSpec, observe
@@ -278,6 +279,20 @@ class StateSpaceModel(LatentDynamics):
         """
         return None
 
+    def fused_filter(
+        self, observed: "Observed", num_particles: int, resample: Resample, ess_threshold: float
+    ) -> "Filtered | None":
+        """The particle filter by a kernel that fuses all bins; None for a model, proposal or data
+        without one, which is the default: `pyrodyn.infer.particle_filter` then goes bin by bin.
+
+        Args:
+            observed: whole trials.
+            num_particles: K.
+            resample: draws ancestors, which then have equal weights.
+            ess_threshold: fraction of K below which a trial is resampled.
+        """
+        return None
+
     def linear_gaussian(self, inputs: Float[Tensor, "trial time input"]) -> LinearGaussian:
         """The matrices of a linear-Gaussian model on given inputs, for exact inference.
 
@@ -412,6 +427,19 @@ class Bound(NamedTuple):
 
     log_evidence: Float[Tensor, " trial"]
     effective_sample_size: Float[Tensor, " trial"]
+
+
+class Filtered(NamedTuple):
+    """The result of a fused particle filter.
+
+    Attributes:
+        bins: the particles and their weights.
+        states: their states; fields ``(time, particle, trial, dim)``, or without particles where
+            they share one.
+    """
+
+    bins: FilteredBins
+    states: State
 
 
 class Proposal(nn.Module):

@@ -31,6 +31,7 @@ from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.state_space import (
     Distribution,
+    Filtered,
     Observed,
     State,
     StateSpaceModel,
@@ -363,6 +364,14 @@ def particle_filter(
     states: list[Any] = []
     with model.hoisting():
         observed = Observed.of(model, batch)
+        if resampling != "soft":  # whose survivors have unequal weights
+            scheme = scheme_named(resampling)
+            fused = model.fused_filter(
+                observed, num_particles, lambda log_w: scheme(log_w).ancestors, ess_threshold
+            )
+            if fused is not None:
+                check_alive(fused.bins.log_evidence, batch.trial, model.first_bin)
+                return _result_of(fused)
         particles = algorithm.init(observed)
         starts = particles.start
         for t in range(observed.x.shape[1]):
@@ -390,6 +399,31 @@ def particle_filter(
         resampled=torch.stack([record.resampled for record in records]),
         log_evidence=increments,
         log_evidence_variance=particles.log_evidence_variance(),
+    )
+
+
+def _result_of(fused: Filtered) -> FilterResult:
+    """The result of a fused filter, whose tensors have trials before particles."""
+    z, ancestors, log_weights, ess, resampled, increments, origin = fused.bins
+    last = Particles(
+        None,
+        None,
+        None,
+        log_weights[-1].t(),
+        increments.sum(0, dtype=torch.float64),
+        origin.t(),
+        resampled.sum(0),
+    )
+    return FilterResult(
+        starts=None,
+        paths=z.permute(0, 3, 2, 1),
+        states=fused.states,
+        ancestors=ancestors.transpose(1, 2),
+        log_weights=log_weights.transpose(1, 2),
+        effective_sample_size=ess,
+        resampled=resampled,
+        log_evidence=increments,
+        log_evidence_variance=last.log_evidence_variance(),
     )
 
 

@@ -68,7 +68,6 @@ def stratified(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     return _classical(_at_points(log_weights, points))
 
 
-@torch.no_grad()
 def systematic(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """A grid of K points (j + u) / K with one random shift u.
 
@@ -171,7 +170,7 @@ def _summed(
     log_weights: Float[Tensor, "particle trial"],
 ) -> Float[Tensor, "trial particle"]:
     """Cumulative weights, in double precision: in single, many weights sum to less than 1."""
-    return torch.softmax(log_weights.t(), 1, dtype=torch.float64).cumsum_(1)
+    return torch.softmax(log_weights.detach().t(), 1, dtype=torch.float64).cumsum_(1)
 
 
 def _repeated(up_to: Int[Tensor, "trial particle"]) -> Int[Tensor, "particle trial"]:
