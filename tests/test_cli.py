@@ -384,6 +384,31 @@ def test_names_are_completed_in_the_shell(arguments, typed, expected, monkeypatc
     assert out.split() == [expected]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_without_latents(command, counts_file, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "more"
+    arguments = ("fit", counts_file, "--out", run, "--model", "ndt", "--max-epochs", 1)
+    code, printed, err = command(*arguments, "--test-fraction", 0.3)
+    assert code == 0, err
+    assert "model in" in printed
+    code, printed, err = command("check", run, counts_file)
+    assert code == 0, err
+    assert "draws by method='dropout'" in printed
+    assert re.search(r"There is no estimate of the evidence: .*NDT has none", printed)
+    code, printed, err = command("plot", run, counts_file, "--out", out)
+    assert code == 0, err
+    assert [path.name for path in out.iterdir()] == ["rates.png"]
+    code, _, err = command(
+        "posterior", run, counts_file, "--out", tmp_path / "t.zarr", "--draws", 3
+    )
+    assert code == 0, err
+    assert xr.open_datatree(tmp_path / "t.zarr").attrs["method"] == "dropout"
+    for words in (("fixed-points", run), ("posterior", run, counts_file, "--method", "pool")):
+        code, _, err = command(*words, "--out", tmp_path / "p.zarr")
+        assert code == 2
+        assert re.search(r"NDT has (no dynamics of its own|none: it predicts)", err)
+
+
 def test_the_names_offered_are_those_accepted():
     assert cli.METHODS == samplers.METHODS
     for name in cli.MODELS:

@@ -20,13 +20,16 @@ from pyrodyn.posterior.draws import (
     pool_draws,
     smoother_draws,
 )
-from pyrodyn.posterior.parameter_draws import at_each_draw
+from pyrodyn.posterior.parameter_draws import at_each_draw, concatenated
 from pyrodyn.posterior.sites import Draws
 
 METHODS = ("guide", "dropout", "importance", "smoother", "pool", "exact", "mcmc")
 
 NUM_DRAWS, NUM_MCMC_DRAWS = 100, 400
 """Draws per trial of a tree by default; those of chains depend on each other."""
+
+TRIALS_AT_ONCE = 256
+"""Copies of trials that a model without latents runs on at once."""
 
 Sampler = Callable[[Batch, int], Draws]
 """Makes so many draws for every trial of a batch."""
@@ -127,12 +130,37 @@ class DropoutDraws:
                 f"this {type(model).__name__} has no dropout by which draws could differ: take"
                 " method='guide', whose draws of the rates are identical"
             )
-        self.model, self.draw = model, SingleDraws(model, guide)
+        self.model = model
+        self.one_by_one = SingleDraws(model, guide)
+        self.at_once = GuideSampler(model, guide)
 
     def __call__(self, batch: Batch, num_draws: int) -> Draws:
         """Draws for the trials of a batch."""
         with active_dropout(self.model):
-            return self.draw(batch, num_draws)
+            if self.model.priors is not None:
+                return self.one_by_one(batch, num_draws)
+            most = max(1, TRIALS_AT_ONCE // batch.num_trials)
+            starts = range(0, num_draws, most)
+            return concatenated(
+                [self._of_copies(batch, min(most, num_draws - start)) for start in starts]
+            )
+
+    def _of_copies(self, batch: Batch, num_draws: int) -> Draws:
+        """One draw for each of so many copies of every trial, as so many draws."""
+        shape = num_draws, batch.num_trials
+        drawn = self.at_once(batch.take(torch.arange(batch.num_trials).repeat(num_draws)), 1)
+
+        def separate(value: Tensor) -> Tensor:
+            return value.reshape(*shape, *value.shape[2:])
+
+        local = {name: separate(value) for name, value in drawn.sites.local.items()}
+        return drawn._replace(
+            sites=drawn.sites._replace(local=local),
+            predictive=separate(drawn.predictive),
+            log_likelihood={name: separate(value) for name, value in drawn.log_likelihood.items()},
+            log_p=drawn.log_p._replace(local=separate(drawn.log_p.local)),
+            entries=lambda scored: separate(drawn.entries(scored.repeat(num_draws, 1, 1))),
+        )
 
 
 class AtParameters:

@@ -16,7 +16,7 @@ from pyrodyn.data.transforms import Forecast, HoldOutNeurons
 from pyrodyn.infer import VSMC, importance_sample, path_pool
 from pyrodyn.infer.traces import traced
 from pyrodyn.models import LFADS, NDT
-from pyrodyn.posterior import calibrate
+from pyrodyn.posterior import calibrate, samplers
 
 TINY = {"model_dim": 8, "num_layers": 2, "ffn_dim": 6}
 QUIET = {"progress": False, "accelerator": "cpu"}
@@ -177,6 +177,22 @@ def test_draws_differ_by_their_dropout_masks():
     assert (identical["posterior_predictive"]["x"].std("draw") > 0).any()
 
 
+def test_the_densities_of_a_draw_are_those_at_its_rates(monkeypatch):
+    data = counts(5)
+    ndt = tiny(data, dropout=0.4)
+    monkeypatch.setattr(samplers, "TRIALS_AT_ONCE", 12)  # two draws at once, then one
+    tree = pyrodyn.to_datatree(ndt, data, num_draws=5, log_likelihood="entry")
+    rates, x = (
+        torch.as_tensor(tree[name].values) for name in ("posterior/rates", "observed_data/x")
+    )
+    expected = torch.distributions.Poisson(rates).log_prob(x.float())
+    np.testing.assert_allclose(tree["log_likelihood"]["x"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        tree["sample_stats"]["lp"], expected.sum((-1, -2)), rtol=1e-4, atol=1e-4
+    )
+    assert len(rates[0].flatten(1).unique(dim=0)) == 5
+
+
 def test_predictions_average_over_dropout_masks():
     data = counts()
     ndt = tiny(data, dropout=0.4)
@@ -207,6 +223,15 @@ def test_priors_on_parameters_are_drawn():
         tree = pyrodyn.to_datatree(ndt, data, num_draws=3, method=method)
         assert tree["posterior"]["readout.bias"].dims == ("chain", "draw", "predictor")
         assert (tree["posterior"]["rates"].std("draw") > 0).all()
+
+
+def test_saved_and_loaded(tmp_path):
+    data = counts()
+    ndt = tiny(data, positions="learned", context_forward=0, dropout=0.2)
+    pyrodyn.save(ndt, tmp_path)
+    loaded = pyrodyn.load(tmp_path)
+    assert isinstance(loaded, NDT) and loaded.config == ndt.config
+    assert pyrodyn.predict(loaded, data).equals(pyrodyn.predict(ndt, data))
 
 
 # ------------------------------------------------------------------ fits

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from pyrodyn.data import held_out, recording
-from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, ShallowPLRNN
+from pyrodyn.models import LFADS, NDT, LinearDynamics, LowRankRNN, NodeSAE, RnnSAE, ShallowPLRNN
 from pyrodyn.posterior import elpd, for_ppc, randomised_pit, to_datatree
 
 
@@ -270,6 +270,28 @@ MODELS = {
     ShallowPLRNN: {"latent_dim": 2, "num_units": 5},
 }
 KINDS = ("poisson", "negative_binomial", "gaussian", "both", "ragged", "held_out")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_by_dropout_of_every_kind_of_data(kind):
+    data = data_of(kind)
+    observation = {"observation": kind} if kind == "negative_binomial" else {}
+    sizes = {"model_dim": 8, "num_layers": 2, "ffn_dim": 6, "dropout": 0.4}
+    model = NDT.for_recording(data, seed=0, **sizes, **observation).eval()
+    tree = to_datatree(model, data, num_draws=60, num_chains=2)
+    rates = {"var_names": ["rates" if "rates" in tree["posterior"] else "signal_mean"]}
+    summary = azs.summary(tree, **rates)
+    assert len(summary) and (summary["sd"].astype(float) > 0).any()
+    unit = tree["posterior"][rates["var_names"][0]].dims[-1]
+    first = {"trial": [0], "time": tree["posterior/time"].values[:1], unit: [0]}
+    assert azp.plot_rank(tree, coords=first, **rates, **NONE)
+    whole = for_ppc(tree)
+    assert azp.plot_ppc_dist(whole, kind="ecdf", num_samples=3, **NONE)
+    for name in whole["observed_data"].data_vars:
+        assert azp.plot_ppc_tstat(whole, t_stat="mean", var_names=name, **NONE)
+        assert azs.loo_pit(whole, var_names=name)[name].size
 
 
 @pytest.mark.slow
