@@ -8,7 +8,7 @@ import xarray as xr
 import pyrodyn
 from pyrodyn.data import HoldOutNeurons, recording
 from pyrodyn.infer import ELBO, GTF, AdaptiveForcing
-from pyrodyn.infer.objectives.gtf import VALIDATION_ALPHA
+from pyrodyn.infer.objectives.gtf import VALIDATION_ALPHA, forced_run, growth
 from pyrodyn.models import LFADS, LinearDynamics, LowRankRNN, ShallowPLRNN
 
 QUIET = {"progress": False, "accelerator": "cpu"}
@@ -153,8 +153,11 @@ def test_adaptive_forcing_follows_the_product_of_jacobians(kind, options):
     assert float(loss.alpha) == pytest.approx(alpha, rel=1e-9)  # every second step
     with torch.no_grad():
         loss.alpha.fill_(0.01)
+    run = forced_run(model, batch, emission, loss.alpha)
+    wanted = 1 - 1 / growth(model, run.states, batch.inputs).max()
+    assert wanted > 0.02
     loss.evaluate(batch, 2)
-    assert float(loss.alpha) > 0.01 + 0.5 * (alpha - 0.9)  # at once, as it grows
+    torch.testing.assert_close(loss.alpha, wanted)  # at once, as it grows
     constant = GTF(VALIDATION_ALPHA)(model, model.guide)
     assert torch.equal(loss(batch), constant(batch))
 
