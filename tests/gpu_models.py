@@ -97,6 +97,7 @@ CASES = {
     "counts and signal": Case(LOW_RANK, BOTH, LOW_RANK_SIZES),
     "LinearDynamics": Case(LINEAR, DRIVEN_SIGNAL, {"latent_dim": 2}),
     "Poisson LinearDynamics": Case(LINEAR, POISSON, {"latent_dim": 2}),
+    "ShallowPLRNN": Case(models.ShallowPLRNN.for_recording, DRIVEN_SIGNAL, LOW_RANK_SIZES),
     "DensityModel": Case(three_functions, POISSON),
 }
 

@@ -14,7 +14,17 @@ from pyro import poutine
 from torch import nn
 
 from pyrodyn import analysis, data, infer, posterior
-from pyrodyn.infer import ELBO, IWELBO, RWS, VSMC, Kalman, Objective, SmoothedScore
+from pyrodyn.infer import (
+    ELBO,
+    GTF,
+    IWELBO,
+    RWS,
+    VSMC,
+    AdaptiveForcing,
+    Kalman,
+    Objective,
+    SmoothedScore,
+)
 
 # ------------------------------------------------------------------ the double itself
 
@@ -123,6 +133,18 @@ def check_step(objective: Objective, kind: str) -> None:
 @pytest.mark.parametrize("kind", CASES)
 def test_a_training_step_agrees(kind: str) -> None:
     check_step(RECOMMENDED[kind], kind)
+
+
+@pytest.mark.parametrize("kind", ["ShallowPLRNN", "optimal"])
+def test_forcing_and_its_adaptation_agree(kind: str) -> None:
+    def steps(device: str) -> list[Any]:
+        model, _, batch = made(kind, device)
+        loss = GTF(AdaptiveForcing(every=1, gamma=0.5))(model, model.guide)
+        found = [loss.evaluate(batch, step).loss for step in range(3)]
+        found[-1].backward()
+        return [loss.alpha, *found, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    check_agreement(steps)
 
 
 @pytest.mark.slow
