@@ -594,6 +594,21 @@ SECTIONS = (
         ),
         lambda rows: f"At most {max(row['ratio'] for row in rows):.2f} times the data.",
     ),
+    Section(
+        "memory",
+        "Memory: inference",
+        "How does peak memory grow? An exponent of 0 does not, 1 in proportion.",
+        (
+            text("work"),
+            value("trials", digits=0),
+            value("bins", digits=0),
+            value("particles", digits=0),
+            value("peak_mb", "peak, MB", 0),
+            value("exponent", digits=2),
+        ),
+        lambda rows: f"Exponents of at most {max(row['exponent'] or 0 for row in rows):.2f}.",
+        lambda rows: list({row["work"]: row for row in rows}.values()),
+    ),
 )
 
 
