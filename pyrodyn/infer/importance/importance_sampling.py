@@ -8,7 +8,8 @@ guide misses mass of the posterior, or K is too small for its dimension.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -246,11 +247,12 @@ def weighted_particles(
     for start in range(0, num_particles, size):
         part = slice(start, min(start + size, num_particles))
         drawn = local_draws(program, batch, part.stop - start)
-        _check_has_weights(drawn)
+        _check_has_density(drawn)
         weighted = weighted_draws(model, drawn, log_densities(drawn), batch, part.stop - start)
         parts.append(weighted.log_weights)
         for name in latent_sites(drawn):
             site = drawn.nodes[name]
+            _check_local(name, site)
             event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
             if name not in sites:
                 sites[name] = site["value"].new_empty(num_particles, batch.num_trials, *event)
@@ -260,17 +262,20 @@ def weighted_particles(
     return sites, log_weights
 
 
-def _check_has_weights(drawn: poutine.Trace) -> None:
-    """Refuse a guide whose draws have no weights per trial."""
+def _check_has_density(drawn: poutine.Trace) -> None:
+    """Refuse a guide that is a point estimate."""
     points = point_sites(drawn)
     if points:
         raise ValueError(
             f"the guide puts all mass of {points[-1]!r} on one point (a point estimate), so that"
             " its draws have no importance weights; take a guide with a density"
         )
-    for name in latent_sites(drawn):
-        if not is_local(drawn.nodes[name]):
-            raise ValueError(
-                f"site {name!r} is shared by all trials, so no trial has importance weights of its"
-                " own; take a guide whose sites lie in the plate over trials"
-            )
+
+
+def _check_local(name: str, site: Mapping[str, Any]) -> None:
+    """Refuse a site that all trials share."""
+    if not is_local(site):
+        raise ValueError(
+            f"site {name!r} is shared by all trials, so no trial has importance weights of its own;"
+            " take a guide whose sites lie in the plate over trials"
+        )
