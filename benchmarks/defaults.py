@@ -26,7 +26,7 @@ import xarray as xr
 from pyrodyn import analysis, data, fit, models, predict
 
 NAME = "defaults"
-MODELS = ("LFADS", "LowRankRNN", "NodeSAE")
+MODELS = ("LFADS", "LowRankRNN", "NodeSAE", "NDT")
 
 
 class Task(NamedTuple):

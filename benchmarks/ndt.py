@@ -1,9 +1,8 @@
 """Inference per trial on the CPU: rates of NDT beside those of LFADS and NODE-SAE.
 
-One trial of 202 neurons and 70 bins, one thread, weights as initialised. Each row is timed in turns
-with the NDT of default sizes: from a batch to its rates, one draw of the guide for the models that
-have one, without the Pyro program around it for any. The time of a trial among 64 is that of a
-batch of 64 trials, per trial.
+202 neurons and 70 bins, one thread, weights as initialised. Each row is timed in turns with the NDT
+of default sizes: from a batch to its rates by both Pyro programs, with one draw of the guide, and
+for "network alone" without them. "Among 64": a batch of 64 trials, per trial.
 
     uv run python benchmarks/ndt.py
 """
@@ -27,9 +26,11 @@ NEURONS, BINS, TOGETHER = 202, 70, 64
 PUBLISHED = {"model_dim": 202, "ffn_dim": 128, "num_layers": 6}
 """Sizes of the network whose 3.9 ms on a GPU Ye & Pandarinath (2021) report."""
 
+CAUSAL = "NDT, causal"
+
 MODELS: dict[str, Callable[[], models.LatentDynamics]] = {
     "NDT": lambda: models.NDT(NEURONS),
-    "NDT, causal": lambda: models.NDT(NEURONS, context_forward=0),
+    CAUSAL: lambda: models.NDT(NEURONS, context_forward=0),
     "NDT, published sizes": lambda: models.NDT(NEURONS, **PUBLISHED),
     "LFADS": lambda: models.LFADS(NEURONS),
     "LFADS, two inferred inputs": lambda: models.LFADS(NEURONS, inferred_input_dim=2),
@@ -41,12 +42,21 @@ def inference(model: models.LatentDynamics, batch: Batch) -> Callable[[], torch.
     """From a batch to its rates, as `pyrodyn.predict` makes them from one draw."""
     model.eval()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def rates() -> torch.Tensor:
-        if isinstance(model, models.NDT):
-            return model.predictive(batch).mean
         _, trace = paired_traces(model, model.guide, batch, 1)
         return trace.nodes["rates"]["value"]
+
+    return rates
+
+
+def network(model: models.NDT, batch: Batch) -> Callable[[], torch.Tensor]:
+    """The same without Pyro."""
+    model.eval()
+
+    @torch.inference_mode()
+    def rates() -> torch.Tensor:
+        return model.predictive(batch).mean
 
     return rates
 
@@ -60,21 +70,16 @@ def main() -> None:
     counts = np.random.default_rng(0).poisson(0.2, (TOGETHER, BINS, NEURONS))
     trials = data.Trials(data.recording(counts, bin_width=0.01))
     one, several = trials.batch(slice(0, 1)), trials.batch()
-    built = {name: build() for name, build in MODELS.items()}
+    built = {name: (build(), inference) for name, build in MODELS.items()}
+    alone = {f"{name}, network alone": (built[name][0], network) for name in ("NDT", CAUSAL)}
     rows = []
     print_row("model")
-    for name, model in built.items():
-        compared = compare(
-            inference(model, one),
-            inference(built["NDT"], one),
-            arguments.pairs,
-            clock=time.process_time,
-        )
-        many = compare(
-            inference(model, several),
-            inference(built["NDT"], several),
-            max(1, arguments.pairs // 20),
-            clock=time.process_time,
+    for name, (model, run) in {**alone, **built}.items():
+        compared, many = (
+            compare(
+                run(model, batch), inference(built["NDT"][0], batch), pairs, clock=time.process_time
+            )
+            for batch, pairs in ((one, arguments.pairs), (several, arguments.pairs // 20 + 1))
         )
         print_row(name, compared)
         rows.append(
@@ -82,6 +87,8 @@ def main() -> None:
                 "model": name,
                 "ms": compared.ours_ms,
                 "ratio": 1 / compared.ratio,
+                "lowest": 1 / compared.highest,
+                "highest": 1 / compared.lowest,
                 "ms among 64": many.ours_ms / TOGETHER,
                 "weights": sum(parameter.numel() for parameter in model.parameters()),
             }

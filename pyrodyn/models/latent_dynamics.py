@@ -304,8 +304,8 @@ class LatentDynamics(nn.Module):
         if not self.has_latents:
             raise ValueError(
                 f"{what} needs latent sites, and {type(self).__name__} has none: it predicts"
-                " observations from those that its encoder sees; take method='guide', or"
-                " method='dropout' for draws that differ by their dropout masks"
+                " observations from those that its encoder sees; draw its rates by"
+                " method='dropout', or method='guide'"
             )
 
     @property

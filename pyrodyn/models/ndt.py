@@ -1,7 +1,7 @@
 """NDT: the Neural Data Transformer, which predicts observations from those that it sees.
 
 For every bin t of a trial, with the entries s_t that the encoder sees (0 where hidden) and the
-fraction v_t of them that it sees at all::
+fraction v_t of entries that it sees at all (multiplied by the gain of s_t, see `Batch`)::
 
     h_t^0 = drop(sqrt(d) W [s_t, v_t, i_t] + p_t)      i_t: known inputs, p_t: position
     a_t^l = h_t^l + drop(attention_t(norm(h^l)))       over the bins t - back ... t + forward
@@ -11,8 +11,9 @@ fraction v_t of them that it sees at all::
 
 There are no latent variables: the model is a density of the observations given those that are
 seen, p(x | s), and its guide draws nothing. Fitted as an autoencoder it would copy its input. It
-learns by masked modelling instead (`pyrodyn.data.MaskedModelling`): entries are hidden, and the
-likelihood counts these alone, as it counts held-out neurons and forecast bins.
+learns by masking instead: entries or bins are hidden (`pyrodyn.data.CoordinatedDropout`,
+`pyrodyn.data.MaskedModelling`), and the likelihood counts these alone, as it counts held-out
+neurons and forecast bins.
 
 Draws of the rates differ by their dropout masks (``method="dropout"``, Gal & Ghahramani 2016): the
 variability between networks that dropout makes, not a posterior of a generative model.
@@ -182,7 +183,7 @@ class NDT(LatentDynamics):
 
     def predictive(self, batch: Batch) -> TorchDistributionMixin:
         """p(x | seen), batch shape ``(trial, time, neuron)``."""
-        visible = batch.visible.to(batch.seen.dtype).mean(-1, keepdim=True)
+        visible = batch.visible.to(batch.seen.dtype).mean(-1, keepdim=True) * batch.gain
         seen = torch.cat([self.encoder_view(batch), visible, batch.inputs], -1)
         return self.observation(self.predictors(seen))
 

@@ -7,13 +7,14 @@ import pyro
 import pytest
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyrodyn
 from pyrodyn import analysis
-from pyrodyn.data import MaskedModelling, Trials, held_out, recording
+from pyrodyn.data import CoordinatedDropout, MaskedModelling, Trials, held_out, recording
 from pyrodyn.data.transforms import Forecast, HoldOutNeurons
-from pyrodyn.infer import VSMC, importance_sample, path_pool
+from pyrodyn.infer import RWS, VSMC, RefinedGuide, importance_sample, path_pool
 from pyrodyn.infer.traces import traced
 from pyrodyn.models import LFADS, NDT
 from pyrodyn.posterior import calibrate, samplers
@@ -246,7 +247,12 @@ def test_masked_modelling_learns_what_neurons_share():
     data = held_out(recording(values, bin_width=0.02), neurons=[0, 6])
     train, valid, test = (data.isel(trial=part) for part in np.split(np.arange(48), [32, 40]))
     ndt = NDT.for_recording(train, seed=0, model_dim=16, num_layers=2, ffn_dim=16, dropout=0.1)
-    fitted = pyrodyn.fit(ndt, train, valid, max_steps=150, learning_rate=1e-2, **QUIET)
+    masked = [MaskedModelling(0.25, (1, 3), zeroed=0.8, randomised=0.1, ramp_steps=40)]
+    hidden = [MaskedModelling(0.25)]
+    fitted = pyrodyn.fit(
+        ndt, train, valid, transforms=masked, valid_transforms=hidden, max_steps=150,
+        learning_rate=1e-2, **QUIET,
+    )  # fmt: skip
     assert not ndt.diagnose(Trials(train).batch())
     rates = pyrodyn.predict(fitted, test, method="guide", num_draws=1)["rates"]
     hidden = {"neuron": [0, 6]}
@@ -269,9 +275,8 @@ def test_predictions_no_better_than_the_mean_are_warned_of():
 def test_a_fit_validates_on_masked_trials():
     data = counts(12)
     recipe = pyrodyn.recommended(tiny(data), data)
-    (masked,), (hidden,) = recipe.transforms, recipe.valid_transforms
-    assert isinstance(masked, MaskedModelling) and masked.zeroed < 1
-    assert hidden == MaskedModelling(masked.rate, masked.span)
+    (hidden,) = recipe.valid_transforms
+    assert isinstance(hidden, CoordinatedDropout) and recipe.transforms == (hidden,)
     assert recipe.schedule.decay == "cosine" and recipe.schedule.warmup_steps > 0
     fits = [
         pyrodyn.fit(tiny(data), data, counts(4), max_steps=2, **given, **QUIET).history
@@ -323,11 +328,15 @@ def test_what_needs_latents_is_refused_in_one_sentence(make_lfads):
         (lambda: calibrate(ndt, data), "simulation-based calibration"),
         (lambda: path_pool(ndt, batch), "a pool of trajectories"),
         (lambda: importance_sample(ndt, ndt.guide, batch), "importance sampling"),
+        (lambda: RefinedGuide(ndt), "RefinedGuide"),
+        (lambda: pyrodyn.fit(ndt, data, objective=RWS(2), **QUIET), "RWS"),
     ):
         with pytest.raises(ValueError, match=rf"^{re.escape(subject)} needs latent sites, and NDT"):
             run()
     for run, sentence in (
         (lambda: pyrodyn.fit(ndt, data, objective=VSMC(2), **QUIET), r"needs a StateSpaceModel"),
+        (lambda: pyrodyn.fit(ndt, data, guide=AutoNormal(ndt), **QUIET), r"NDT has no latent site"),
+        (lambda: pyrodyn.predict(ndt, data, guide=AutoNormal(ndt)), r"NDT has no latent site for"),
         (lambda: analysis.fixed_points(ndt), r"NDT has no dynamics of its own to analyse"),
         (lambda: analysis.free_run(ndt, 2, 3), r"NDT has no dynamics of its own to analyse"),
     ):

@@ -128,6 +128,11 @@ def check_guide(
         latent = {
             name: model_trace.nodes[name] for name in latent_sites(model_trace) if name != "x"
         }
+        if not latent and _has_no_latents(model) and module_of(guide) is not model:
+            name = type(model).__name__
+            return GuideReport(
+                (f"{name} has no latent site for a guide to draw: leave guide= out",)
+            )
         watched, reads = _watched(batch)
         versions = _versions(watched)
         try:
@@ -194,6 +199,10 @@ def unusable(model: Program, guide: Program) -> str | None:
     if guide is model:
         return "the guide is the model itself; pass model.guide, or leave guide= out"
     return None
+
+
+def _has_no_latents(model: Program) -> bool:
+    return isinstance(model, LatentDynamics) and not model.has_latents
 
 
 def _joint_problems(

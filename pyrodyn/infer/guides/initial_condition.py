@@ -19,6 +19,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.distributions.masked import Masked
 from pyrodyn.infer.guides.solution_cache import SolutionCache
 from pyrodyn.infer.training.fitted import Fit
+from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.state_space import Distribution, StateSpaceModel
 
 
@@ -36,6 +37,8 @@ class StartGuide(ABC):
     def __init__(self, model: StateSpaceModel | Fit[StateSpaceModel]) -> None:
         if isinstance(model, Fit):
             model = model.model
+        if isinstance(model, LatentDynamics):
+            model.require_latents(type(self).__name__)
         if (
             not isinstance(model, StateSpaceModel)
             or model.initial_condition_site is None

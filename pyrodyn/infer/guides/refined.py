@@ -54,6 +54,7 @@ class RefinedGuide:
                 "RefinedGuide refines the guide of a model or of the Fit that fit(...) returned; a"
                 f" {type(model).__name__} is neither"
             )
+        self.model.require_latents("RefinedGuide")
         self.guide = self.model.guide if guide is None else guide
         self._solutions: SolutionCache[TrialMaps] = SolutionCache()
 

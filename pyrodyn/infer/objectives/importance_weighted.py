@@ -110,6 +110,9 @@ class RWS(Objective):
 
     def loss(self, model: Program, guide: Program) -> "RWSLoss":
         """The loss of this model and guide."""
+        owner = module_of(model)
+        if isinstance(owner, LatentDynamics):
+            owner.require_latents("RWS")
         return RWSLoss(self, model, guide)
 
 
