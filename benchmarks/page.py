@@ -100,6 +100,10 @@ def averaged(rows: Sequence[Row]) -> Row:
     return next(row for row in rows if row["generator"].endswith("averaged"))
 
 
+def by_model(rows: Sequence[Row]) -> dict[str, Row]:
+    return {row["model"]: row for row in rows}
+
+
 def grouped(rows: list[Row]) -> list[Row]:
     """One row per system and kind of dynamics: mean and range over seeds."""
     found: list[Row] = []
@@ -473,6 +477,22 @@ SECTIONS = (
             "A step takes"
             f" {min(1 / r['ratio'] for r in rows):.1f} to {max(1 / r['ratio'] for r in rows):.1f}"
             " passes of one GRU."
+        ),
+    ),
+    Section(
+        "ndt",
+        "Speed: inference per trial",
+        "Counts to rates, 202 neurons, 70 bins; ratio to NDT. Published: 3.9 ms on a GPU.",
+        (
+            text("model"),
+            value("ms", "ms", 2),
+            ratio(),
+            value("ms among 64", "ms per trial of 64 at once", 2),
+        ),
+        lambda rows: (
+            f"NDT {by_model(rows)['NDT']['ms']:.1f} ms, its network"
+            f" {by_model(rows)['NDT, network alone']['ms']:.1f} ms, LFADS"
+            f" {by_model(rows)['LFADS']['ratio']:.1f} times NDT."
         ),
     ),
     Section(
