@@ -9,8 +9,10 @@ A correction by diagonal gains conditions a trajectory on Gaussian factors of th
 trajectory itself.
 
 `reference_roll` is the definition in plain torch. Autograd would record a dozen nodes per stage.
-Here a stage is three products on preallocated memory, and only its hidden units are kept for the
-backward pass, which leaves the gradients of the weights to one product per block of bins.
+Here a stage is two products on preallocated memory, and only its hidden units are kept for the
+backward pass. States lie dims first, ``(state, row)``, the layout in which products with few dims
+are fast (see `pyrodyn.kernels.low_rank`), and above a row of ones, which adds the biases in the
+products and returns their gradients in those of the weights.
 
 Source of the schemes: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I", II.1.
 """
@@ -25,7 +27,6 @@ from torch.nn import functional
 
 from pyrodyn.kernels.blocks import blocks
 from pyrodyn.kernels.double_backward import differentiable_gradients
-from pyrodyn.kernels.layout import by_columns
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
@@ -58,13 +59,13 @@ TABLEAUX = {
 
 
 class TanhNetwork(NamedTuple):
-    """A vector field f(z, d) = A z + W_L tanh(... tanh(W_1 z + d) ...) + b_L.
+    """A vector field f(z, d) = A z + W_L tanh(... tanh(W_1 z + b_1 + d) ...) + b_L.
 
-    d is the drive of the first layer, which includes its bias.
+    d is the drive of the first layer.
 
     Attributes:
         weights: W_1 ... W_L, at least two.
-        biases: b_2 ... b_L.
+        biases: b_1 ... b_L.
         linear: A, or None.
     """
 
@@ -78,16 +79,17 @@ class TanhNetwork(NamedTuple):
 
     @classmethod
     def of_flat(cls, flat: tuple[Tensor, ...]) -> "TanhNetwork":
-        """The inverse of `flat`: L weights, L - 1 biases and perhaps A."""
-        num_layers = (len(flat) + 1) // 2
-        biases = flat[num_layers : 2 * num_layers - 1]
-        linear = flat[-1] if len(flat) == 2 * num_layers else None
-        return cls(flat[:num_layers], biases, linear)
+        """The inverse of `flat`: L weights, L biases and perhaps A."""
+        num_layers = len(flat) // 2
+        linear = flat[-1] if len(flat) % 2 else None
+        return cls(flat[:num_layers], flat[num_layers : 2 * num_layers], linear)
 
-    def field(self, z: Tensor, drive: Tensor) -> Tensor:
+    def field(self, z: Tensor, drive: Tensor | None) -> Tensor:
         """f, in plain torch."""
-        hidden = functional.linear(z, self.weights[0]) + drive
-        for weight, bias in zip(self.weights[1:], self.biases, strict=True):
+        hidden = functional.linear(z, self.weights[0], self.biases[0])
+        if drive is not None:
+            hidden = hidden + drive
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             hidden = functional.linear(torch.tanh(hidden), weight, bias)
         return hidden if self.linear is None else hidden + z @ self.linear.mT
 
@@ -113,24 +115,26 @@ class Correction(NamedTuple):
 def roll_network(
     network: TanhNetwork,
     initial: Float[Tensor, "row state"],
-    drive: Float[Tensor, "time row_or_one width"],
+    drive: Float[Tensor, "time row width"] | None,
     correction: Correction | None,
     tableau: Tableau,
     substeps: int,
+    num_bins: int,
 ) -> Float[Tensor, "time row state"]:
     """Predictions Phi(z_0) ... Phi(z_{T-1}).
 
     Args:
         network: the field.
         initial: z_0.
-        drive: of every bin, constant within it; broadcasts over rows.
+        drive: of every bin, constant within it; None without inputs.
         correction: of every bin, ``(time, row, state)``; None for the field's own trajectory.
         tableau: the scheme.
         substeps: steps per bin.
+        num_bins: T.
     """
     gain, shift = (None, None) if correction is None else correction
-    schedule = (tableau, substeps)
-    predicted: Tensor = _Roll.apply(initial, drive, gain, shift, *schedule, *network.flat())
+    schedule = (tableau, substeps, num_bins)
+    predicted: Tensor = _Roll.apply(*schedule, initial, drive, gain, shift, *network.flat())
     return predicted
 
 
@@ -150,8 +154,9 @@ def explicit_step(field: Any, z: Tensor, tableau: Tableau, substeps: int) -> Ten
 def reference_roll(
     tableau: Tableau,
     substeps: int,
+    num_bins: int,
     initial: Tensor,
-    drive: Tensor,
+    drive: Tensor | None,
     gain: Tensor | None,
     shift: Tensor | None,
     *flat: Tensor,
@@ -159,8 +164,9 @@ def reference_roll(
     """`roll_network` in plain torch."""
     network = TanhNetwork.of_flat(flat)
     z, predicted = initial, []
-    for t in range(len(drive)):
-        z = explicit_step(lambda at, d=drive[t]: network.field(at, d), z, tableau, substeps)
+    for t in range(num_bins):
+        driven = None if drive is None else drive[t]
+        z = explicit_step(lambda at, d=driven: network.field(at, d), z, tableau, substeps)
         predicted.append(z)
         if gain is not None and shift is not None:
             z = torch.addcmul(shift[t], gain[t], z)
@@ -168,125 +174,126 @@ def reference_roll(
 
 
 class _Tape(NamedTuple):
-    """Every evaluation of the field in a block of bins, in order.
-
-    In the backward pass a second one holds gradients: of the field's values (in ``at``) and of the
-    arguments of the tanh (in ``hidden``).
+    """Every evaluation of the field in a block of bins, in order: what its layers read.
 
     Attributes:
-        at: the state at which the field was evaluated.
-        hidden: its hidden units there, per layer.
+        values: the state and the hidden units of every layer.
+        with_ones: the same above a row of ones.
     """
 
-    at: Float[Tensor, "evaluation row state"]
-    hidden: list[Float[Tensor, "evaluation row width"]]
+    values: list[tuple[Float[Tensor, "entry row"], ...]]
+    with_ones: list[tuple[Float[Tensor, "entry_and_one row"], ...]]
 
-    def evaluations(self) -> list[tuple[Tensor, ...]]:
-        """One by one: the state and the hidden units of every layer."""
-        return list(zip(self.at.unbind(0), *(h.unbind(0) for h in self.hidden), strict=True))
+    @classmethod
+    def of(cls, num_evaluations: int, sizes: list[int], initial: Tensor) -> "_Tape":
+        """One without values.
 
-    def rows(self) -> list[Tensor]:
-        """The states and the hidden units of every layer, evaluations and trials in one dim."""
-        return [self.at.flatten(0, 1), *(h.flatten(0, 1) for h in self.hidden)]
+        Args:
+            num_evaluations: of the block.
+            sizes: entries of the state and of every layer.
+            initial: z_0, ``(state, row)``.
+        """
+        read = [initial.new_empty(num_evaluations, size + 1, initial.shape[1]) for size in sizes]
+        for layer in read:
+            layer[:, -1] = 1.0
+        values = [layer[:, :-1].unbind(0) for layer in read]
+        with_ones = [layer.unbind(0) for layer in read]
+        return cls(list(zip(*values, strict=True)), list(zip(*with_ones, strict=True)))
 
 
 class _Roll(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        initial: Tensor,
-        drive: Tensor,
-        gain: Tensor | None,
-        shift: Tensor | None,
         tableau: Tableau,
         substeps: int,
+        num_bins: int,
+        initial: Tensor,
+        drive: Tensor | None,
+        gain: Tensor | None,
+        shift: Tensor | None,
         *flat: Tensor,
     ) -> Tensor:
         network = TanhNetwork.of_flat(flat)
         node, weight = tableau.repeated(substeps)
-        rows, dim = initial.shape
-        widths = [w.shape[0] for w in network.weights[:-1]]
-        *wide, last = network.weights
-        matrices = [*(w.t().contiguous() for w in wide), by_columns(last.t())]
-        linear = None if network.linear is None else network.linear.t().contiguous()
+        matrices = [
+            torch.cat([matrix, bias[:, None]], 1)
+            for matrix, bias in zip(network.weights, network.biases, strict=True)
+        ]
+        z = initial.t().contiguous()
+        sizes = [len(z), *(len(matrix) for matrix in matrices[:-1])]
         evaluations_per_bin = substeps * len(node)
-        ctx.blocks = blocks(len(drive), evaluations_per_bin * rows * max(widths))
+        ctx.blocks = blocks(num_bins, evaluations_per_bin * len(initial) * max(sizes))
         ctx.tapes = []
-        predicted = initial.new_empty(len(drive), rows, dim)
-        slope = initial.new_empty(rows, dim)
-        z = initial
+        predicted = z.new_empty(num_bins, *z.shape)
+        slope = torch.empty_like(z)
         for block in ctx.blocks:
-            num_evaluations = evaluations_per_bin * (block.stop - block.start)
-            tape = _Tape(
-                initial.new_empty(num_evaluations, rows, dim),
-                [initial.new_empty(num_evaluations, rows, width) for width in widths],
-            )
+            tape = _Tape.of(evaluations_per_bin * (block.stop - block.start), sizes, z)
             if any(ctx.needs_input_grad):
                 ctx.tapes.append(tape)
-            evaluations = iter(tape.evaluations())
+            evaluations = zip(*tape, strict=True)
             for t in range(block.start, block.stop):
                 for _ in range(substeps):
                     end = z
                     for stage, (a, b) in enumerate(zip(node, weight, strict=True)):
-                        at, *hidden = next(evaluations)
+                        (at, *hidden), read = next(evaluations)
                         if stage:
                             torch.add(z, slope, alpha=a, out=at)
                         else:
                             at.copy_(z)
-                        below, entering = at, drive[t]
-                        for units, matrix, bias in zip(
-                            hidden, matrices, network.biases, strict=False
-                        ):
-                            torch.addmm(entering, below, matrix, out=units).tanh_()
-                            below, entering = units, bias
-                        torch.addmm(entering, below, matrices[-1], out=slope)
-                        if linear is not None:
-                            slope.addmm_(at, linear)
+                        for layer, units in enumerate(hidden):
+                            torch.mm(matrices[layer], read[layer], out=units)
+                            if drive is not None and layer == 0:
+                                units.add_(drive[t].t())
+                            units.tanh_()
+                        torch.mm(matrices[-1], read[-1], out=slope)
+                        if network.linear is not None:
+                            slope.addmm_(network.linear, at)
                         if b:
                             end = torch.add(end, slope, alpha=b)
                     z = end
                 predicted[t] = z
                 if gain is not None and shift is not None:
-                    z = torch.addcmul(shift[t], gain[t], z)
-        ctx.schedule = (tableau, substeps)
-        ctx.save_for_backward(predicted, initial, drive, gain, shift, *flat)
-        return predicted
+                    z = torch.addcmul(shift[t].t(), gain[t].t(), z)
+        ctx.schedule = (tableau, substeps, num_bins)
+        ctx.predicted = predicted
+        ctx.save_for_backward(initial, drive, gain, shift, *flat)
+        return predicted.mT.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_predicted,) = grads
-        predicted, *given = ctx.saved_tensors
-        tableau, substeps = ctx.schedule
+        given = ctx.saved_tensors
+        tableau, substeps, _ = ctx.schedule
         if torch.is_grad_enabled():  # create_graph=True
-            roll = functools.partial(reference_roll, tableau, substeps)
-            gradients = differentiable_gradients(roll, given, d_predicted)
-            return *gradients[:4], None, None, *gradients[4:]
-        initial, drive, gain, _, *flat = given
+            roll = functools.partial(reference_roll, *ctx.schedule)
+            return None, None, None, *differentiable_gradients(roll, given, d_predicted)
+        _, drive, gain, _, *flat = given
         network = TanhNetwork.of_flat(tuple(flat))
         node, weight = tableau.repeated(substeps)
         stages = tuple(zip((*node[1:], 0.0), weight, strict=True))[::-1]
-        first = by_columns(network.weights[0])
-        d_network = TanhNetwork.of_flat(tuple(torch.zeros_like(w) for w in (first, *flat[1:])))
-        d_drive = drive.new_empty(drive.shape) if ctx.needs_input_grad[1] else None
+        transposed = [matrix.t().contiguous() for matrix in network.weights]
+        totals = [_Total(matrix) for matrix in network.weights]
+        d_linear = None if network.linear is None else torch.zeros_like(network.linear)
+        d_drive = torch.zeros_like(drive) if drive is not None else None
         d_gain, d_shift = (
             (None, None) if gain is None else (gain.new_empty(gain.shape) for _ in range(2))
         )
-        d_z = torch.zeros_like(initial)
+        d_z = torch.zeros_like(ctx.predicted[0])
+        d_slope, d_predicted = torch.empty_like(d_z), d_predicted.mT.contiguous()
+        d_units = [d_z.new_empty(len(matrix), d_z.shape[1]) for matrix in network.weights[:-1]]
         for block, tape in zip(reversed(ctx.blocks), reversed(ctx.tapes), strict=True):
-            gradient = _Tape(torch.empty_like(tape.at), [torch.empty_like(h) for h in tape.hidden])
-            evaluations = zip(
-                reversed(tape.evaluations()), reversed(gradient.evaluations()), strict=True
-            )
+            evaluations = zip(reversed(tape.values), reversed(tape.with_ones), strict=True)
             for t in reversed(range(block.start, block.stop)):
                 if gain is not None and d_gain is not None and d_shift is not None:
-                    d_shift[t] = d_z
-                    torch.mul(d_z, predicted[t], out=d_gain[t])
-                    d_z = d_z * gain[t]
+                    d_shift[t] = d_z.t()
+                    torch.mul(d_z.t(), ctx.predicted[t].t(), out=d_gain[t])
+                    d_z = d_z * gain[t].t()
                 d_z = d_z + d_predicted[t]
                 for _ in range(substeps):
                     d_end, d_at = d_z, None
                     for next_node, b in stages:
-                        (_, *hidden), (d_slope, *d_hidden) = next(evaluations)
+                        (at, *hidden), read = next(evaluations)
                         # Through the step's end, and through the state of the next stage.
                         if d_at is None:
                             torch.mul(d_end, b, out=d_slope)
@@ -294,40 +301,48 @@ class _Roll(torch.autograd.Function):
                             torch.mul(d_at, next_node, out=d_slope)
                             if b:
                                 d_slope.add_(d_end, alpha=b)
+                        totals[-1].add(d_slope, read[-1])
                         d_out = d_slope
-                        for units, d_units, matrix in zip(
-                            reversed(hidden),
-                            reversed(d_hidden),
-                            reversed(network.weights),
-                            strict=False,
-                        ):
-                            torch.mm(d_out, matrix, out=d_units)
-                            d_out = _tanh_backward(d_units, units, grad_input=d_units)
-                        d_at = torch.mm(d_out, first)
-                        if network.linear is not None:
-                            d_at.addmm_(d_slope, network.linear)
+                        for layer in reversed(range(len(hidden))):
+                            d_hidden = torch.mm(transposed[layer + 1], d_out, out=d_units[layer])
+                            d_out = _tanh_backward(d_hidden, hidden[layer], grad_input=d_hidden)
+                            totals[layer].add(d_out, read[layer])
+                        d_at = torch.mm(transposed[0], d_out)
+                        if network.linear is not None and d_linear is not None:
+                            d_at.addmm_(network.linear.t(), d_slope)
+                            d_linear.addmm_(d_slope, at.t())
+                        if d_drive is not None:
+                            d_drive[t] += d_out.t()
                         d_z = d_z + d_at
-            _add_gradients(d_network, tape, gradient)
-            if d_drive is not None:
-                by_bin = gradient.hidden[0].unflatten(0, (block.stop - block.start, -1))
-                if drive.shape[1] == 1:  # as a product, which is faster than a sum
-                    by_bin = by_bin.flatten(1, 2)
-                    ones = by_bin.new_ones(1, by_bin.shape[1])
-                    torch.matmul(ones, by_bin, out=d_drive[block])
-                else:
-                    torch.sum(by_bin, 1, out=d_drive[block])
-        return d_z, d_drive, d_gain, d_shift, None, None, *d_network.flat()
+        weights, biases = zip(*(total.split() for total in totals), strict=True)
+        d_network = TanhNetwork(weights, biases, d_linear)
+        return None, None, None, d_z.t(), d_drive, d_gain, d_shift, *d_network.flat()
 
 
-def _add_gradients(network: TanhNetwork, tape: _Tape, gradient: _Tape) -> None:
-    """Add a block's part of the gradients of a network's weights."""
-    d_slopes, *d_hidden = gradient.rows()
-    for d_weight, values, d_out in zip(
-        network.weights, tape.rows(), (*d_hidden, d_slopes), strict=True
-    ):
-        d_weight.addmm_(d_out.t(), values)
-    ones = d_slopes.new_ones(len(d_slopes))
-    for d_bias, d_out in zip(network.biases, (*d_hidden[1:], d_slopes), strict=True):
-        d_bias.addmv_(d_out.t(), ones)
-    if network.linear is not None:
-        network.linear.addmm_(d_slopes.t(), tape.at.flatten(0, 1))
+class _Total:
+    """The accumulated gradient of a layer's weight and bias.
+
+    Args:
+        weight: of the layer.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out entry"]) -> None:
+        num_out, num_entries = weight.shape
+        # The product is faster with the shorter side first.
+        self._is_transposed = num_entries < num_out
+        shape = (num_entries + 1, num_out) if self._is_transposed else (num_out, num_entries + 1)
+        self._sum = weight.new_zeros(shape)
+
+    def add(
+        self, d_out: Float[Tensor, "out row"], read: Float[Tensor, "entry_and_one row"]
+    ) -> None:
+        """Add the part of one evaluation."""
+        if self._is_transposed:
+            self._sum.addmm_(read, d_out.t())
+        else:
+            self._sum.addmm_(d_out, read.t())
+
+    def split(self) -> tuple[Float[Tensor, "out entry"], Float[Tensor, " out"]]:
+        """The gradients of weight and bias."""
+        total = self._sum.t() if self._is_transposed else self._sum
+        return total[:, :-1], total[:, -1]

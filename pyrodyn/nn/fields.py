@@ -86,10 +86,6 @@ class MLPField(nn.Module):
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
-    def first_bias(self) -> Float[Tensor, " width"]:
-        """b_1."""
-        return self.linear_layers()[0].bias
-
     def drive(self, inputs: Float[Tensor, "*left input"]) -> Float[Tensor, "*left width"]:
         """V i, the inputs' part of the first layer."""
         return functional.linear(inputs, self.from_inputs)

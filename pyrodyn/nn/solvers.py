@@ -95,10 +95,7 @@ class Flow(nn.Module):
             return roll_by_steps(self._step, z, inputs, correction)
         num_bins, left = inputs.shape[-2], z.shape[:-1]
         rows = z.reshape(-1, z.shape[-1])
-        if inputs.shape[-1] == 0:  # the same for all rows and bins
-            drive = self.field.first_bias().expand(num_bins, 1, -1)
-        else:
-            drive = _time_first(self.field.drive(inputs) + self.field.first_bias(), left)
+        drive = _time_first(self.field.drive(inputs), left) if inputs.shape[-1] else None
         if correction is not None:
             correction = Correction(*(_time_first(field, left) for field in correction))
         predicted = roll_network(
@@ -108,6 +105,7 @@ class Flow(nn.Module):
             correction,
             TABLEAUX[self.solver],
             self.substeps,
+            num_bins,
         )
         return predicted.transpose(0, 1).reshape(*left, num_bins, z.shape[-1])
 
@@ -222,10 +220,10 @@ class _ConstantInput(nn.Module):
 
 
 def tanh_network(field: MLPField) -> TanhNetwork:
-    """A tanh field in the form of the kernel, whose drive includes the first bias."""
+    """A tanh field in the form of the kernel."""
     layers = field.linear_layers()
     weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
-    return TanhNetwork(weights, biases[1:], field.linear)
+    return TanhNetwork(weights, biases, field.linear)
 
 
 class SolverCheck(NamedTuple):
