@@ -14,10 +14,12 @@ import xarray as xr
 from pyro.infer.autoguide import AutoNormal
 
 import pyrodyn
-from pyrodyn import cli
 from pyrodyn.analysis import fixed_points, prediction_scores
 from pyrodyn.analysis.fixed_points.certified import PiecewiseLinear
 from pyrodyn.cli import main
+from pyrodyn.cli.dynamics import table_of
+from pyrodyn.cli.fitting import MODELS
+from pyrodyn.cli.options import METHODS
 from pyrodyn.data import held_out, read, recording, write
 from pyrodyn.posterior import samplers
 from pyrodyn.posterior.tree import role_in_fit
@@ -47,7 +49,8 @@ def counts_file(tmp_path):
     return path
 
 
-FIT = ("--max-epochs", 2, "--factors", 2, "--generator", 6, "--batch-size", 4)
+SHORT = ("--max-epochs", 2, "--batch-size", 4)
+FIT = (*SHORT, "--factors", 2, "--generator", 6)
 
 
 def test_simulate_fit_posterior(command, tmp_path):
@@ -176,7 +179,14 @@ def test_a_low_rank_network_trains_by_default(command, tmp_path):
 @pytest.mark.parametrize("model", ["lfads", "node-sae", "low-rank-rnn"])
 def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, model):
     slowly = ("--model", model, "--learning-rate", 1e-4)
-    code, _, err = command("fit", counts_file, "--out", tmp_path / "run", *slowly, *FIT)
+    code, _, err = command(
+        "fit",
+        counts_file,
+        "--out",
+        tmp_path / "run",
+        *slowly,
+        *(FIT if model == "lfads" else SHORT),
+    )
     assert code == 0, err
     out = tmp_path / "points" / "first"
     code, printed, err = command("fixed-points", tmp_path / "run", counts_file, "--out", out)
@@ -192,13 +202,21 @@ def test_fixed_points_are_listed_and_written(command, counts_file, tmp_path, mod
 
 def test_a_fixed_point_on_a_kink_is_printed_without_eigenvalues():
     kinked = PiecewiseLinear.relu(0.5, [[0.3]], [[1.0]], 0.0)
-    row = cli._table(fixed_points(kinked)).splitlines()[1]
+    row = table_of(fixed_points(kinked)).splitlines()[1]
     assert row.split()[:4] == ["0", "stable", "-", "-"]
 
 
 @pytest.mark.parametrize("model", ["lfads", "rnn-sae"])
 def test_fixed_points_need_no_recording(command, counts_file, tmp_path, model):
-    code, _, err = command("fit", counts_file, "--out", tmp_path / "run", "--model", model, *FIT)
+    code, _, err = command(
+        "fit",
+        counts_file,
+        "--out",
+        tmp_path / "run",
+        "--model",
+        model,
+        *(FIT if model == "lfads" else SHORT),
+    )
     assert code == 0, err
     code, printed, err = command("fixed-points", tmp_path / "run")
     assert code == 0, err
@@ -312,6 +330,17 @@ def test_score_compares_unseen_trials_with_baselines(command, known_rates_file, 
     )
 
 
+def test_options_that_have_no_use_are_refused(command, counts_file, tmp_path):
+    run = tmp_path / "run"
+    assert command("fit", counts_file, "--out", run, "--test-fraction", 0.2, *FIT)[0] == 0
+    code, _, err = command("score", run, counts_file, "--lag", 2)
+    assert code == 2 and "has no behaviour that could follow the rates" in err
+    tree = ("--out", tmp_path / "t.zarr", "--method", "guide")
+    code, _, err = command("posterior", run, counts_file, *tree, "--particles", 9)
+    assert code == 2 and "num_particles=9 has no meaning for method='guide'" in err
+    assert not (tmp_path / "t.zarr").exists()
+
+
 def test_score_without_held_out_neurons_or_new_trials(command, known_rates_file, tmp_path):
     assert command("fit", known_rates_file, "--out", tmp_path / "run", *FIT)[0] == 0
     code, out, err = command("score", tmp_path / "run", known_rates_file)
@@ -410,9 +439,10 @@ def test_a_model_without_latents(command, counts_file, tmp_path):
 
 
 def test_the_names_offered_are_those_accepted():
-    assert cli.METHODS == samplers.METHODS
-    for name in cli.MODELS:
-        assert name.replace("-", "") in {cls.lower() for cls in pyrodyn.models.__all__}
+    assert METHODS == samplers.METHODS
+    for name, model in MODELS.items():
+        assert name.replace("-", "") == model.lower()
+        assert model in pyrodyn.models.__all__
 
 
 def test_data_list(command):
@@ -432,6 +462,18 @@ def test_data_list(command):
         (("fit", "FILE", "--out", "run", "--dropout", "1.5"), r"rate=1.5 is a fraction"),
         (("fit", "FILE", "--out", "run", "--valid-fraction", "0.99"), r"."),
         (("fit", "FILE", "--out", "run", "--max-epochs", "0"), r"max_epochs=0"),
+        (
+            ("fit", "FILE", "--out", "run", "--latents", "3"),
+            r"--latents: LFADS has no such",
+        ),
+        (
+            ("fit", "FILE", "--out", "run", "--model", "ndt", "--factors", "3"),
+            r"--factors: NDT has no such size; of these options it takes none",
+        ),
+        (
+            ("fit", "FILE", "--out", "run", "--model", "low-rank-rnn", "--process-noise"),
+            r"--process-noise: LowRankRNN has no such size; of these options it takes --latents",
+        ),
         (("fit", "FILE", "--out", "run", "--resume"), r"holds no last.ckpt to resume from"),
         (("posterior", "nowhere", "FILE", "--out", "t.zarr"), r"nowhere contains no saved model"),
         (("simulate", "lorentz", "--out", "x.npz"), r"lorentz.*lorenz"),

@@ -45,7 +45,7 @@ from pyrodyn.posterior.groups import require_draws, require_groups
 from pyrodyn.posterior.ppc_view import recorded_data
 from pyrodyn.posterior.ranks import SAMPLE_DIMS, fractional_rank
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.samplers import chains_of, sampler
+from pyrodyn.posterior.samplers import BY_PARTICLES, NUM_PARTICLES, chains_of, sampler
 from pyrodyn.posterior.sites import Draws, by_block, event_dims
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import PartFiles, new_zarr
@@ -68,7 +68,7 @@ def calibrate(
     num_draws: int = 100,
     guide: Program | None = None,
     method: str | None = None,
-    num_particles: int = 1000,
+    num_particles: int | None = None,
     batch_size: int = 50,
     seed: int = 0,
     path: str | Path | None = None,
@@ -88,7 +88,7 @@ def calibrate(
         guide: the guide to draw from; by default that of the fit, or the model's own.
         method: where posterior draws come from, see `to_datatree`.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
-            pool.
+            pool; 1000 by default.
         batch_size: simulations at once.
         seed: seeds simulations and draws.
         path: a new ``.zarr`` folder for the result. Finished batches are kept beside it, so that
@@ -129,9 +129,10 @@ def calibrate(
         **of.attrs,
         "num_simulations": num_simulations,
         "num_draws": num_draws,
-        **({} if of.method == "guide" else {"num_particles": num_particles}),
         "seed": seed,
     }
+    if of.method in BY_PARTICLES:
+        settings["num_particles"] = num_particles or NUM_PARTICLES
     kept = None
     if path is not None:
         kept = PartFiles(new_zarr(path), {**settings, **_hashes(of, recording, batch_size)})
@@ -294,7 +295,7 @@ def _part(
     x = torch.where(template.visible, x[0], 0)
     batch = template.as_seen().replace(x=x.to(template.seen), seen=x.to(template.seen))
     truth = replayed(model, batch, {name: simulated.local[name] for name in latents})
-    draw = sampler(of.method, model, of.guide, settings.get("num_particles", 2))
+    draw = sampler(of.method, model, of.guide, settings.get("num_particles"))
     drawn = draw(batch, num_draws)
     observed = blocks(recording)
     true_quantities, drawn_quantities = _quantities(truth), _quantities(drawn)

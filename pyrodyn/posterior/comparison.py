@@ -109,7 +109,7 @@ def kfold(
     *,
     num_folds: int = 5,
     method: str | None = None,
-    num_particles: int = 1000,
+    num_particles: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> ELPDDataEvidence:
@@ -126,7 +126,7 @@ def kfold(
             `GTF`, ``"exact"`` for those fitted by `Kalman`, and otherwise importance weights of the
             guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
-            pool.
+            pool; 1000 by default.
         batch_size: trials at once.
         seed: divides the trials into folds and seeds the estimates; compare models by the same.
 
@@ -186,7 +186,7 @@ def kfold(
         stats.append(reported[[name for name in PER_TRIAL if name in reported]])
     back = np.argsort(np.concatenate([np.flatnonzero(fold == n) for n in range(num_folds)]))
     groups = {
-        "/": xr.Dataset(attrs={"num_particles": num_particles}),
+        "/": xr.Dataset(attrs={k: v for k, v in tree.attrs.items() if k == "num_particles"}),
         "sample_stats": xr.concat(stats, dim="trial").isel(trial=back),
         "constant_data": xr.Dataset({"role_in_fit": ("trial", roles)} if roles else {}),
     }

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.schema import blocks, validate
-from pyrodyn.infer.mcmc.latents import NUM_WARMUP
 from pyrodyn.infer.traces import Program
 from pyrodyn.infer.training.fitted import Fit, model_and_guide
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -25,8 +24,8 @@ def predict(
     num_draws: int | None = None,
     guide: Program | None = None,
     method: str | None = None,
-    num_particles: int = 1000,
-    num_warmup: int = NUM_WARMUP,
+    num_particles: int | None = None,
+    num_warmup: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -44,8 +43,8 @@ def predict(
             fitted by `VSMC`, `SmoothedScore` or `GTF`, exact draws for those fitted by
             `Kalman`, dropout for models without latents, and otherwise the guide.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
-            pool.
-        num_warmup: trajectories of every chain of ``"mcmc"`` before its draws.
+            pool; 1000 by default.
+        num_warmup: trajectories of every chain of ``"mcmc"`` before its draws; 100 by default.
         batch_size: trials at once. Sites that all trials share are averaged over the draws that
             were made with the first batch.
         seed: seeds the draws.

@@ -31,6 +31,7 @@ from pyrodyn.posterior.predictive_checks import (
 )
 from pyrodyn.posterior.reliability import FEWEST_EFFECTIVE, LARGEST_K
 from pyrodyn.posterior.report_page import page
+from pyrodyn.posterior.samplers import BY_PARTICLES, require_use
 from pyrodyn.posterior.source import source
 from pyrodyn.posterior.tree import role_in_fit, to_datatree
 
@@ -39,6 +40,9 @@ NUM_ENTRIES = 40_000_000
 
 NUM_DRAWS = (100, 1000)
 """Fewest and most draws that are made unasked."""
+
+NUM_PARTICLES = 500
+"""Particles by default: fewer than those of a tree, since predictions are drawn, too."""
 
 FALSE_DISCOVERIES = 0.02
 """False discovery rate at which a single value of a statistic is flagged."""
@@ -158,7 +162,7 @@ def check(
     guide: Program | None = None,
     method: str | None = None,
     num_draws: int | None = None,
-    num_particles: int = 500,
+    num_particles: int | None = None,
     seed: int = 0,
 ) -> Report:
     """Check a fitted model on a recording, out of sample where the recording allows it.
@@ -181,11 +185,12 @@ def check(
             guide and of chains), it is estimated by importance weights of the guide.
         num_draws: draws per trial; by default as many as memory suggests, 100 to 1000.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
-            pool.
+            pool, by which draws are made or the evidence is estimated; 500 by default.
         seed: seeds the draws.
 
     Raises:
-        ValueError: for a recording that does not fit the model, and fewer than 2 draws.
+        ValueError: for a recording that does not fit the model, fewer than 2 draws, and particles
+            where neither draws nor evidence need any.
         ArithmeticError: for dynamics that diverge.
     """
     recording = validate(recording)
@@ -195,13 +200,24 @@ def check(
     num_candidates = checked.sizes["trial"]
     checked, num_draws = _within_memory(checked, num_draws)
     of = source(fitted, guide, method)
-    options: dict[str, Any] = {"guide": guide, "num_particles": num_particles, "seed": seed}
+    is_by_particles = of.method in BY_PARTICLES
+    if of.method in ("exact", "dropout"):
+        require_use(of.method, num_particles=num_particles)
+    num_particles = num_particles or NUM_PARTICLES
+    options: dict[str, Any] = {"guide": guide, "seed": seed}
     with warnings.catch_warnings():
         # The warnings are part of the findings.
         warnings.filterwarnings("ignore", message="draws by method=")
         warnings.filterwarnings("ignore", message=".*were in the training set of the fit")
-        tree = to_datatree(fitted, checked, method=method, num_draws=num_draws, **options)
-        evidence, no_evidence = _evidence(fitted, checked, tree, options)
+        tree = to_datatree(
+            fitted,
+            checked,
+            method=method,
+            num_draws=num_draws,
+            num_particles=num_particles if is_by_particles else None,
+            **options,
+        )
+        evidence, no_evidence = _evidence(fitted, checked, tree, num_particles, options)
     recorded = recorded_data(tree)
     p_values: dict[str, xr.Dataset] = {}
     pit: dict[str, xr.DataArray] = {}
@@ -266,17 +282,24 @@ def _evidence(
     fitted: LatentDynamics | Fit[Any],
     recording: xr.Dataset,
     tree: xr.DataTree,
+    num_particles: int,
     options: dict[str, Any],
 ) -> tuple[ELPDDataEvidence | None, str]:
     """Log evidence per trial, or why there is none."""
     if "log_evidence" in tree["sample_stats"]:
         return elpd(tree), ""
     num_units = sum(block.size for block in blocks(recording))
-    drawn = options["num_particles"] * recording.sizes["time"] * num_units
+    drawn = num_particles * recording.sizes["time"] * num_units
     batch_size = max(1, NUM_ENTRIES // drawn)
     try:
         weighted = to_datatree(
-            fitted, recording, method="importance", num_draws=1, batch_size=batch_size, **options
+            fitted,
+            recording,
+            method="importance",
+            num_draws=1,
+            num_particles=num_particles,
+            batch_size=batch_size,
+            **options,
         )
     except ValueError as problem:
         return None, str(problem)

@@ -24,6 +24,9 @@ from pyrodyn.posterior.parameter_draws import at_each_draw, concatenated
 from pyrodyn.posterior.sites import Draws
 
 METHODS = ("guide", "dropout", "importance", "smoother", "pool", "exact", "mcmc")
+BY_PARTICLES = ("importance", "smoother", "pool")
+NUM_PARTICLES = 1000
+"""Of the methods above by default."""
 
 NUM_DRAWS, NUM_MCMC_DRAWS = 100, 400
 """Draws per trial of a tree by default; those of chains depend on each other."""
@@ -53,25 +56,45 @@ def chains_of(method: str, num_chains: int | None, num_draws: int | None) -> tup
     return num_chains, num_draws
 
 
+def require_use(method: str, **options: int | None) -> None:
+    """Refuse the numbers of particles or of trajectories that a method has no use for.
+
+    Raises:
+        ValueError: naming the option and the methods that it is for.
+    """
+    for name, value in options.items():
+        users = ("mcmc",) if name == "num_warmup" else BY_PARTICLES
+        if value is not None and method not in users:
+            raise ValueError(
+                f"{name}={value!r} has no meaning for method={method!r}; it is for"
+                f" {', '.join(map(repr, users))}"
+            )
+
+
 def sampler(
     method: str,
     model: LatentDynamics,
     guide: Program,
-    num_particles: int,
+    num_particles: int | None = None,
     num_chains: int = NUM_CHAINS,
-    num_warmup: int = NUM_WARMUP,
+    num_warmup: int | None = None,
 ) -> Sampler:
     """The sampler of a method.
 
     One sampler draws for all batches of a recording, always the same number: sites that all trials
-    share are drawn with the first batch and kept for the later ones.
+    share are drawn with the first batch and kept for the later ones. None stands for the default
+    number.
 
     Raises:
-        ValueError: for an unknown method, too few particles, a method that does not apply to the
+        ValueError: for an unknown method, too few particles, numbers that the method has no use
+            for, a method that does not apply to the
             model, and ``"mcmc"`` of a model with priors.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; it is one of {', '.join(METHODS)}")
+    require_use(method, num_particles=num_particles, num_warmup=num_warmup)
+    num_particles = NUM_PARTICLES if num_particles is None else num_particles
+    num_warmup = NUM_WARMUP if num_warmup is None else num_warmup
     check_integer(2, num_particles=num_particles, num_warmup=num_warmup)
     if method == "dropout":
         return DropoutDraws(model, guide)
@@ -203,6 +226,7 @@ class AtParameters:
             }
 
         def run(at: LatentDynamics, _: int) -> Draws:
-            return sampler(self.method, at, at.guide, self.num_particles)(batch, 1)
+            num_particles = self.num_particles if self.method in BY_PARTICLES else None
+            return sampler(self.method, at, at.guide, num_particles)(batch, 1)
 
         return at_each_draw(self.model, self.parameters, run)

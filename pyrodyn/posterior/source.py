@@ -132,7 +132,8 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
             the guide.
 
     Raises:
-        ValueError: for a model without ``guide=`` that was fitted with a guide other than its own.
+        ValueError: for a model without ``guide=`` that was fitted with a guide other than its own,
+            and a guide that the method does not use.
     """
     model, trained = model_and_guide(fitted)
     training = model.record.get("training", {})
@@ -145,4 +146,10 @@ def source(fitted: LatentDynamics | Fit[Any], guide: Program | None, method: str
             method = "dropout"
     if chosen is None and method in BY_GUIDE:
         require_own_guide(model)
+    is_used = method in BY_GUIDE or model.priors is not None
+    if guide is not None and guide_name(model, guide) is not None and not is_used:
+        raise ValueError(
+            f"guide={guide_name(model, guide)} is not used by method={method!r}; it is for"
+            f" {', '.join(map(repr, BY_GUIDE))}"
+        )
     return Source(model, model.guide if chosen is None else chosen, method)

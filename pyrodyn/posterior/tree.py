@@ -64,7 +64,13 @@ from pyrodyn.posterior.draws import prior_draws
 from pyrodyn.posterior.given import GivenDraws
 from pyrodyn.posterior.predictions import CONSTANT, GROUP, Predicted
 from pyrodyn.posterior.reliability import Reliability
-from pyrodyn.posterior.samplers import Sampler, chains_of, sampler
+from pyrodyn.posterior.samplers import (
+    BY_PARTICLES,
+    NUM_PARTICLES,
+    Sampler,
+    chains_of,
+    sampler,
+)
 from pyrodyn.posterior.sites import Draws, Values, by_block, event_dims, variable_name
 from pyrodyn.posterior.source import Source, source
 from pyrodyn.posterior.storage import joined, new_zarr, storable, stream
@@ -82,8 +88,8 @@ def to_datatree(
     num_chains: int | None = None,
     guide: Program | None = None,
     method: str | None = None,
-    num_particles: int = 1000,
-    num_warmup: int = NUM_WARMUP,
+    num_particles: int | None = None,
+    num_warmup: int | None = None,
     draws: Mapping[str, Any] | None = None,
     log_likelihood: str = "trial",
     batch_size: int = 32,
@@ -116,8 +122,8 @@ def to_datatree(
             neurons and forecast bins are never conditioned on, nor are they in ``log_evidence``;
             ``log_likelihood`` and ``lp`` include them.
         num_particles: draws that are weighted, particles of the filter, or trajectories in the
-            pool.
-        num_warmup: trajectories of every chain of ``"mcmc"`` before its draws.
+            pool; 1000 by default.
+        num_warmup: trajectories of every chain of ``"mcmc"`` before its draws; 100 by default.
         draws: draws of another sampler, such as NUTS or HMC, in place of a method's: for each
             latent site an array ``(chain, draw, trial, *event)``, or ``(chain, draw, *event)`` for
             one that all trials share.
@@ -166,13 +172,19 @@ def to_datatree(
         of.check(recording, trials.batch(slice(0, batch_size)), seed=seed)
         how = {**of.attrs, "seed": seed}
         if of.method == "mcmc":
-            how["num_warmup"] = num_warmup
+            how["num_warmup"] = num_warmup or NUM_WARMUP
         elif of.method == "dropout":
             how["posterior"] = "Monte Carlo dropout"
-        elif of.method != "guide":
-            how["num_particles"] = num_particles
+        elif of.method in BY_PARTICLES:
+            how["num_particles"] = num_particles or NUM_PARTICLES
     else:
-        excluded = {"guide": guide, "method": method, "num_draws": num_draws}
+        excluded = {
+            "guide": guide,
+            "method": method,
+            "num_draws": num_draws,
+            "num_particles": num_particles,
+            "num_warmup": num_warmup,
+        }
         for name, value in excluded.items():
             if value is not None:
                 raise ValueError(f"{name}={value!r} has no meaning where draws are given")

@@ -47,15 +47,15 @@ def incomplete():
 @pytest.mark.parametrize("method", ["guide", "smoother"])
 def test_a_right_posterior_is_not_rejected(incomplete, method):
     model = linear_network(incomplete)
+    options = {"guide": exact_guide(model)} if method == "guide" else {"num_particles": 300}
     tree = calibrate(
         model,
         incomplete,
-        guide=exact_guide(model),
         method=method,
         num_simulations=200,
         num_draws=40,
-        num_particles=300,
         seed=1,
+        **options,
         **QUIET,
     )
     table = summarise_calibration(tree)

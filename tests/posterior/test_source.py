@@ -10,10 +10,11 @@ import xarray as xr
 from pyro.infer.autoguide import AutoNormal
 
 from pyrodyn import fit, load, predict, save, to_datatree
-from pyrodyn.data import held_out
+from pyrodyn.data import held_out, recording
 from pyrodyn.infer import ELBO, VSMC, Fit, SmoothedScore
-from pyrodyn.models import LowRankRNN
+from pyrodyn.models import LinearDynamics, LowRankRNN
 from pyrodyn.models.state_space import Bootstrap
+from pyrodyn.posterior import calibrate, check
 from pyrodyn.posterior.reliability import Reliability
 from pyrodyn.posterior.source import source
 
@@ -86,9 +87,35 @@ def test_the_method_follows_the_objective(counts, objective, method):
     model = LowRankRNN.for_recording(counts, latent_dim=2, num_units=5)
     fitted = fitted_by(objective, model, counts)
     assert source(fitted, None, None).method == method
-    assert draw(model, counts, num_particles=200).attrs["method"] == method
-    assert means(model, counts, num_particles=200).attrs["method"] == method
+    particles = {} if method == "guide" else {"num_particles": 200}
+    assert draw(model, counts, **particles).attrs["method"] == method
+    assert means(model, counts, **particles).attrs["method"] == method
     assert draw(model, counts, method="guide").attrs["method"] == "guide"
+
+
+def test_what_a_method_has_no_use_for_is_refused(make_lfads, counts, tmp_path):
+    model = make_lfads(counts)
+    for ask in (draw, means):
+        with pytest.raises(ValueError, match=r"num_particles=9 has no meaning for method='guide';"):
+            ask(model, counts, num_particles=9)
+        with pytest.raises(ValueError, match=r"num_warmup=9 has no meaning .*; it is for 'mcmc'"):
+            ask(model, counts, method="importance", num_warmup=9)
+        with pytest.raises(ValueError, match="guide=AutoNormal is not used by method='pool'"):
+            ask(model, counts, method="pool", guide=AutoNormal(model))
+    with pytest.raises(ValueError, match="num_particles=9 has no meaning for method='guide'"):
+        calibrate(model, counts, num_particles=9, num_simulations=4)
+    given = {"g0": np.zeros((1, 2, 6, 6))}
+    with pytest.raises(ValueError, match="num_particles=9 has no meaning where draws are given"):
+        to_datatree(model, counts, draws=given, num_particles=9)
+    kalman = fit(LinearDynamics.for_recording(signal(), latent_dim=1), signal(), max_epochs=1)
+    with pytest.raises(ValueError, match="num_particles=9 has no meaning for method='exact'"):
+        check(kalman, signal(), num_particles=9)
+
+
+def signal():
+    """A recording of a signal, whose linear dynamics are exact."""
+    values = np.random.default_rng(0).standard_normal((6, 9, 3))
+    return recording(signal=values, bin_width=0.01)
 
 
 def test_predictions_report_weights_and_warn(counts):

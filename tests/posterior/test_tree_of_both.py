@@ -47,12 +47,17 @@ def mask(data: xr.Dataset, observed: str) -> np.ndarray:
     return measured(data, block).values
 
 
+def tree_by(method: str, model, data, **options) -> xr.DataTree:
+    particles = {} if method == "guide" else {"num_particles": 50}
+    return to_datatree(
+        model, data, num_draws=6, batch_size=2, method=method, **particles, **options
+    )
+
+
 @pytest.mark.filterwarnings("ignore:draws by method=")
 @pytest.mark.parametrize("method", METHODS)
 def test_groups_hold_both(model, data, method):
-    tree = to_datatree(
-        model, data, num_draws=6, num_prior_draws=2, batch_size=2, method=method, num_particles=50
-    )
+    tree = tree_by(method, model, data, num_prior_draws=2)
     dims = {"counts": "neuron", "signal": "channel"}
     for group, lead in (
         ("posterior_predictive", ("chain", "draw")),
@@ -79,7 +84,7 @@ def test_groups_hold_both(model, data, method):
 @pytest.mark.filterwarnings("ignore:draws by method=")
 @pytest.mark.parametrize("method", METHODS)
 def test_log_likelihoods_are_those_of_the_measured_entries(model, data, method):
-    tree = to_datatree(model, data, num_draws=6, batch_size=2, method=method, num_particles=50)
+    tree = tree_by(method, model, data)
     posterior = tree["posterior"].to_dataset()
     rates, mean = (torch.as_tensor(posterior[name].values[0]) for name in ("rates", "signal_mean"))
     scale = model.observation.singles()[1].scale().detach()
