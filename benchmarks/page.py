@@ -204,7 +204,7 @@ SECTIONS = (
         "defaults",
         "Bare calls: every model beside baselines",
         "Does `fit(Model.for_recording(train), train, valid)` beat"
-        " {py:func}`baselines <pyrodyn.analysis.scores.baselines.baselines>`? Co-smoothing of a"
+        " {py:func}`baselines <pyrodyn.analysis.baselines>`? Co-smoothing of a"
         " quarter of the neurons; settings were chosen on these test trials, which is optimistic.",
         (
             text("recording"),

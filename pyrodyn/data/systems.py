@@ -298,5 +298,6 @@ SYSTEMS: dict[str, System] = {
         _NETWORK._replace(name="pulsed_rnn"),
     )
 }
+"""Systems by name; their equations are in the docstring of `pyrodyn.data.systems`."""
 """The named systems. Exponents of lorenz, rossler and thomas are published ones, the others were
 computed from the fields above; the tests recompute them all."""

@@ -122,6 +122,7 @@ RESAMPLING: dict[str, Scheme] = {
     "multinomial": multinomial,
     "soft": soft,
 }
+"""Resampling schemes by name."""
 
 
 def scheme_named(name: str) -> Scheme:
