@@ -6,6 +6,8 @@
 # on two cores.
 
 # %%
+import warnings
+
 import arviz_plots as azp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +17,7 @@ from scipy.special import logsumexp
 import pyrodyn
 from pyrodyn import analysis
 from pyrodyn.data import held_out, simulate, split
+from pyrodyn.infer import FitWarning
 from pyrodyn.posterior import elpd, for_ppc, predictive_p_values, summarise_p_values
 
 # %% [markdown]
@@ -41,9 +44,11 @@ recording
 # each neuron's mean count. `fit` uses the settings that `pyrodyn.recommended` gives for this model
 # and recording, here with fewer steps. One of them is coordinated dropout, which hides random
 # entries from the encoder and scores only those, so that a spike cannot explain itself. Torch's
-# seed sets the first weights; `fit` seeds everything else by itself.
+# seed sets the first weights; `fit` seeds everything else by itself. With so few steps `fit` warns
+# that it has not converged; we know that, and filter the warning.
 
 # %%
+warnings.filterwarnings("ignore", category=FitWarning)
 torch.manual_seed(0)
 model = pyrodyn.models.LFADS.for_recording(
     train, factor_dim=3, generator_dim=64, inferred_input_dim=0
@@ -66,6 +71,7 @@ left.legend(frameon=False)
 right.plot(fitted.history["epoch"], fitted.history["kl_g0"], color="C2")
 right.set(xlabel="epoch", ylabel="KL of g0 (nats per trial)")
 plt.show()
+
 # %% [markdown]
 # ## The posterior
 #
@@ -141,6 +147,7 @@ for axis, coordinate, label in zip(axes, range(3), "xyz", strict=True):
     axis.set(xlabel="time (s)", title=label)
 axes[0].legend(frameon=False)
 plt.show()
+
 # %% [markdown]
 # ## Predictive checks
 #
@@ -151,6 +158,7 @@ plt.show()
 # %%
 azp.plot_ppc_rootogram(for_ppc(tree), backend="matplotlib")
 plt.show()
+
 # %% [markdown]
 # Posterior predictive p-values compare statistics of each neuron: near 0 or 1, the data lie above
 # or below what the model draws. `num_flagged` counts the neurons that are flagged at a false
@@ -180,10 +188,13 @@ print(f"importance-weighted bound {float(bound.mean()):9.1f} nats per trial")
 # which underflows to 0 for trials with a log evidence below about -745 nats. Pareto k shows in how
 # many trials the importance weights are reliable; where it is above 0.7 the value of that trial is
 # likely too low. Do not use ArviZ's `loo` on draws of a guide: with fixed parameters, leaving out a
-# trial takes its posterior back to the prior, which those draws do not reach.
+# trial takes its posterior back to the prior, which those draws do not reach. `to_datatree` warns
+# where weights cannot be trusted; its sentence is printed here.
 
 # %%
-weighted = pyrodyn.to_datatree(fitted, valid, method="importance", num_particles=2000)
+with warnings.catch_warnings(record=True) as raised:
+    weighted = pyrodyn.to_datatree(fitted, valid, method="importance", num_particles=2000)
+print(*(warning.message for warning in raised), sep="\n")
 elpd(weighted)
 
 # %% [markdown]
