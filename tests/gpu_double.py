@@ -68,16 +68,19 @@ class Record:
     Attributes:
         waits: how often the host waited, by operation and by ``file:line`` of pyrodyn.
         operations: everything that was computed on the GPU, in order.
+        gru_precisions: precisions in which cuDNN was asked to multiply.
     """
 
     waits: collections.Counter[tuple[str, str]] = dataclasses.field(
         default_factory=collections.Counter
     )
     operations: list[Operation] = dataclasses.field(default_factory=list)
+    gru_precisions: set[str] = dataclasses.field(default_factory=set)
 
     def clear(self) -> None:
         self.waits.clear()
         self.operations.clear()
+        self.gru_precisions.clear()
 
     def wait(self, operation: str) -> None:
         self.waits[operation, _line_of_pyrodyn()] += 1
@@ -138,6 +141,11 @@ class DoubleTensor(Tensor):
 
     def __repr__(self) -> str:
         return f"DoubleTensor({self.values!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As a tensor of the CPU, where checkpoints are read to."""
+        record.wait("writing to a file")
+        return self.values.detach().__reduce_ex__(protocol)
 
 
 def _on_gpu(given: Any) -> bool:
@@ -241,7 +249,6 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, to_gpu: bool) -> Tensor:
-        record.wait("copy between devices")
         ctx.to_gpu = to_gpu
         if to_gpu:
             return DoubleTensor(tensor.detach().clone())
@@ -262,7 +269,8 @@ class _Functions(TorchFunctionMode):
         kwargs, first = dict(kwargs or {}), args[0] if args else None
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as):
             wanted = {Tensor.cpu: ("cpu",), Tensor.cuda: ("cuda",)}.get(func)
-            return _moved(first, wanted or (*args[1:], *kwargs.values()))
+            is_waiting = not kwargs.pop("non_blocking", False)
+            return _moved(first, wanted or (*args[1:], *kwargs.values()), is_waiting)
         if isinstance(first, DoubleTensor) and func in SPECIAL:
             return SPECIAL[func](*args, **kwargs)
         is_on_gpu = _on_gpu((args, kwargs)) and func is not torch.tensor
@@ -285,7 +293,7 @@ def _creating(is_on_gpu: bool) -> Iterator[None]:
         _factory_devices.pop()
 
 
-def _moved(tensor: Tensor, wanted: tuple[Any, ...]) -> Tensor:
+def _moved(tensor: Tensor, wanted: tuple[Any, ...], is_waiting: bool) -> Tensor:
     """The tensor with the dtype and on the device among the arguments of `Tensor.to`."""
     wanted = tuple(
         part
@@ -298,6 +306,8 @@ def _moved(tensor: Tensor, wanted: tuple[Any, ...]) -> Tensor:
                 tensor = torch.ops.aten._to_copy(tensor, dtype=dtype)
     for device in (torch.device(each) for each in wanted if isinstance(each, str | torch.device)):
         if (device.type == "cuda") != isinstance(tensor, DoubleTensor):
+            if is_waiting:
+                record.wait("copy between devices")
             tensor = _Moved.apply(tensor, device.type == "cuda")
     return tensor
 
@@ -307,6 +317,7 @@ def _no_numpy(*_: Any) -> None:
 
 
 def _gru(inputs: Tensor, state: Tensor, weights: Any, *settings: Any) -> tuple[Tensor, ...]:
+    record.gru_precisions.add(torch.backends.cudnn.rnn.fp32_precision)
     if not state.is_contiguous():
         raise RuntimeError("rnn: hx is not contiguous")
     return _CuDNN.apply(settings, inputs, state, *weights)
@@ -355,6 +366,10 @@ def gpu_double() -> Iterator[Record]:
         patch.setattr(
             nn.Module, "to", lambda self, *args, **kw: module_to(self, *_plain(args), **kw)
         )
+        # Its part in C++ sees the device that autograd sees.
+        for module in (nn.utils.clip_grad, sys.modules["torch.optim.optimizer"]):
+            patch.setattr(module, "_group_tensors_by_device_and_dtype", _grouped)
+        patch.setattr(torch.cuda, "Event", _Event)
         # A parameter that is moved remains the same object, as on a GPU.
         patch.setattr(nn.Module, "_apply", _swapping(nn.Module._apply))
         lifts = torch._C._only_lift_cpu_tensors()
@@ -380,6 +395,20 @@ def _creating_like_first(work: Callable[..., Any]) -> Callable[..., Any]:
             return work(*args, **kwargs)
 
     return run
+
+
+def _grouped(lists: list[list[Tensor]], *_: Any) -> dict[Any, Any]:
+    """The tensors of a model, all on one device and of one dtype."""
+    first = lists[0][0]
+    return {(first.device, first.dtype): (lists, list(range(len(lists[0]))))}
+
+
+class _Event:
+    """An event, which on the double has always happened."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
 
 
 def _swapping(work: Callable[..., Any]) -> Callable[..., Any]:

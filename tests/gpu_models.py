@@ -60,7 +60,7 @@ def three_functions(recording: xr.Dataset) -> models.StateSpaceModel:
         {"mean": torch.randn(2), "log_sd": torch.tensor(-1.0), "loading": torch.randn(6, 2)}
     )
     return models.StateSpaceModel.of(
-        initial=lambda inputs: Normal(own["mean"], 1.0),
+        initial=lambda inputs: Normal(own["mean"], torch.ones_like(own["mean"])),
         transition=lambda z, inputs: Normal(0.9 * z, own["log_sd"].exp()),
         emission=lambda z: z @ own["loading"].mT,
         latent_dim=2,

@@ -39,6 +39,8 @@ class Batch:
             scale that makes a minibatch's log density an unbiased estimate of the recording's.
         scored_weight: how many measured entries each scored one represents if a transform scores a
             random fraction of them: the scale that keeps the likelihood in proportion to the KLs.
+        is_complete: whether every entry is visible and scored; None where this is not known without
+            looking at the masks, for which the host would have to wait for a GPU.
     """
 
     x: Float[Tensor, "trial time neuron"] | None
@@ -51,6 +53,7 @@ class Batch:
     gain: float = 1.0
     weight: float = 1.0
     scored_weight: float = 1.0
+    is_complete: bool | None = None
 
     def __repr__(self) -> str:
         sizes = " x ".join(
@@ -81,7 +84,9 @@ class Batch:
         return self.seen.shape[1]
 
     def replace(self, **changes: object) -> "Batch":
-        """A copy with some fields changed."""
+        """A copy with some fields changed; new masks are not known to be complete."""
+        if "visible" in changes or "scored" in changes:
+            changes = {"is_complete": None, **changes}
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def take(self, positions: Int[Tensor, " trial"] | slice) -> "Batch":
@@ -93,6 +98,7 @@ class Batch:
             scored=self.scored[positions],
             inputs=self.inputs[positions],
             trial=self.trial[positions],
+            is_complete=self.is_complete or None,  # a part of incomplete trials may be complete
         )
 
     def as_seen(self) -> "Batch":
@@ -166,6 +172,7 @@ class Trials:
             inputs=inputs,
             trial=torch.arange(len(x), device=device),
             horizon=horizon,
+            is_complete=bool(visible.all() and valid.all()),
         )
 
     def __len__(self) -> int:

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Normal, StudentT
+from pyro.distributions import Normal
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn import functional
 
 from pyrodyn.distributions.paths import StatePath
+from pyrodyn.distributions.student_t import StudentT
 
 
 class Autoregressive(StatePath):
@@ -111,4 +112,4 @@ class Autoregressive(StatePath):
     ) -> TorchDistributionMixin:
         if self.df is None:
             return Normal(mean, scale, validate_args=False)
-        return StudentT(self.df, mean, scale, validate_args=False)
+        return StudentT(self.df, mean, scale)

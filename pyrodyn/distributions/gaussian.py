@@ -55,9 +55,8 @@ class Covariance(NamedTuple):
         losses and rates can report it.
         """
         root, failed = torch.linalg.cholesky_ex(precision)
-        if failed.any():
-            is_off = failed.bool()[..., None, None]
-            root, precision = (each.masked_fill(is_off, torch.nan) for each in (root, precision))
+        off = nan_where(failed)
+        root, precision = root + off, precision + off
         eye = torch.eye(precision.shape[-1], device=precision.device, dtype=precision.dtype)
         # C^-1 = R R', so that C = L L' with L = R^-T and L^-1 = R'.
         factor = torch.linalg.solve_triangular(root.mT, eye.expand_as(precision), upper=True)
@@ -73,6 +72,13 @@ class Covariance(NamedTuple):
         if self.half_log_det.ndim == 0:
             return self
         return Covariance(*(field[:, t] for field in self))
+
+
+def nan_where(failed: Int[Tensor, "*left"]) -> Float[Tensor, "*left 1 1"]:
+    """0 for matrices that `torch.linalg.cholesky_ex` has factorised and NaN for others, to be added
+    to the result; to ask whether any has failed, the host would have to wait for a GPU.
+    """
+    return failed.neg().sqrt()[..., None, None]
 
 
 def picked(
@@ -165,7 +171,7 @@ class SharedStudentT(SharedNormal):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*all dim"]:
         """Mean + L eps / sqrt(g)."""
         draw = super().rsample(sample_shape)
-        half = draw.new_tensor(0.5 * self.df)
+        half = draw.new_full((), 0.5 * self.df)
         g = torch.distributions.Gamma(half, half).sample(draw.shape[:-1])
         return self._mean + (draw - self._mean) / g.sqrt()[..., None]
 

@@ -20,6 +20,7 @@ from pyrodyn.data.batch import Batch
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.parameters import local_parameters
 from pyrodyn.models.priors import Priors
+from pyrodyn.models.rollout_cache import constant_weights
 
 Program = Callable[[Batch], Any]
 """A model or a guide."""
@@ -80,9 +81,10 @@ def paired_traces(
     model: Program, guide: Program, batch: Batch, num_particles: int
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Traces of the guide and of the model replayed on its draws; particles are plate dim -2."""
-    guide_trace = traced(with_particles(guide_program(guide), num_particles), batch)
     model = with_particles(model, num_particles)
-    return guide_trace, traced(poutine.replay(model, trace=guide_trace), batch)
+    with constant_weights():
+        guide_trace = traced(with_particles(guide_program(guide), num_particles), batch)
+        return guide_trace, traced(poutine.replay(model, trace=guide_trace), batch)
 
 
 def with_particles(program: Program, num_particles: int) -> Program:

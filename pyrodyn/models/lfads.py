@@ -42,6 +42,7 @@ from torch.nn import functional
 from pyrodyn.data.batch import Batch, num_units
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import LastDraw, StatePath
+from pyrodyn.distributions.student_t import StudentT
 from pyrodyn.kernels.closed_loop import ClosedLoopWeights, roll_closed_loop
 from pyrodyn.kernels.gru import GRUWeights, gru_step
 from pyrodyn.models.dynamics import Dynamics
@@ -529,7 +530,7 @@ class InferredInputPrior(nn.Module):
         df = self.degrees_of_freedom()
         if df is None:
             return dist.Normal(mean, scale, validate_args=False).to_event(1)
-        return dist.StudentT(df, mean, scale, validate_args=False).to_event(1)
+        return StudentT(df, mean, scale).to_event(1)
 
     def degrees_of_freedom(self) -> Float[Tensor, " dim"] | None:
         """Degrees of freedom of the increments; None if these are Gaussian."""

@@ -457,7 +457,8 @@ class LowRankRNN(StateSpaceModel):
                 state.z, loading, offset, counted, weight, self.rate_link()
             )
         is_linear = self.readout_from != "rates" and self.observation.is_gaussian()
-        if not is_linear or not scored.all():
+        # A GPU computes the terms of every entry faster than it answers whether all are scored.
+        if not is_linear or scored.is_cuda or not scored.all():
             return super().log_likelihood(state, x, scored, scored_weight)
         seen = self._quadratic_likelihood(state.v, x)
         deviation = state.z - seen.centre
@@ -625,7 +626,14 @@ class LowRankRNN(StateSpaceModel):
         """P_m W_u."""
         if self.is_full_rank:
             return self.input_weights
-        return torch.linalg.lstsq(self.m, self.input_weights).solution
+        if not self.input_weights.shape[1]:
+            return self.input_weights.new_zeros(len(self.start_mean), 0)
+        return self.hoisted("inputs_to_latents", self._projected_inputs)
+
+    def _projected_inputs(self) -> Float[Tensor, "latent input"]:
+        # By QR: the gradient of lstsq is computed by an SVD, for which a GPU must be waited for.
+        Q, R = torch.linalg.qr(self.m)
+        return torch.linalg.solve_triangular(R, Q.mT @ self.input_weights, upper=True)
 
     @property
     def _reads_latents(self) -> bool:

@@ -276,7 +276,8 @@ class OptimalFactor(FactorProposal):
         # In double precision: with fewer entries than latents and little noise, rounding in single
         # precision exceeds Q^-1, and Q^-1 + J is not positive definite.
         C_, r_ = C.double(), r.double()
-        if visible.all():
+        # Of masks that are not known to be complete a GPU is not asked, which would wait for it.
+        if batch.is_complete or not (visible.is_cuda or not visible.all()):
             J = C_.mT @ (C_ / r_[:, None])
         else:
             J = torch.einsum("btn,nd,ne->btde", visible / r_, C_, C_)
@@ -284,12 +285,13 @@ class OptimalFactor(FactorProposal):
         residual = torch.where(visible, x - centre @ C.mT, 0.0)
         constants = torch.where(visible, (LOG_2PI + r.log()), 0.0)
         scale = FactorScale(centre, -0.5 * (residual.square() / r + constants).sum(-1))
-        is_in_factor = torch.zeros_like(batch.visible[:, bins])
-        is_in_factor[..., emission.columns] = visible
-        is_complete = batch.scored_weight == 1 and torch.equal(is_in_factor, batch.scored[:, bins])
-        is_exact = is_complete and model.has_gaussian_steps()
         h = (residual / r) @ C
-        return Factor.combined(h, J, model.process_noise(), scale, bool(is_exact))
+        is_exact = (
+            batch.scored_weight == 1
+            and model.has_gaussian_steps()
+            and _scores_exactly(batch, bins, emission.columns)
+        )
+        return Factor.combined(h, J, model.process_noise(), scale, is_exact)
 
     def lookahead(
         self, prior: Distribution, encoding: Factor, t: int, is_first: bool
@@ -303,6 +305,18 @@ class OptimalFactor(FactorProposal):
     def is_exact(self, encoding: Factor) -> bool:
         """Whether every scored entry is in the factor and z_t has the model's Gaussian noise."""
         return encoding.is_exact
+
+
+def _scores_exactly(batch: Batch, bins: slice, columns: slice) -> bool:
+    """Whether the scored entries are the visible ones of these columns; a GPU, which would have to
+    be waited for, is not asked.
+    """
+    is_all = len(range(*columns.indices(batch.visible.shape[-1]))) == batch.visible.shape[-1]
+    if batch.is_complete or batch.visible.is_cuda:
+        return bool(batch.is_complete) and is_all
+    is_in_factor = torch.zeros_like(batch.visible[:, bins])
+    is_in_factor[..., columns] = batch.visible[:, bins, columns]
+    return torch.equal(is_in_factor, batch.scored[:, bins])
 
 
 class EncodedFactor(NamedTuple):

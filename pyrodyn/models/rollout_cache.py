@@ -2,10 +2,14 @@
 
 A guide that rolls the dynamics computes the path on which the model is then replayed. The cached
 rollout is reused if the drawn tensors are the same objects, the known inputs lie at the same memory
-and the weights have the same values; otherwise the model computes it itself.
+and the weights have the same values; otherwise the model computes it itself. Where guide and model
+run in turn within `constant_weights`, weights that are the same objects have the same values: to
+compare these, the host would have to wait for a GPU.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -34,12 +38,41 @@ class WeightSnapshot:
         return bool(torch.stack(same).all())  # at once: every answer synchronises with a GPU
 
 
+_period: ContextVar[object | None] = ContextVar("_period", default=None)
+"""Identifies the `constant_weights` in progress."""
+
+
+@contextlib.contextmanager
+def constant_weights() -> Iterator[None]:
+    """A context in which no weight changes."""
+    token = _period.set(object())
+    try:
+        yield
+    finally:
+        _period.reset(token)
+
+
+class _ConstantWeights:
+    """Weights during one `constant_weights`."""
+
+    def __init__(self, weights: Iterable[Tensor], period: object) -> None:
+        self._weights = [(weight, weight.requires_grad) for weight in weights]
+        self._period = period
+
+    def is_of(self, weights: Iterable[Tensor]) -> bool:
+        """Whether weights are these, frozen or not as then, and have not changed since."""
+        pairs = zip(weights, self._weights, strict=True)
+        return _period.get() is self._period and all(
+            now is then and now.requires_grad == required for now, (then, required) in pairs
+        )
+
+
 class _Entry(NamedTuple):
     value: Tensor
     drawn: tuple[Tensor, ...]
     inputs: Tensor
     input_version: int
-    weights: WeightSnapshot
+    weights: WeightSnapshot | _ConstantWeights
 
 
 class RolloutCache:
@@ -56,7 +89,9 @@ class RolloutCache:
         weights: Iterable[Tensor],
     ) -> None:
         """Cache a value computed from a draw and known inputs by some weights."""
-        self._entry = _Entry(value, drawn, inputs, inputs._version, WeightSnapshot(weights))
+        period = _period.get()
+        kept = WeightSnapshot(weights) if period is None else _ConstantWeights(weights, period)
+        self._entry = _Entry(value, drawn, inputs, inputs._version, kept)
 
     def take(
         self,

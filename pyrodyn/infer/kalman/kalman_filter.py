@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyrodyn.data.batch import Batch
-from pyrodyn.distributions.gaussian import LOG_2PI
+from pyrodyn.distributions.gaussian import LOG_2PI, nan_where
 from pyrodyn.infer.training.fitted import Fit
 from pyrodyn.models.latent_dynamics import LatentDynamics
 from pyrodyn.models.linear_gaussian import LinearGaussian
@@ -64,6 +64,8 @@ def kalman_recursion(
     system: LinearGaussian,
     x: Float[Tensor, "trial time neuron"],
     weight: Float[Tensor, "trial time neuron"],
+    *,
+    is_complete: bool | None = None,
 ) -> Recursion:
     """Filter observations.
 
@@ -71,10 +73,11 @@ def kalman_recursion(
         system: the matrices.
         x: observations; not read where their weight is 0.
         weight: w of every entry.
+        is_complete: whether w is the same for all trials; None if it is not known.
     """
     system, weight = system.double(), weight.double()
     A, b, initial_noise, noise, C, d, r = system
-    patterns, pattern = _patterns(weight)
+    patterns, pattern = _patterns(weight, is_complete)
     J = torch.einsum("ptn,nd,ne->ptde", patterns / r, C, C)
     scale = (patterns.sqrt() / r.sqrt())[pattern if len(patterns) > 1 else slice(1)]
     error = torch.where(weight > 0, x.double() - d, 0.0) * scale
@@ -129,7 +132,7 @@ def cholesky(matrix: Float[Tensor, "*left dim dim"]) -> Float[Tensor, "*left dim
     checks of losses and evidence can report it.
     """
     root, failed = torch.linalg.cholesky_ex(matrix)
-    return root.masked_fill(failed.bool()[..., None, None], torch.nan) if failed.any() else root
+    return root + nan_where(failed)
 
 
 def by_pattern(
@@ -144,10 +147,14 @@ def by_pattern(
 
 
 def _patterns(
-    weight: Float[Tensor, "trial time neuron"],
+    weight: Float[Tensor, "trial time neuron"], is_complete: bool | None
 ) -> tuple[Float[Tensor, "pattern time neuron"], Int[Tensor, " trial"]]:
-    """The distinct weights, and the number of each trial's among them."""
-    if (weight == weight[:1]).all():
+    """The distinct weights, and the number of each trial's among them; on a GPU, which the host
+    would have to wait for, each trial's own if they are not known to be the same.
+    """
+    if weight.is_cuda and not is_complete:
+        return weight, torch.arange(len(weight), device=weight.device)
+    if is_complete or (weight == weight[:1]).all():
         return weight[:1], torch.zeros(len(weight), dtype=torch.long, device=weight.device)
     distinct, pattern = torch.unique(weight.flatten(1), dim=0, return_inverse=True)
     return distinct.unflatten(1, weight.shape[1:]), pattern
@@ -165,7 +172,7 @@ def model_recursion(model: StateSpaceModel, batch: Batch) -> Recursion:
     with model.hoisting():
         system = model.linear_gaussian(model.known_inputs(batch))
     weight = batch.scored[:, bins].to(batch.x.dtype) * batch.scored_weight
-    return kalman_recursion(system, batch.x[:, bins], weight)
+    return kalman_recursion(system, batch.x[:, bins], weight, is_complete=batch.is_complete)
 
 
 def exact_recursion(model: LatentDynamics | Fit[Any], batch: Batch) -> Recursion:

@@ -56,6 +56,7 @@ from pyrodyn.infer.traces import (
     with_particles,
 )
 from pyrodyn.models.latent_dynamics import LatentDynamics
+from pyrodyn.models.rollout_cache import constant_weights
 
 GRADIENTS = ("iwae", "stl", "dreg")
 
@@ -151,6 +152,7 @@ class IWELBOLoss(Loss):
         super().__init__(model, guide)
         self.objective = objective
 
+    @constant_weights()
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative bound whose gradient is the chosen estimator."""
         num_particles, gradient = self.objective.num_particles, self.objective.gradient

@@ -33,11 +33,16 @@ from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch
 from pyrodyn.infer.frozen import frozen
 from pyrodyn.infer.objectives.objective import Evaluation, Loss, Objective, check_own_guide
-from pyrodyn.infer.smc.particle_filter import FilterResult, particle_filter
+from pyrodyn.infer.smc.particle_filter import (
+    FilterResult,
+    SequentialMonteCarlo,
+    check_alive,
+    filtered_by,
+)
 from pyrodyn.infer.smc.particle_smoother import SmoothedPaths, particle_smoother
 from pyrodyn.infer.smc.resampling import scheme_named
 from pyrodyn.infer.traces import Program, traced
-from pyrodyn.models.parameters import parameters_behind
+from pyrodyn.models.parameters import local_parameters, parameters_behind
 from pyrodyn.models.state_space import StateSpaceModel
 
 FEWEST_EFFECTIVE = 5.0
@@ -114,9 +119,7 @@ class SmoothedScoreLoss(Loss):
         """
         model, objective = self.state_space, self.objective
         with torch.no_grad():
-            filtered = particle_filter(
-                model, batch, objective.num_particles, resampling=objective.resampling
-            )
+            filtered = self._filtered(batch)
             effective = _effective_particles(filtered)
             is_poor = effective < self._fewest
         loss = -batch.weight * filtered.log_evidence.sum()
@@ -134,10 +137,28 @@ class SmoothedScoreLoss(Loss):
             factors=tuple(priors),
         )
 
+    @local_parameters()
+    def _filtered(self, batch: Batch) -> FilterResult:
+        """Checked on the CPU; a GPU would have to be waited for, and `fit` checks the loss."""
+        objective = self.objective
+        algorithm = SequentialMonteCarlo(
+            self.state_space, objective.num_particles, objective.resampling, 0.5
+        )
+        if not batch.seen.is_cuda:
+            self.state_space.check_batch(batch)
+        filtered = filtered_by(algorithm, batch)
+        if not batch.seen.is_cuda:
+            check_alive(filtered.log_evidence, batch.trial, self.state_space.first_bin)
+        return filtered
+
     def _warn_if_poor(self, effective: Float[Tensor, " trial"]) -> None:
-        """Warn, once, if the proposal is so poor that the gradient is unreliable in most trials."""
+        """Warn, once, if the proposal is so poor that the gradient is unreliable in most trials; on
+        a GPU, which the host would have to wait for, ``poor_trials`` alone shows it.
+        """
+        if self.objective.has_warned or effective.is_cuda:
+            return
         median = float(effective.median())
-        if self.objective.has_warned or median >= self._fewest:
+        if median >= self._fewest:
             return
         self.objective.has_warned = True
         warnings.warn(

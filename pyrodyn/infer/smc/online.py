@@ -160,4 +160,5 @@ def _new_bin(
         inputs=known[:, None],
         trial=torch.arange(len(measured), device=like.device),
         horizon=1,
+        is_complete=True if valid is None else None,
     )

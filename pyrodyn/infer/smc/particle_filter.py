@@ -360,17 +360,27 @@ def particle_filter(
         model = model.model
     algorithm = SequentialMonteCarlo(model, num_particles, resampling, ess_threshold)
     model.check_batch(batch)
+    filtered = filtered_by(algorithm, batch)
+    check_alive(filtered.log_evidence, batch.trial, model.first_bin)
+    return filtered
+
+
+def filtered_by(algorithm: SequentialMonteCarlo, batch: Batch) -> FilterResult:
+    """Filter all trials of a batch, without checks: neither of the batch, nor of the evidence."""
+    model, num_particles = algorithm.model, algorithm.num_particles
     weights, records = [], []
     states: list[Any] = []
     with model.hoisting():
         observed = Observed.of(model, batch)
-        if resampling != "soft":  # whose survivors have unequal weights
-            scheme = scheme_named(resampling)
+        if algorithm.resampling != "soft":  # whose survivors have unequal weights
+            scheme = scheme_named(algorithm.resampling)
             fused = model.fused_filter(
-                observed, num_particles, lambda log_w: scheme(log_w).ancestors, ess_threshold
+                observed,
+                num_particles,
+                lambda log_w: scheme(log_w).ancestors,
+                algorithm.ess_threshold,
             )
             if fused is not None:
-                check_alive(fused.bins.log_evidence, batch.trial, model.first_bin)
                 return _result_of(fused)
         particles = algorithm.init(observed)
         starts = particles.start
@@ -380,7 +390,6 @@ def particle_filter(
             weights.append(particles.log_weights - math.log(num_particles))  # whose mean is 1
             records.append(record)
     increments = torch.stack([record.log_evidence for record in records])
-    check_alive(increments, batch.trial, model.first_bin)
     drawn = [record.drawn for record in records]
     paths = torch.stack(drawn)
     return FilterResult(

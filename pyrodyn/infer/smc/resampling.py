@@ -109,7 +109,7 @@ def soft(log_weights: Float[Tensor, "particle trial"]) -> Resampled:
     """
     # In logarithms throughout: a weight that underflows may be chosen, and then has a gradient.
     own = torch.log_softmax(log_weights, 0)
-    uniform = own.new_tensor(math.log((1 - SOFT_FRACTION) / len(log_weights)))
+    uniform = own.new_full((), math.log((1 - SOFT_FRACTION) / len(log_weights)))
     mixture = torch.logaddexp(own + math.log(SOFT_FRACTION), uniform)
     ancestors = systematic(mixture).ancestors
     return Resampled(ancestors, (own - mixture).gather(0, ancestors))

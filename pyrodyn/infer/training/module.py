@@ -22,6 +22,7 @@ from pyrodyn.infer.training.batches import (
     mixed_seed,
 )
 from pyrodyn.infer.training.checkpoint import IDENTITY
+from pyrodyn.infer.training.finite import FiniteCheck
 from pyrodyn.infer.training.schedule import NonFiniteLossError, Schedule
 from pyrodyn.infer.training.weight_average import WeightAverage
 from pyrodyn.models.latent_dynamics import LatentDynamics
@@ -35,11 +36,13 @@ class LastStep(NamedTuple):
         original: the batch before transforms.
         batch: the batch whose loss was computed.
         loss: the loss per trial.
+        step: the training step.
     """
 
     original: Batch
     batch: Batch
     loss: Tensor
+    step: int
 
 
 class Training(lightning.LightningModule):
@@ -80,7 +83,8 @@ class Training(lightning.LightningModule):
         self._transforms, self._valid_transforms = transforms, valid_transforms
         self._batch_size, self._schedule, self._seed = batch_size, schedule, seed
         self._first_bin = first_bin
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._finite = FiniteCheck[LastStep]()
         self._average = WeightAverage(loss) if schedule.average_weights else None
 
     def train_dataloader(self) -> ShuffledBatches:
@@ -155,17 +159,27 @@ class Training(lightning.LightningModule):
             evaluation = self.loss.evaluate(batch, self.global_step)
         num_represented = batch.num_trials * batch.weight
         loss = evaluation.loss / num_represented
-        self._last = LastStep(original, batch, loss.detach())
+        self._last = LastStep(original, batch, loss.detach(), self.global_step)
         self._add("train_loss", loss, batch.num_trials)
         for name, value in evaluation.logged.items():
             self._add(name, value / num_represented, batch.num_trials)
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the gradient; raise if loss or gradient is not finite, before the weights change."""
+        """Clip the gradient; raise if loss or gradient is not finite, before the weights change, on
+        a GPU one step later.
+        """
         norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self._schedule.gradient_clip)
-        if not torch.isfinite(norm + self._last.loss):
-            raise NonFiniteLossError(self.global_step, self._non_finite_site())
+        is_finite = torch.isfinite(norm + self._last.loss)
+        self._raise_for(self._finite.add(self._last, is_finite, optimizer))
+
+    def on_train_end(self) -> None:
+        """Raise if the last step was not finite."""
+        self._raise_for(self._finite.last())
+
+    def _raise_for(self, failed: LastStep | None) -> None:
+        if failed is not None:
+            raise NonFiniteLossError(failed.step, self._non_finite_site(failed))
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Include the new weights in their running average."""
@@ -195,8 +209,8 @@ class Training(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Use the same random numbers at every validation, so that epochs are comparable."""
-        self._training_noise = torch.get_rng_state()
-        torch.manual_seed(mixed_seed(self._seed, -1))
+        self._raise_for(self._finite.last())
+        torch.manual_seed(mixed_seed(self._seed, -1))  # every training step seeds its own
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Add a batch to the validation loss."""
@@ -208,7 +222,6 @@ class Training(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss, also as ``settled_loss`` once all ramps have ended."""
-        torch.set_rng_state(self._training_noise)
         valid_loss = self._log_mean("valid_loss")
         if not torch.isfinite(valid_loss):
             raise NonFiniteLossError(self.global_step, "the validation loss")
@@ -217,6 +230,7 @@ class Training(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and lower the learning rate on a plateau."""
+        self._raise_for(self._finite.last())
         for name in list(self._sums):
             self._log_mean(name)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -235,8 +249,10 @@ class Training(lightning.LightningModule):
 
     def _add(self, name: str, value: Tensor, count: int) -> None:
         """Accumulate a mean over the epoch's trials, which is logged once per epoch."""
-        total = torch.stack([value.detach() * count, value.new_tensor(float(count))])
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        total, number = value.detach() * count, count
+        if name in self._sums:
+            total, number = self._sums[name][0] + total, self._sums[name][1] + count
+        self._sums[name] = total, number
 
     def _log_mean(self, name: str) -> Tensor:
         total, count = self._sums.pop(name)
@@ -244,29 +260,30 @@ class Training(lightning.LightningModule):
         self.log(name, mean, prog_bar=name.endswith("loss"))
         return mean
 
-    def _non_finite_site(self) -> str:
+    def _non_finite_site(self, failed: LastStep) -> str:
         """The first quantity of the failed step, in order of computation, that is not finite."""
         for name, parameter in self.loss.named_parameters():
             if not torch.isfinite(parameter).all():
                 return f"parameter {name}"
-        torch.manual_seed(mixed_seed(self._seed, self.global_step))
+        torch.manual_seed(mixed_seed(self._seed, failed.step))
         for transform in self._transforms:  # which advance the random number generator
-            at_step(transform, self.global_step)(self._last.original)
+            at_step(transform, failed.step)(failed.original)
         with torch.no_grad():
             guide_trace, model_trace = paired_traces(
                 self.loss.model,
                 self.loss.guide,
-                self._last.batch,
+                failed.batch,
                 1 if priors_of(self.loss.model) else self.loss.objective.num_particles,
             )
         for name in latent_sites(guide_trace):
             value = guide_trace.nodes[name]["value"]
             if not torch.isfinite(value).all():
-                return f"the guide's draw of site {name!r}{self._place(name, value)}"
+                return f"the guide's draw of site {name!r}{self._place(name, value, failed)}"
         for name, site in model_trace.nodes.items():
             is_computed = site["type"] == "sample" and site["infer"].get("_deterministic")
             if is_computed and not torch.isfinite(site["value"]).all():
-                return f"the trajectory of site {name!r}{self._place(name, site['value'])}"
+                place = self._place(name, site["value"], failed)
+                return f"the trajectory of site {name!r}{place}"
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
             for name, site in trace.nodes.items():
@@ -274,7 +291,7 @@ class Training(lightning.LightningModule):
                     return f"the log density of site {name!r}"
         return "the gradient"
 
-    def _place(self, name: str, value: Tensor) -> str:
+    def _place(self, name: str, value: Tensor, failed: LastStep) -> str:
         """Trial and bin in which a trajectory is not finite for the first time."""
         model = self.loss.model
         if not isinstance(model, LatentDynamics) or model.site_dims.get(name, ())[:1] != ("time",):
@@ -282,5 +299,5 @@ class Training(lightning.LightningModule):
         is_invalid = ~torch.isfinite(value).all(-1)
         is_invalid = is_invalid.reshape(-1, *is_invalid.shape[-2:]).any(0)  # of any particle
         first = int(is_invalid.any(0).nonzero()[0])
-        trial = int(self._last.batch.trial[is_invalid[:, first].nonzero()[0]])
+        trial = int(failed.batch.trial[is_invalid[:, first].nonzero()[0]])
         return f" in trial {trial} from bin {first + model.first_bin} on"
