@@ -51,3 +51,13 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+
+
+def _relink(app, docname, source):
+    """Links from notebooks to pages are written for the repository, where pages are in docs/."""
+    if docname.startswith("notebooks/"):
+        source[0] = source[0].replace("](../docs/", "](../")
+
+
+def setup(app):
+    app.connect("source-read", _relink)

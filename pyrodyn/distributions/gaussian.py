@@ -116,6 +116,12 @@ class SharedNormal(TorchDistribution):
         """The mean."""
         return self._mean
 
+    @property
+    def variance(self) -> Float[Tensor, "*batch dim"]:
+        """The diagonal of C."""
+        diagonal = self.covariance.matrix.diagonal(dim1=-2, dim2=-1)
+        return diagonal.expand(self._mean.shape)
+
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SharedNormal":
         """The same distribution for more independent draws."""
         return self.with_mean(self._mean.expand(*batch_shape, -1), self.covariance)
@@ -161,6 +167,12 @@ class SharedStudentT(SharedNormal):
     ) -> None:
         super().__init__(mean, covariance)
         self.df = df
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch dim"]:
+        """The diagonal of C df / (df - 2); infinite up to two degrees of freedom."""
+        factor = self.df / (self.df - 2) if self.df > 2 else math.inf
+        return super().variance * factor
 
     def with_mean(
         self, mean: Float[Tensor, "*batch dim"], covariance: Covariance

@@ -43,3 +43,13 @@ def test_densities_agree_with_scipy(dim):
         student = scipy.stats.multivariate_t(mean.numpy(), C, df).logpdf(value.numpy())
         found = SharedStudentT(mean, covariance, df).log_prob(value)
         torch.testing.assert_close(found, torch.as_tensor(student))
+
+
+def test_standard_deviations_are_those_of_the_covariance():
+    factor = torch.tensor([[2.0, 0.0], [1.0, 0.5]])
+    mean, covariance = torch.zeros(3, 2), Covariance.of_factor(factor)
+    marginal = (factor @ factor.mT).diagonal().sqrt().expand(3, 2)
+    torch.testing.assert_close(SharedNormal(mean, covariance).stddev, marginal)
+    student = scipy.stats.t(df=4.0).std() * marginal
+    torch.testing.assert_close(SharedStudentT(mean, covariance, 4.0).stddev, student)
+    assert SharedStudentT(mean, covariance, 1.5).stddev.isinf().all()
