@@ -1,5 +1,6 @@
 """Settings of the documentation. The pages of its API reference are written by `_ext.api_pages`."""
 
+import os
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -35,6 +36,10 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+# Without the recordings this page shows the outputs that it was committed with.
+nb_execution_excludepatterns = (
+    [] if os.environ.get("PYRODYN_DATA") else ["notebooks/real_recordings.ipynb"]
+)
 # What libraries say while they work is no part of a page.
 nb_output_stderr = "remove"
 
