@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from pyrodyn import analysis, fit, predict
-from pyrodyn.data import recording
+from pyrodyn.data import recording, sessions
 from pyrodyn.infer import (
     ELBO, Fit, FlowStart, RefinedGuide, SequentialMonteCarlo, check_guide, filter_bin,
     importance_sample, particle_filter,
@@ -66,6 +66,7 @@ for name, call in {
     "view": lambda: for_ppc(recorded),
     "p-values": lambda: predictive_p_values(xr.DataTree()),
     "folds": lambda: kfold(lambda train: None, recorded, num_folds=2),
+    "sessions": lambda: sessions(recorded),
     "encoder": lambda: made_for_more()(model.trials_of(recorded).batch()),
 }.items():
     try:
@@ -115,6 +116,8 @@ SENTENCES = (
     "p-values: the tree has no group posterior_predictive and observed_data and constant_data; its"
     " groups are none",
     "folds: fit returned a NoneType; it must return the Fit of pyrodyn.fit, or a model",
+    "sessions: sessions are a dict of recordings by name, or a list of recordings; this is a"
+    " Dataset",
     "encoder: this encoder was made for 5 neurons and 1 latents; the recording has 3 and the"
     " model 1",
 )

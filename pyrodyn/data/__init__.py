@@ -12,6 +12,7 @@ batches of tensors (`Batch`), which models and guides receive.
 ``lfads_output``    `write_lfads`: posterior means for scripts that read LFADS files
 ``catalog``         `load` public recordings by name; ``sources`` converts them
 ``segments``        `segment` continuous recordings, and `merge` what was inferred of the segments
+``sessions``        recordings of several sessions, with other neurons each, as one
 ``split``           training, validation and test trials; cross-validation folds
 ``batch``           `Trials` and `Batch`: the tensors of a recording
 ``transforms``      masking, held-out data and augmentation of batches
@@ -36,6 +37,7 @@ from pyrodyn.data.readers import read, write
 from pyrodyn.data.recording import held_out, recording, select_modality
 from pyrodyn.data.schema import validate
 from pyrodyn.data.segments import merge, segment
+from pyrodyn.data.sessions import select_session, sessions
 from pyrodyn.data.simulate import simulate, trajectory
 from pyrodyn.data.spike_objects import from_neo, from_pynapple, from_spikeinterface
 from pyrodyn.data.spike_times import bin_spikes
@@ -77,6 +79,8 @@ __all__ = [
     "recording",
     "segment",
     "select_modality",
+    "select_session",
+    "sessions",
     "simulate",
     "split",
     "teacher",

@@ -17,6 +17,7 @@ from pyrodyn.data.named_arrays import Coords, plain
 from pyrodyn.data.schema import (
     OBSERVED,
     OPTIONAL,
+    SESSIONS,
     Block,
     blocks,
     is_number,
@@ -273,8 +274,9 @@ def held_out(
 
     Args:
         data: a recording.
-        neurons: the fraction of neurons to hold out (a float in (0, 1), drawn with ``seed``) or
-            their positions. For a recording of a signal alone, its channels.
+        neurons: the fraction of neurons to hold out (a float in (0, 1), drawn with ``seed``; of
+            several sessions, of each) or their positions. For a recording of a signal alone, its
+            channels.
         channels: the same for the channels of a recording of both. Either all neurons or all
             channels may be held out.
         forecast_bins: number of last bins to forecast; 0 for none.
@@ -299,7 +301,7 @@ def held_out(
             block.unit,
             data[block.held_out].values
             if wanted is None and block.held_out in data.coords
-            else _marked(wanted, name, block, rng),
+            else _marked(wanted, name, _by_session(data, block.unit), block, rng),
         )
         for block, wanted, name, rng in zip(
             observed, (neurons, channels), ("neurons", "channels"), rngs, strict=False
@@ -346,13 +348,22 @@ def select_modality(data: xr.Dataset, observed: str) -> xr.Dataset:
     return validate(data if valid.all() else data.assign(valid=(own.dims, valid)))
 
 
+def _by_session(data: xr.Dataset, unit: str) -> list[NDArray[np.int_]]:
+    """Positions of the units of each session; of a recording of one, of all."""
+    if SESSIONS[unit] not in data.coords:
+        return [np.arange(data.sizes[unit])]
+    names = data[SESSIONS[unit]].values
+    return [np.flatnonzero(names == name) for name in np.unique(names)]
+
+
 def _marked(
     wanted: float | Sequence[int] | NDArray[np.integer] | None,
     name: str,
+    groups: list[NDArray[np.int_]],
     block: Block,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Mask of the units that a fraction or positions select."""
+    """Mask of the units that a fraction of each group, or positions select."""
     unit, num_units = block.unit, block.size
     mask = np.zeros(num_units, bool)
     if wanted is None:
@@ -362,7 +373,8 @@ def _marked(
             raise ValueError(
                 f"{name}={wanted} holds out a fraction of the {unit}s; it must lie between 0 and 1"
             )
-        mask[rng.permutation(num_units)[: max(1, round(wanted * num_units))]] = True
+        for group in groups:
+            mask[rng.permutation(group)[: max(1, round(wanted * len(group)))]] = True
         return mask
     positions = np.asarray(wanted)
     if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):

@@ -24,8 +24,9 @@ bins of both and with it to the counts alone, and the signal has two variables o
 
 Two boolean coordinates mark what an encoder must not see: ``held_out`` on neurons (co-smoothing)
 and ``forecast`` on time (the last bins); in a recording of both, ``signal_held_out`` marks
-channels. `recording.held_out` sets them, and batches respect them. Any other coordinate is kept,
-such as ``split`` on trials.
+channels. `recording.held_out` sets them, and batches respect them. Of several sessions as one
+recording, ``session`` on trials, ``neuron_session`` and ``channel_session`` name the session
+(`pyrodyn.data.sessions`). Any other coordinate is kept, such as ``split`` on trials.
 
 A model receives the observed variables as one array, the columns of the counts followed by those of
 the signal; `blocks` gives the columns of each.
@@ -53,6 +54,8 @@ OPTIONAL = {
 }
 """Optional variables with their dims (``valid`` and ``rates`` follow the observed variable)."""
 
+SESSIONS = {"trial": "session", "neuron": "neuron_session", "channel": "channel_session"}
+"""Coordinates that name the session of trials and units in a recording of several."""
 
 LONGEST_BIN = {"counts": 1.0, "signal": 5.0}
 """Seconds per bin above which a bin width was probably given in another unit."""

@@ -2,9 +2,9 @@
 
 N trials are divided in fractions f_p by the method of largest remainders: part p gets floor(N f_p)
 trials, and the remaining trials go to the parts with the largest N f_p - floor(N f_p). If trials
-have conditions the split is stratified: condition c gives part p floor(n_c f_p) trials or one more,
-where the extra ones go to the largest remainders of n_c f_p such that the sizes of the parts are
-those above.
+have conditions, or belong to several sessions, the split is stratified: condition c (of a session)
+gives part p floor(n_c f_p) trials or one more, where the extra ones go to the largest remainders of
+n_c f_p such that the sizes of the parts are those above.
 
 Segments of continuous recordings (`pyrodyn.data.segment`) are not drawn one by one, since
 consecutive segments resemble each other and may overlap. If there are enough sources for every
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from pyrodyn.data.arguments import check_integer
+from pyrodyn.data.schema import SESSIONS
 
 
 def split(data: xr.Dataset, fractions: Sequence[float], seed: int = 0) -> tuple[xr.Dataset, ...]:
-    """Split a recording's trials at random, stratified by condition.
+    """Split a recording's trials at random, stratified by condition and session.
 
     A ``split`` coordinate of the recording is not used. Segments of a continuous recording are
     split in runs of consecutive segments, without regard to conditions.
@@ -59,7 +60,7 @@ def folds(data: xr.Dataset, num_folds: int, seed: int = 0) -> list[tuple[xr.Data
         seed: seeds the draw of trials.
 
     Returns:
-        ``(train, test)`` per fold, stratified by condition as in `split`; of segments, ``train``
+        ``(train, test)`` per fold, stratified as in `split`; of segments, ``train``
         lacks those that overlap with ``test``.
 
     Raises:
@@ -85,15 +86,17 @@ def _parts(data: xr.Dataset, fractions: NDArray, seed: int) -> list[NDArray]:
     _check_not_empty(sizes, num_trials)
     if "segment_start" in data.coords:
         return _runs(data, fractions, np.random.default_rng(seed))
-    if "condition" in data:
-        condition = np.unique(data["condition"].values, return_inverse=True)[1]
-    else:
-        condition = np.zeros(num_trials, int)
+    stratum = np.zeros(num_trials, int)
+    for name in ("condition", SESSIONS["trial"]):
+        if name in data or name in data.coords:
+            labels, label = np.unique(data[name].values, return_inverse=True)
+            stratum = stratum * len(labels) + label
+    stratum = np.unique(stratum, return_inverse=True)[1]
     rng = np.random.default_rng(seed)
-    table = _stratified_sizes(np.bincount(condition), fractions, sizes, rng)
+    table = _stratified_sizes(np.bincount(stratum), fractions, sizes, rng)
     part_of_trial = np.empty(num_trials, int)
     for number, row in enumerate(table):
-        trials = rng.permutation(np.flatnonzero(condition == number))
+        trials = rng.permutation(np.flatnonzero(stratum == number))
         part_of_trial[trials] = np.repeat(np.arange(len(fractions)), row)
     return [np.flatnonzero(part_of_trial == part) for part in range(len(fractions))]
 
