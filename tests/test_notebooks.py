@@ -101,12 +101,13 @@ def test_each_fault_is_found_and_no_other(tmp_path, change, sentences):
         assert sentence in fault
 
 
-def test_a_palette_keeps_a_picture_of_few_colours_exactly():
+def test_a_palette_keeps_small_marks():
     image = pytest.importorskip("PIL.Image")
-    colours = np.random.default_rng(0).integers(0, 256, (8, 3))
-    picture = colours[np.arange(600).reshape(20, 30) % 8].astype(np.uint8)
+    shades = np.random.default_rng(0).integers(0, 256, (60, 80, 1))
+    picture = np.broadcast_to(shades, (60, 80, 3)).astype(np.uint8).copy()
+    picture[30, 40] = (0, 255, 255)
     file = io.BytesIO()
     image.fromarray(picture).save(file, "png")
     small = notebooks.with_palette(base64.b64encode(file.getvalue()).decode())
     back = np.asarray(image.open(io.BytesIO(base64.b64decode(small))).convert("RGB"))
-    assert (back == picture).all()
+    assert np.abs(back.astype(int) - picture).max() <= 16
