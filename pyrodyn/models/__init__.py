@@ -10,6 +10,7 @@ from pyrodyn.models.observations import OBSERVATIONS
 from pyrodyn.models.proposals import EncoderFactor, OptimalFactor
 from pyrodyn.models.sae import NodeSAE, RnnSAE
 from pyrodyn.models.saving import MODELS, load, save
+from pyrodyn.models.sessions import for_session
 from pyrodyn.models.shallow_plrnn import ShallowPLRNN
 from pyrodyn.models.state_space import Bootstrap, Proposal, StateSpaceModel
 
@@ -30,6 +31,7 @@ __all__ = [
     "RnnSAE",
     "ShallowPLRNN",
     "StateSpaceModel",
+    "for_session",
     "load",
     "save",
 ]

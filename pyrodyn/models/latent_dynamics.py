@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from pyrodyn.data.arguments import check_integer
 from pyrodyn.data.batch import Batch, Trials, num_units
-from pyrodyn.data.schema import blocks, validate
+from pyrodyn.data.schema import SESSIONS, blocks, validate
 from pyrodyn.models.class_arguments import check_arguments, with_class_arguments
 from pyrodyn.models.dynamics import Dynamics
 from pyrodyn.models.observations import Joint, Observation, observation_for
@@ -158,6 +158,11 @@ class LatentDynamics(nn.Module):
         model.observation.check(everything.x, everything.scored)
         with torch.no_grad():
             model.start_from(everything)
+            if _num_sessions(recording) > 1:
+                # Its module needs this class.
+                from pyrodyn.models.sessions import start_alike
+
+                start_alike(model, recording, everything)
         if priors is not None:
             model.set_priors(priors)
         return model
@@ -436,6 +441,12 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def _num_sessions(recording: xr.Dataset) -> int:
+    """Number of sessions with trials in the recording."""
+    name = SESSIONS["trial"]
+    return len(set(recording[name].values.tolist())) if name in recording.coords else 1
 
 
 SIZES = ("_dim", "_neurons", "_depth", "_width", "_units", "_bins", "substeps", "lag")
