@@ -445,6 +445,21 @@ def test_the_names_offered_are_those_accepted():
         assert model in pyrodyn.models.__all__
 
 
+def test_sessions_become_one_recording(command, counts_file, tmp_path):
+    rng = np.random.default_rng(1)
+    other, both = tmp_path / "tuesday.nc", tmp_path / "both.nc"
+    write(recording(counts=rng.poisson(1.0, (6, 12, 3)), bin_width=0.01), other)
+    code, out, err = command("sessions", counts_file, other, "--out", both)
+    assert code == 0, err
+    assert out.startswith("wrote 2 sessions, 16 trials x 12 bins of 0.01 s x 7 neurons")
+    assert set(read(both)["session"].values) == {"counts", "tuesday"}
+    assert command("fit", both, "--out", tmp_path / "run", *FIT)[0] == 0
+    code, _, err = command("sessions", counts_file, counts_file, "--out", tmp_path / "c.nc")
+    assert code == 2 and "two sessions are named counts; rename one of the files" in err
+    code, _, err = command("sessions", counts_file, "--out", tmp_path / "c.nc")
+    assert code == 2 and "at least two are needed" in err
+
+
 def test_data_list(command):
     code, out, _ = command("data", "list")
     assert code == 0

@@ -10,7 +10,7 @@ import typer
 from pyrodyn.cli.dynamics import fixed_points
 from pyrodyn.cli.fitting import INTERRUPTED, fit
 from pyrodyn.cli.options import Seed
-from pyrodyn.cli.recordings import fetch, list_data, simulate
+from pyrodyn.cli.recordings import fetch, list_data, sessions, simulate
 from pyrodyn.cli.results import check, plot, posterior, score
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def demo(
     run(out, minutes, seed)
 
 
-for command in (simulate, fit, posterior, check, score, plot):
+for command in (simulate, sessions, fit, posterior, check, score, plot):
     app.command()(command)
 app.command("fixed-points")(fixed_points)
 data_app.command("list")(list_data)

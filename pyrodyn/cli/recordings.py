@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrodyn.cli.options import Seed
+from pyrodyn.cli.options import BinWidth, Seed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,6 +46,32 @@ def simulate(
         out,
     )
     typer.echo(f"wrote {trials} trials x {bins} bins x {neurons} neurons to {out}")
+
+
+def sessions(
+    recordings: Annotated[
+        list[str], typer.Argument(help="Files, or names of recordings: one per session.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write: .npz, .nc or .zarr.")],
+    bin_width: BinWidth = None,
+) -> None:
+    """Write several sessions as one recording, which one model fits together; each session is named
+    after its file.
+    """
+    from pyrodyn.data import sessions as joined
+    from pyrodyn.data import write
+
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another file, or remove it first")
+    parts: dict[str, xr.Dataset] = {}
+    for name in recordings:
+        session = Path(name).stem
+        if session in parts:
+            raise ValueError(f"two sessions are named {session}; rename one of the files")
+        parts[session] = recording_of(name, bin_width)
+    whole = joined(parts)
+    write(whole, out)
+    typer.echo(f"wrote {len(parts)} sessions, {summary(whole)}, to {out}")
 
 
 def list_data() -> None:
