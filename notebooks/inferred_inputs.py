@@ -278,4 +278,4 @@ print(f"{control_size[has_pulse].max(1).mean():.2f} in the same trials without i
 #
 # - The model card of [LFADS](../models/lfads.md), with all options of the inputs.
 # - Inputs that *were* recorded: `data.recording(..., inputs=...)`; see [Recordings](../data.md).
-# - Objectives and particles, when the noise is in the dynamics: [](../particles.md).
+# - One model, several inferences: [Which inference?](inference_choice.ipynb)
