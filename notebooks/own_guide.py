@@ -558,3 +558,5 @@ pd.DataFrame(rows).T.round(1)
 #   [Choosing a guide](../docs/guide_choice.md) compares those that pyrodyn brings.
 # - The models used here: [sequential autoencoders](../docs/models/sae.md) and
 #   [linear dynamics](../docs/models/linear_dynamics.md).
+# - The next notebook, [Predictive checks in ArviZ](predictive_checks.ipynb), asks whether the
+#   *model* fits.
