@@ -1,9 +1,10 @@
 """Several sessions fitted together, beside one fit of each, and a new session with fixed dynamics.
 
-Five disjoint populations of 10 neurons see disjoint trials of one simulated Lorenz system. One bare
-LFADS is fitted to all, another to each; scored are the true rates and latents on test trials of
-every session, by the session's neurons alone (means over sessions). A sixth population is then
-added with `for_session` by a tenth of the trials of one session, beside LFADS fitted to these.
+Five disjoint populations of 10 neurons see disjoint trials of one simulated Lorenz system. One
+LFADS without inferred inputs is fitted to all, and one to each; scored are the true rates and
+latents on test trials of every session, by the session's neurons alone (means over sessions). A
+sixth population is then added with `for_session` by a tenth of the trials of one session, beside
+LFADS fitted to these.
 
     uv run python benchmarks/sessions.py --seeds 0 1 2
 """
@@ -61,7 +62,7 @@ def measured(seed: int, max_steps: int) -> list[dict[str, object]]:
     options = {"max_steps": max_steps, "progress": False, "seed": seed}
 
     def fitted(train: xr.Dataset, valid: xr.Dataset) -> models.LatentDynamics:
-        model = models.LFADS.for_recording(train, seed=seed)
+        model = models.LFADS.for_recording(train, seed=seed, inferred_input_dim=0)
         return fit(model, train, valid, **options).model
 
     old, new = parts[:-1], parts[-1]
@@ -87,7 +88,7 @@ def measured(seed: int, max_steps: int) -> list[dict[str, object]]:
     few = [part.isel(trial=slice(size)) for part, size in zip(new, (TOO_FEW, 5), strict=False)]
     for kind, model in (
         ("new session, dynamics fixed", models.for_session(joint, few[0], seed=seed)),
-        ("new session, alone", models.LFADS.for_recording(few[0], seed=seed)),
+        ("new session, alone", models.LFADS.for_recording(few[0], seed=seed, inferred_input_dim=0)),
     ):
         started = time.process_time()
         trained = fit(model, *few, **options).model

@@ -39,7 +39,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrodyn.data.batch import Batch, num_units
+from pyrodyn.data.batch import Batch
+from pyrodyn.data.schema import blocks, measured
 from pyrodyn.distributions.autoregressive import Autoregressive
 from pyrodyn.distributions.paths import LastDraw, StatePath
 from pyrodyn.distributions.student_t import StudentT
@@ -57,7 +58,7 @@ SCALE_FLOOR = 1e-2
 """Smallest standard deviation of the guide (variance 1e-4, Sussillo et al. 2016)."""
 
 FEWEST_FOR_INPUTS, NUM_INPUTS = 50_000, 2
-"""Number of observations (trials x bins x neurons) from which `LFADS.for_recording` infers inputs
+"""Number of observations (measured bins of neurons) from which `LFADS.for_recording` infers inputs
 unasked, and how many inputs.
 """
 
@@ -217,7 +218,7 @@ class LFADS(StateSpaceModel):
         """Inferred inputs if there are data enough for a controller to learn from, unless a
         subclass has a guide of its own.
         """
-        num_observations = recording.sizes["trial"] * recording.sizes["time"] * num_units(recording)
+        num_observations = sum(int(measured(recording, b).sum()) for b in blocks(recording))
         infers = num_observations >= FEWEST_FOR_INPUTS and cls.guide is LFADS.guide
         return {"inferred_input_dim": NUM_INPUTS if infers else 0, **sizes}
 
