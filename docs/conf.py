@@ -1,6 +1,8 @@
 """Settings of the documentation. The pages of its API reference are written by `_ext.api_pages`."""
 
+import json
 import os
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -58,10 +60,28 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 
+LINK = re.compile(r"\[([^\]]+)\]\((?!\w+:)([^)#]+)\.(md|ipynb)\)")
+
+
+def _doc_role(link):
+    """A link of a notebook, to a page as ../docs/page.md or to another notebook, as a role: Sphinx
+    would follow the symbolic link docs/notebooks and look outside the documentation.
+    """
+    text, page = " ".join(link[1].split()), link[2]
+    if page.startswith("../"):
+        page = page.removeprefix("../").removeprefix("docs/")
+    else:
+        page = f"notebooks/{page}"
+    return f"{{doc}}`{text} </{page}>`"
+
+
 def _relink(app, docname, source):
-    """Links from notebooks to pages are written for the repository, where pages are in docs/."""
     if docname.startswith("notebooks/"):
-        source[0] = source[0].replace("](../docs/", "](../")
+        notebook = json.loads(source[0])
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = LINK.sub(_doc_role, "".join(cell["source"]))
+        source[0] = json.dumps(notebook)
 
 
 def setup(app):
