@@ -242,7 +242,7 @@ plt.show()
 # >   that their standard deviation is well below the difference.
 # > - **Trusting importance weights without k-hat.** Above 0.7 a few draws dominate.
 # > - **Process noise from few particles.** The bound of VSMC is loose too, and biases the noise;
-# >   see [Objectives and particles](../particles.md).
+# >   see [Objectives and particles](../docs/particles.md).
 # > - **Filtered particles as trajectories.** Particles of the same index in consecutive bins are no
 # >   draw from the posterior. Use `particle_smoother`, or `method="smoother"`.
 # > - **Chains that disagree.** HMC needs its r-hat below 1.01 before it is a reference.
@@ -298,6 +298,7 @@ plt.show()
 #
 # ## Next
 #
-# - [Objectives and particles](../particles.md) and [Choosing a guide](../guide_choice.md).
-# - The model card of the [low-rank RNN](../models/low_rank_rnn.md).
+# - [Objectives and particles](../docs/particles.md).
+# - [Choosing a guide](../docs/guide_choice.md).
+# - The model card of the [low-rank RNN](../docs/models/low_rank_rnn.md).
 # - [Parameter recovery](low_rank_rnn.ipynb): fixed points and free runs of such a model.

@@ -276,6 +276,7 @@ print(f"{control_size[has_pulse].max(1).mean():.2f} in the same trials without i
 #
 # ## Next
 #
-# - The model card of [LFADS](../models/lfads.md), with all options of the inputs.
-# - Inputs that *were* recorded: `data.recording(..., inputs=...)`; see [Recordings](../data.md).
+# - The model card of [LFADS](../docs/models/lfads.md), with all options of the inputs.
+# - Inputs that *were* recorded: `data.recording(..., inputs=...)`, see
+#   [Recordings](../docs/data.md).
 # - One model, several inferences: [Which inference?](inference_choice.ipynb)

@@ -359,7 +359,7 @@ plt.show()
 #
 # ## Next
 #
-# - The model card of [LFADS](../models/lfads.md), with its options, and that of
-#   [linear dynamical systems](../models/linear_dynamics.md).
+# - The model card of [LFADS](../docs/models/lfads.md), with its options, and that of
+#   [linear dynamical systems](../docs/models/linear_dynamics.md).
 # - Your own files: [Your own data](your_data.ipynb).
 # - When did an input arrive? [Inferred inputs](inferred_inputs.ipynb).

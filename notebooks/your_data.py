@@ -351,6 +351,6 @@ attempt("A model of other neurons", pyrodyn.predict, fitted, other)
 # ## Next
 #
 # - Short recipes for tables, pynapple, neo, spikeinterface and LFADS files:
-#   [From your data to rates](../your_data.md). The schema: [Recordings](../data.md).
+#   [From your data to rates](../docs/your_data.md). The schema: [Recordings](../docs/data.md).
 # - Real spikes and EEG with baselines: [Real recordings](real_recordings.ipynb).
-# - The model card of [LFADS](../models/lfads.md).
+# - The model card of [LFADS](../docs/models/lfads.md).
