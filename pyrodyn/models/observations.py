@@ -328,10 +328,19 @@ class NegativeBinomial(Single):
     def initialise(
         self, x: Float[Tensor, "trial time neuron"], valid: Bool[Tensor, "trial time neuron"]
     ) -> Float[Tensor, " predictor"]:
-        """Log mean counts; phi = (variance - mean) / mean^2."""
+        """Log mean counts, and phi such that the variance is that of rates r and of counts::
+
+            Var[x] = E[r] + phi E[r^2] + Var[r]
+            phi    = (Var[x] - m - a) / (m^2 + a)
+
+        with the mean m, and Var[r] = a the covariance of consecutive bins, in which independent
+        noise of single bins has no part.
+        """
         moments = _moments(x, valid)
         mean = moments.floored_mean()
-        dispersion = (moments.variance - mean) / mean**2
+        excess = (moments.variance - mean).clamp_min(0)
+        a = torch.minimum(_covariance_of_bins(x, valid, moments.mean).clamp_min(0), excess)
+        dispersion = (excess - a) / (mean**2 + a)
         self.log_dispersion.copy_(dispersion.clamp(*DISPERSION_RANGE).log())
         return mean.log()
 
@@ -735,6 +744,17 @@ def _moments(
         torch.where(measured, variance, variance.sum() / others),
         count,
     )
+
+
+def _covariance_of_bins(
+    x: Float[Tensor, "trial time neuron"],
+    valid: Bool[Tensor, "trial time neuron"],
+    mean: Float[Tensor, " neuron"],
+) -> Float[Tensor, " neuron"]:
+    """Covariance of consecutive bins per neuron; 0 without any."""
+    residual, pairs = torch.where(valid, x - mean, 0.0), valid[:, :-1] & valid[:, 1:]
+    total = (residual[:, :-1] * residual[:, 1:]).sum((0, 1))
+    return total / pairs.sum((0, 1)).clamp_min(1)
 
 
 def _log(mean: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
