@@ -387,6 +387,21 @@ SECTIONS = (
         ),
     ),
     Section(
+        "sessions",
+        "Several sessions fitted together",
+        "Five populations of 10 neurons see the same Lorenz system: one LFADS for all, or one each;"
+        " then a sixth by 10 trials. Test trials, means over sessions, one seed.",
+        (
+            text("fit"),
+            value("rate R2"),
+            value("latent R2"),
+        ),
+        lambda rows: (
+            "Together they are better. With fixed dynamics 10 trials give half of it, alone"
+            " nothing."
+        ),
+    ),
+    Section(
         "study",
         "Neural ODE and GRU: systems of three dimensions",
         "Do dynamics of the true dimension suffice? The study of Sedler, Versteeg & Pandarinath"
