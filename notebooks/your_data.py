@@ -293,7 +293,7 @@ attempt("A model of other neurons", pyrodyn.predict, fitted, other)
 # | what you read | what to do |
 # |---|---|
 # | counts is fractional | give counts, or `signal=` for anything real-valued |
-# | counts is NaN in ... of its entries | if intended, `valid=~np.isnan(x)`; else find its source |
+# | counts is NaN in ... entries | if intended, `valid=~np.isnan(x)`; else find its source |
 # | bins are 20 s wide | all times are in seconds: `bin_width=0.02` |
 # | lengths must agree | labels, behaviour and inputs belong to the same trials and bins |
 # | neuron(s) never fire | such a neuron carries no information: `recording.isel(neuron=...)` |

@@ -241,8 +241,8 @@ def _not_nan(name: str, values: NDArray) -> NDArray[np.bool_] | None:
         return None
     missing = np.isnan(values)
     warnings.warn(
-        f"{name} is NaN in {missing.mean():.2%} of its entries, which are taken as unmeasured; say"
-        " so by valid=~np.isnan(...)",
+        f"{name} is NaN in {np.count_nonzero(missing)} of its {missing.size} entries, which are"
+        " taken as unmeasured; if that is intended, pass valid=~np.isnan(...)",
         UserWarning,
         stacklevel=3,
     )

@@ -430,8 +430,13 @@ def _advice(
             "No statistic is missed beyond chance. Compare with other models by elpd, and test the"
             " widths of posteriors by calibrate: predictions of counts cannot show them."
         )
-    elif method == "guide":
-        yield "Test the widths of the guide's posteriors by pyrodyn.posterior.calibrate."
+    else:
+        yield (
+            "See which neurons the missed statistics come from: predictive_p_values(report.tree)"
+            " has one value per neuron, and plot_ppc_tstat draws them."
+        )
+        if method == "guide":
+            yield "Test the widths of the guide's posteriors by pyrodyn.posterior.calibrate."
 
 
 def _sizes(model: LatentDynamics) -> str:

@@ -67,6 +67,7 @@ def test_overdispersed_counts_are_found_and_a_remedy_named(wrong):
     row = wrong.statistics.loc[("x", "dispersion given the rates")]
     assert row["num_above"] == NUM_NEURONS and row["chance"] == pytest.approx(0.05**NUM_NEURONS)
     assert any('observation="negative_binomial"' in each for each in wrong.advice)
+    assert any("which neurons the missed statistics come from" in each for each in wrong.advice)
     assert any(
         re.match(rf"Dispersion given the rates: above .* in 6 and below in 0 of {NUM_NEURONS} ", e)
         for e in wrong.findings
