@@ -631,6 +631,8 @@ class LowRankRNN(StateSpaceModel):
         return self.hoisted("inputs_to_latents", self._projected_inputs)
 
     def _projected_inputs(self) -> Float[Tensor, "latent input"]:
+        if not self.m.is_cuda:  # where m may lack full rank
+            return torch.linalg.lstsq(self.m, self.input_weights).solution
         # By QR: the gradient of lstsq is computed by an SVD, for which a GPU must be waited for.
         Q, R = torch.linalg.qr(self.m)
         return torch.linalg.solve_triangular(R, Q.mT @ self.input_weights, upper=True)

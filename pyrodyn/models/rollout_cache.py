@@ -2,9 +2,9 @@
 
 A guide that rolls the dynamics computes the path on which the model is then replayed. The cached
 rollout is reused if the drawn tensors are the same objects, the known inputs lie at the same memory
-and the weights have the same values; otherwise the model computes it itself. Where guide and model
-run in turn within `constant_weights`, weights that are the same objects have the same values: to
-compare these, the host would have to wait for a GPU.
+and the weights have the same values; otherwise the model computes it itself. On a GPU, within
+`constant_weights`, weights that are the same objects have the same values: to compare these, the
+host would have to wait.
 """
 
 import contextlib
@@ -89,8 +89,9 @@ class RolloutCache:
         weights: Iterable[Tensor],
     ) -> None:
         """Cache a value computed from a draw and known inputs by some weights."""
-        period = _period.get()
-        kept = WeightSnapshot(weights) if period is None else _ConstantWeights(weights, period)
+        period, weights = _period.get(), list(weights)
+        is_compared = period is None or not value.is_cuda
+        kept = WeightSnapshot(weights) if is_compared else _ConstantWeights(weights, period)
         self._entry = _Entry(value, drawn, inputs, inputs._version, kept)
 
     def take(

@@ -28,6 +28,7 @@ HENON = Dynamics(henon, 2, bin_width=0.5)
     ("name", "max_step", "num_starts", "num_bins", "burn_in", "largest_error"),
     [("lorenz", 0.016, 400, 200, 100, 0.05), ("rossler", 0.057, 300, 160, 40, 0.05)],
 )
+@pytest.mark.slow
 def test_flows_have_their_published_spectra(
     name, max_step, num_starts, num_bins, burn_in, largest_error
 ):

@@ -147,6 +147,7 @@ def test_lorenz_has_the_known_largest_lyapunov_exponent() -> None:
         ("thomas", 500.0, 0.1),
     ],
 )
+@pytest.mark.slow
 def test_spectra_agree_with_the_table_and_with_the_divergence(
     name: str, duration: float, step: float
 ) -> None:
@@ -183,6 +184,7 @@ def test_mackey_glass_repeats_at_delay_16_and_not_at_17() -> None:
     assert closest_return(16.0) < 0.02 < 0.1 < closest_return(17.0)
 
 
+@pytest.mark.slow
 def test_every_start_in_the_box_stays_on_its_attractor() -> None:
     for name in ("rossler", "arneodo", "lorenz", "thomas"):
         system = SYSTEMS[name]

@@ -28,6 +28,7 @@ from pyrodyn.infer.traces import (
     paired_traces,
     priors_of,
 )
+from pyrodyn.models.rollout_cache import constant_weights
 
 
 class Terms(NamedTuple):
@@ -110,6 +111,7 @@ class ELBOLoss(Loss):
         super().__init__(model, guide)
         self.objective = objective
 
+    @constant_weights()
     def evaluate(self, batch: Batch, step: int | None = None) -> Evaluation:
         """Negative ELBO; the unweighted KL of every site is logged."""
         terms = self.terms(batch, step)

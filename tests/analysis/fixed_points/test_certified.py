@@ -193,6 +193,7 @@ def test_random_networks_have_the_cycles_of_all_their_regions(
     assert max(counts) > 0
 
 
+@pytest.mark.slow
 def test_every_attractor_that_iteration_reaches_is_listed_as_stable() -> None:
     rng = np.random.default_rng(5)
     reached = 0

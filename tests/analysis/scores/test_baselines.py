@@ -62,6 +62,7 @@ def oracle(test: xr.Dataset, rates: np.ndarray) -> float:
     return bits_per_spike(rates[..., hidden], test["counts"].values[..., hidden])
 
 
+@pytest.mark.slow
 def test_the_baselines_of_a_latent_oscillation(parts) -> None:
     train, test = parts
     table = baselines(train, test)
@@ -93,6 +94,7 @@ def test_templates_find_the_condition(parts) -> None:
 
 
 @pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.slow
 def test_no_baseline_reads_what_it_predicts(parts, predict: Callable) -> None:
     train, test = parts
     test = held_out(test, forecast_bins=4)
@@ -129,6 +131,7 @@ def test_regressions_know_the_time_in_the_trial() -> None:
         assert found[name] == pytest.approx(truth, rel=0.1), name
 
 
+@pytest.mark.slow
 def test_ragged_trials_and_conditions_without_training_trials(parts) -> None:
     train, test = parts
     length = np.arange(45) % 10 + 20

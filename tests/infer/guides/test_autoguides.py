@@ -157,6 +157,7 @@ MEAN_FIELD = (
 
 
 @pytest.mark.parametrize("kind", MEAN_FIELD)
+@pytest.mark.slow
 def test_mean_field_guides_reach_the_exact_bound(model, whole, kind):
     mean, precision = exact_posterior(model, whole)
     gap = 0.5 * (precision.diagonal(dim1=-2, dim2=-1).log().sum() - precision.logdet().sum())

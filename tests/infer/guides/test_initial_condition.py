@@ -72,6 +72,7 @@ def log_joint(model, batch, start):
     return trace.nodes[model.initial_condition_site]["log_prob"] + trace.nodes["x"]["log_prob"]
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_linear_gaussian_model_is_exact():
     rng = np.random.default_rng(1)
     signal = rng.normal(size=(3, 6, 4))

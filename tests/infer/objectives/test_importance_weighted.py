@@ -118,6 +118,7 @@ class AtOneShared(Points):
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.slow
 def test_minibatches_average_to_the_full_bound_with_a_global_site(gradient):
     model = AtOneShared(has_global=True)
     loss, splits = IWELBO(50, gradient)(model, model.guide), torch.Generator().manual_seed(0)
@@ -250,6 +251,7 @@ def gradients(objective: IWELBO | RWS, model: Points, repeats: int) -> dict[str,
 
 @pytest.mark.parametrize("has_global", [False, True])
 @pytest.mark.parametrize("num_particles", [1, 8])
+@pytest.mark.slow
 def test_dreg_is_unbiased_and_varies_less(num_particles, has_global):
     model = Points(has_global)
     torch.manual_seed(0)
@@ -263,6 +265,7 @@ def test_dreg_is_unbiased_and_varies_less(num_particles, has_global):
             assert dreg[name].var() < 0.8 * plain[name].var(), name
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_bound_is_its_finite_difference():
     model = Points()
     torch.manual_seed(0)
