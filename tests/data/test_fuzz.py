@@ -116,6 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "examples"), [(".npz", 30), (".nc", 20), (".zarr", 12)])
+@pytest.mark.slow
 def test_what_is_written_comes_back_or_is_refused(folder: Path, kind: str, examples: int) -> None:
     @fuzzed(examples)
     @given(data=st.data())

@@ -132,6 +132,7 @@ def test_delay_flow_solves_a_linear_equation_with_order_four() -> None:
     np.testing.assert_allclose(path[25:, 1], path[:-25, 0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_lorenz_has_the_known_largest_lyapunov_exponent() -> None:
     exponent, error = largest_exponent(SYSTEMS["lorenz"], num_paths=200, duration=100.0, step=0.01)
     assert error < 0.005
@@ -332,6 +333,7 @@ def test_pulse_departs_from_the_unpulsed_twin_at_its_bin() -> None:
         assert np.abs(difference[trial, pulse + 1 :]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_some_trials_without_pulse() -> None:
     data = simulate("pulsed_rnn", 400, 8, 2, seed=1, pulse_probability=0.3)
     share = float((data["pulse_bin"] >= 0).mean())

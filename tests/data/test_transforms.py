@@ -190,6 +190,7 @@ def test_no_entry_reaches_both_encoder_and_likelihood_of_a_model_with_an_initial
     ],
     ids=repr,
 )
+@pytest.mark.slow
 def test_the_expected_likelihood_is_the_full_one(transforms):
     original = Trials(ragged_recording(num_trials=4)).batch()
     log_likelihood = torch.randn(original.seen.shape, generator=torch.Generator().manual_seed(0))

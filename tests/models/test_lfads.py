@@ -71,6 +71,7 @@ def test_kl_is_zero_where_guide_equals_prior():
         assert abs(float(kl)) < 1e-4
 
 
+@pytest.mark.slow
 def test_monte_carlo_kl_agrees_with_the_closed_form():
     """q white, p AR(1): KL = sum over dims of 1/2 [tr(P^-1 Q) - T + log det P - log det Q]."""
     model = with_guide_at_prior(build())

@@ -192,6 +192,7 @@ def test_without_process_noise_particles_are_an_importance_sample():
     assert filtered.starts.shape == (16, 4, 2)
 
 
+@pytest.mark.slow
 def test_beta_zero_is_the_deterministic_autoencoder():
     """Without its KL the posterior loses its width."""
     recording = counts(num_trials=16, num_inputs=0)

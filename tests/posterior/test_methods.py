@@ -51,6 +51,7 @@ def test_the_posterior_is_exact(model, recorded, method, hides):
 
 
 @pytest.mark.parametrize("method", ["importance", "smoother"])
+@pytest.mark.slow
 def test_predicted_moments_are_exact(model, recorded, method):
     predicted = predict(model, recorded, method=method, num_draws=2000, num_particles=4000)
     exact = exact_of(model.double(), batch_of(recorded))

@@ -88,6 +88,7 @@ class Page(HTMLParser):
         self.references += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
 
 
+@pytest.mark.slow
 def test_draws_without_evidence_of_their_own_have_that_of_the_guide(network):
     """Chains estimate no evidence."""
     checked = drawn_from(network).isel(trial=slice(0, 3), time=slice(0, 6))

@@ -106,6 +106,7 @@ def test_no_baseline_reads_what_it_predicts(parts, predict: Callable) -> None:
         np.testing.assert_array_equal(before[:, :-4], after[:, :-4])
 
 
+@pytest.mark.slow
 def test_the_glm_is_exact_where_it_is_the_truth() -> None:
     rng = np.random.default_rng(0)
     visible = rng.poisson(1.0, (80, 40, 4))
@@ -118,6 +119,7 @@ def test_the_glm_is_exact_where_it_is_the_truth() -> None:
     assert baselines(train, test)["co_smoothing"]["Poisson GLM"] == pytest.approx(truth, rel=0.03)
 
 
+@pytest.mark.slow
 def test_regressions_know_the_time_in_the_trial() -> None:
     """Rates that depend on the time alone need no visible neuron."""
     rng = np.random.default_rng(0)

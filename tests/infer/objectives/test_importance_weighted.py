@@ -93,6 +93,7 @@ def test_a_bound_tightens_to_the_evidence():
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.slow
 def test_minibatches_average_to_the_full_bound(gradient):
     model = Points()
     torch.manual_seed(0)
@@ -301,6 +302,7 @@ def test_the_exact_posterior_has_no_variance():
 
 
 @pytest.mark.parametrize("minibatch", [False, True])
+@pytest.mark.slow
 def test_reweighted_wake_sleep_finds_posterior_and_evidence(minibatch):
     model = Points(shift=1.0, scale=2.0)
     loss = RWS(20)(model, model.guide)
