@@ -305,14 +305,9 @@ def test_every_model_and_kind_of_data(model_class, kind, method):
     observation = {"observation": kind} if kind == "negative_binomial" else {}
     torch.manual_seed(0)
     model = model_class.for_recording(data, **MODELS[model_class], **observation).eval()
+    particles = {} if method == "guide" else {"num_particles": 100}
     tree = to_datatree(
-        model,
-        data,
-        num_draws=60,
-        num_chains=2,
-        num_prior_draws=4,
-        method=method,
-        num_particles=100,
+        model, data, num_draws=60, num_chains=2, num_prior_draws=4, method=method, **particles
     )
     names = {"var_names": ["factors" if "factors" in tree["posterior"] else "z"]}
     assert len(azs.summary(tree, **names)) and azp.plot_rank(
